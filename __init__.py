@@ -1,0 +1,15 @@
+"""Image Refinery: a ComfyUI node pack that turns an image into words and into a better image.
+
+ComfyUI imports this file; so does everybody who uses the plain Python packages below it. Nothing
+is imported here, so that `import image_refinery.refine` needs no ComfyUI and costs nothing.
+"""
+
+WEB_DIRECTORY = "./web"
+__version__ = "0.1.0"
+
+
+async def comfy_entrypoint():
+    """Return the pack's ComfyExtension; ComfyUI calls this once, when it loads the pack."""
+    from .nodes import ImageRefineryExtension
+
+    return ImageRefineryExtension()
