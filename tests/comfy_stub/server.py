@@ -1,0 +1,16 @@
+"""A PromptServer that keeps what it is told to send."""
+
+
+class PromptServer:
+    instance: "PromptServer"
+
+    def __init__(self) -> None:
+        self.client_id: str | None = None
+        self.sent_texts: list[tuple[str, str]] = []
+        """(node id, text) of every send_progress_text, in order."""
+
+    def send_progress_text(self, text: str, node_id: str, sid: str | None = None) -> None:
+        self.sent_texts.append((node_id, text))
+
+
+PromptServer.instance = PromptServer()
