@@ -195,7 +195,6 @@ Scripted = Reply | str | Callable[[RecordedRequest], "Reply | str | None"]
 
 OUT_OF_MEMORY_STARTUP = (
     "llama-server reported out-of-memory during startup: "
-    "llama-server reported out-of-memory during startup: "
     "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 7168.00 MiB on device 0: "
     "cudaMalloc failed: out of memory"
 )
