@@ -1,0 +1,187 @@
+"""What a checkpoint file is, read from its header alone: no weight is touched, no torch needed."""
+
+import json
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .errors import CheckpointError
+
+Family = Literal["refiner", "base", "ssd-1b"]
+Variant = Literal["", "turbo", "lightning"]
+
+PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+
+_HEADER_LIMIT = 100_000_000  # safetensors' own limit
+_UNET = "model.diffusion_model."
+_VAE = "first_stage_model."
+_TEXT = "conditioner.embedders."
+_SUPPORTED = "the SDXL refiner, SDXL base and its finetunes, and SSD-1B"
+
+# Tried in this order: a key that only this kind of model has, and what to call the model.
+_FOREIGN_KINDS = (
+    (r"lora_(unet|te|up|down)|\.lora_[AB]\.|lora\.(up|down)\.", "a LoRA"),
+    (r"(^|\.)double_blocks\.", "a FLUX model"),
+    (r"(^|\.)joint_blocks\.", "a Stable Diffusion 3 model"),
+    (r"^(control_model\.|controlnet_|input_hint_block\.)", "a ControlNet"),
+    (r"^cond_stage_model\.transformer\.", "a Stable Diffusion 1.x model"),
+    (r"^cond_stage_model\.model\.", "a Stable Diffusion 2.x model"),
+)
+_PART_KINDS = (
+    (r"^(down_blocks|up_blocks|mid_block)\.", "a UNet in diffusers' layout"),
+    (r"^(encoder|decoder)\.(conv_in|down|up|mid)", "a VAE"),
+    (r"^(text_model|transformer\.text_model)\.", "a text encoder"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """What a checkpoint's header says.
+
+    Args:
+        path: The file.
+        family: Which member of the SDXL family it is.
+        variant: "turbo" or "lightning" where the file's name says so (the header does not).
+        dtype: The weights' stored type, as safetensors writes it: "F16", "BF16", "F32", "F8_E4M3".
+        size_bytes: The file's size.
+    """
+
+    path: Path
+    family: Family
+    variant: Variant
+    dtype: str
+    size_bytes: int
+
+    @property
+    def advice(self) -> str:
+        """One sentence on settings, for checkpoints that need other ones; else empty."""
+        if not self.variant:
+            return ""
+        return (
+            f"{self.path.name} is an SDXL {self.variant.capitalize()} checkpoint: it wants "
+            "guidance_scale 1 or less and few steps, for instance num_inference_steps 8 with "
+            "strength 0.3."
+        )
+
+
+def read_checkpoint(path: Path) -> CheckpointInfo:
+    """Read a single checkpoint file's header and say what it is.
+
+    Raises:
+        CheckpointError: the file is missing, pickled, damaged, or no model that can refine.
+    """
+    header = read_header(path)
+    family = _family_of(path, header)
+    return CheckpointInfo(
+        path=path,
+        family=family,
+        variant=_variant_of(path),
+        dtype=stored_dtype(header, _UNET),
+        size_bytes=path.stat().st_size,
+    )
+
+
+def read_header(path: Path) -> dict[str, dict]:
+    """Return a safetensors file's header (tensor name to dtype, shape, data_offsets).
+
+    Raises:
+        CheckpointError: the file is missing, pickled, truncated, or no safetensors file.
+    """
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        raise CheckpointError(
+            f"{path} is a pickled checkpoint, which can run code when it is opened: "
+            "use the .safetensors file of the same model."
+        )
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            text = file.read(length) if 2 <= length <= _HEADER_LIMIT else b""
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"There is no checkpoint file at {path}: check the path."
+        ) from error
+    except struct.error as error:
+        raise CheckpointError(_damaged(path, f"it holds only {size} bytes")) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}).") from error
+    if len(text) < length and 2 <= length <= _HEADER_LIMIT:
+        raise CheckpointError(
+            _damaged(path, f"it ends within its header, after {size} bytes")
+        )
+    try:
+        header = json.loads(text)
+    except ValueError as error:  # UnicodeDecodeError is one too
+        raise CheckpointError(_damaged(path, "it has no safetensors header")) from error
+    header.pop("__metadata__", None)
+    expected = (
+        8
+        + length
+        + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    )
+    if size < expected:
+        raise CheckpointError(_damaged(path, f"it holds {size} of {expected} bytes"))
+    return header
+
+
+def stored_dtype(header: dict[str, dict], prefix: str = "") -> str:
+    """Return the dtype in which most of the bytes of the tensors under `prefix` are stored."""
+    weights: dict[str, int] = {}
+    for name, entry in header.items():
+        if name.startswith(prefix):
+            start, end = entry["data_offsets"]
+            weights[entry["dtype"]] = weights.get(entry["dtype"], 0) + end - start
+    return max(weights, key=weights.__getitem__) if weights else "F16"
+
+
+def _family_of(path: Path, header: dict[str, dict]) -> Family:
+    for pattern, kind in _FOREIGN_KINDS:
+        if any(re.search(pattern, name) for name in header):
+            raise CheckpointError(_wrong_kind(path, kind))
+    prefixes = {
+        prefix
+        for prefix in (_UNET, _VAE, _TEXT)
+        if any(n.startswith(prefix) for n in header)
+    }
+    if _UNET not in prefixes:
+        kind = "a VAE" if prefixes == {_VAE} else _part_kind(header)
+        raise CheckpointError(_wrong_kind(path, kind))
+    for prefix, part in ((_TEXT, "text encoder"), (_VAE, "VAE")):
+        if prefix not in prefixes:
+            raise CheckpointError(
+                f"{path} holds no {part}: use a full checkpoint of the same model."
+            )
+    first_convolution = header.get(f"{_UNET}input_blocks.0.0.weight")
+    if first_convolution and first_convolution["shape"][1] != 4:
+        raise CheckpointError(_wrong_kind(path, "an inpainting or editing model"))
+    if f"{_TEXT}1.model.token_embedding.weight" not in header:
+        return "refiner"
+    # SSD-1B is SDXL without, among other blocks, the attention in the middle of the UNet.
+    has_middle_attention = any(
+        name.startswith(f"{_UNET}middle_block.1.") for name in header
+    )
+    return "base" if has_middle_attention else "ssd-1b"
+
+
+def _part_kind(header: dict[str, dict]) -> str:
+    for pattern, kind in _PART_KINDS:
+        if any(re.search(pattern, name) for name in header):
+            return kind
+    return "an unknown kind of model"
+
+
+def _variant_of(path: Path) -> Variant:
+    name = path.stem.lower()
+    if "lightning" in name:
+        return "lightning"
+    return "turbo" if "turbo" in name else ""
+
+
+def _wrong_kind(path: Path, kind: str) -> str:
+    return f"{path} is {kind}, which cannot refine images: choose a checkpoint of {_SUPPORTED}."
+
+
+def _damaged(path: Path, why: str) -> str:
+    return f"{path} is damaged or not fully downloaded ({why}): download it again."

@@ -1,0 +1,50 @@
+"""What can go wrong while an image is refined.
+
+RefineError
+  SettingsError        a setting is out of range, or the settings leave nothing to do
+  ImageError           the picture or the mask cannot be refined as it is
+  CheckpointError      the weights are missing, damaged, or of a kind that cannot refine
+    VocabularyError    the CLIP vocabulary was found nowhere
+    HubError           the model hub could not be reached, or refuses the download
+  DeviceMemoryError    memory ran out after every fallback
+  NotFiniteError       the model produced NaN or infinity
+  RefineCancelled      the caller asked to stop
+
+Every message is one sentence that says what was tried, where, and what to do next.
+"""
+
+
+class RefineError(Exception):
+    """Base of everything that the refiner raises on purpose."""
+
+
+class SettingsError(RefineError, ValueError):
+    """A setting is out of range, or the settings leave no step to run."""
+
+
+class ImageError(RefineError, ValueError):
+    """The picture or the mask is of a kind, shape or range that cannot be refined."""
+
+
+class CheckpointError(RefineError):
+    """The weights are missing, damaged, or belong to a model that cannot refine images."""
+
+
+class VocabularyError(CheckpointError):
+    """The CLIP vocabulary, which a single checkpoint file does not hold, was found nowhere."""
+
+
+class HubError(CheckpointError):
+    """The model hub could not be reached, or it refuses to hand the model out."""
+
+
+class DeviceMemoryError(RefineError):
+    """Memory ran out although every smaller way of working was tried."""
+
+
+class NotFiniteError(RefineError):
+    """The model produced NaN or infinity instead of a picture."""
+
+
+class RefineCancelled(RefineError):
+    """The caller asked to stop; nothing is left running."""

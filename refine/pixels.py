@@ -1,0 +1,248 @@
+"""Pictures of three kinds (PIL, numpy, tensor) in, the same kind out; floats in between.
+
+Between the two edges a picture is a tensor (B, C, H, W), float32, 0 to 1, on the CPU. Arrays and
+tensors make no detour through 8 bits.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import ImageError
+
+Picture = TypeVar("Picture", Image.Image, np.ndarray, Tensor)
+
+NEUTRAL = 0.5
+"""What stands behind transparent pixels while the model works: mid-grey."""
+_FAR_OUT = 2.0
+# Modes that PIL can turn into RGB and back without losing their meaning.
+_BACK_TO = {
+    "L": "L",
+    "RGB": "RGB",
+    "RGBA": "RGBA",
+    "LA": "LA",
+    "1": "L",
+    "CMYK": "CMYK",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture taken apart.
+
+    Args:
+        rgb: (B, 3, H, W) float32; what the picture holds, untouched by its alpha.
+        alpha: (B, 1, H, W) float32, or None for an opaque picture.
+        restore: Makes a picture of the original kind from new rgb (B, 3, h, w) and alpha. Where
+            `kept` (B, 1, h, w) is True, and for the alpha of a picture of unchanged size, the
+            original's own values are used, bit for bit.
+    """
+
+    rgb: Tensor
+    alpha: Tensor | None
+    restore: Callable[
+        [Tensor, Tensor | None, Tensor | None], Image.Image | np.ndarray | Tensor
+    ]
+
+    @property
+    def composite(self) -> Tensor:
+        """The picture over mid-grey: what the model sees, (B, 3, H, W)."""
+        if self.alpha is None:
+            return self.rgb
+        return self.rgb * self.alpha + NEUTRAL * (1 - self.alpha)
+
+
+def take_apart(image: Image.Image | np.ndarray | Tensor) -> Source:
+    """Turn a picture into floats, and remember how to turn floats into such a picture.
+
+    Args:
+        image: A PIL image; or an array or tensor (H, W, C) or (B, H, W, C) with 1, 3 or 4
+            channels, float 0 to 1 (or uint8 0 to 255).
+
+    Raises:
+        ImageError: another type, shape or range, an empty picture, or NaN in it.
+    """
+    if isinstance(image, Image.Image):
+        return _from_pil(image)
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, Tensor):
+        return _from_tensor(image)
+    raise ImageError(
+        f"An image is a PIL image, a numpy array or a torch tensor, not {type(image).__name__}."
+    )
+
+
+def read_mask(
+    mask: Image.Image | np.ndarray | Tensor, count: int, height: int, width: int
+) -> Tensor:
+    """Turn a mask into a tensor (count, 1, H, W), float32, 0 (keep) to 1 (refine).
+
+    Args:
+        mask: A PIL image (its grey value); or an array or tensor (H, W), (B, H, W) or
+            (B, H, W, 1), float 0 to 1 or bool.
+        count: How many pictures the mask is for; one mask serves them all.
+        height: The pictures' height; the mask must have the same size.
+        width: The pictures' width.
+
+    Raises:
+        ImageError: the mask has another shape, size or range.
+    """
+    if isinstance(mask, Image.Image):
+        values = torch.from_numpy(np.asarray(mask.convert("L"), np.float32) / 255)
+    elif isinstance(mask, (np.ndarray, Tensor)):
+        values = torch.as_tensor(mask).detach().to("cpu", torch.float32)
+    else:
+        raise ImageError(
+            f"A mask is a picture, array or tensor, not {type(mask).__name__}."
+        )
+    shape = tuple(values.shape)
+    if values.ndim == 4 and shape[-1] == 1:
+        values = values[..., 0]
+    values = values[None] if values.ndim == 2 else values
+    if (
+        values.ndim != 3
+        or values.shape[0] not in (1, count)
+        or values.shape[1:] != (height, width)
+    ):
+        raise ImageError(
+            f"A mask for {count} image(s) of {width} x {height} has the shape ({height}, {width}) "
+            f"or ({count}, {height}, {width}), not {shape}."
+        )
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        raise ImageError(
+            "A mask's values run from 0 (keep) to 1 (refine); this one's do not."
+        )
+    return values[:, None].expand(count, 1, height, width)
+
+
+def _from_pil(image: Image.Image) -> Source:
+    if image.width == 0 or image.height == 0:
+        raise ImageError("The image is empty: it has no pixels.")
+    if image.mode.startswith("I") or image.mode == "F":
+        raise ImageError(
+            f"A PIL image of mode {image.mode} has no fixed range: "
+            "pass its values as a float array from 0 to 1 instead."
+        )
+    has_alpha = image.has_transparency_data
+    flat = image.convert("RGBA" if has_alpha else "RGB")
+    original = np.asarray(flat)
+
+    def restore(rgb: Tensor, alpha: Tensor | None, kept: Tensor | None) -> Image.Image:
+        array = _to_bytes(_join(rgb, alpha))[0]
+        if array.shape == original.shape:
+            _put_back(array[None], original[None], kept)
+        result = Image.fromarray(array)
+        result = result.convert(_BACK_TO.get(image.mode, result.mode))
+        result.info = {
+            k: v for k, v in image.info.items() if k in ("exif", "icc_profile", "dpi")
+        }
+        return result
+
+    rgb, alpha = _split(torch.from_numpy(original.astype(np.float32) / 255)[None])
+    return Source(rgb, alpha, restore)
+
+
+def _from_array(image: np.ndarray) -> Source:
+    if not (np.issubdtype(image.dtype, np.floating) or image.dtype == np.uint8):
+        raise ImageError(_type_message("array", str(image.dtype)))
+    # ascontiguousarray: from_numpy refuses arrays that are read backwards.
+    source = _from_tensor(torch.from_numpy(np.ascontiguousarray(image)))
+
+    def restore(rgb: Tensor, alpha: Tensor | None, kept: Tensor | None) -> np.ndarray:
+        result = source.restore(rgb, alpha, kept)
+        assert isinstance(result, Tensor)
+        return result.numpy()
+
+    return Source(source.rgb, source.alpha, restore)
+
+
+def _from_tensor(image: Tensor) -> Source:
+    if not (image.is_floating_point() or image.dtype == torch.uint8):
+        raise ImageError(
+            _type_message("tensor", str(image.dtype).removeprefix("torch."))
+        )
+    _check_shape(tuple(image.shape))
+    original = (image if image.ndim == 4 else image[None]).detach()
+    floats = original.to("cpu", torch.float32)
+    if image.dtype == torch.uint8:
+        floats = floats / 255
+    _check_range(floats)
+
+    def restore(rgb: Tensor, alpha: Tensor | None, kept: Tensor | None) -> Tensor:
+        result = _join(rgb, alpha)
+        if original.shape[-1] == 1:
+            result = result.mean(dim=-1, keepdim=True)
+        if image.dtype == torch.uint8:
+            result = torch.from_numpy(_to_bytes(result))
+        result = result.to(original.device, original.dtype)
+        if result.shape == original.shape:
+            _put_back(
+                result, original, None if kept is None else kept.to(original.device)
+            )
+        return result if image.ndim == 4 else result[0]
+
+    rgb, alpha = _split(floats)
+    return Source(rgb, alpha, restore)
+
+
+def _split(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Split BHWC into rgb (B, 3, H, W) and alpha (B, 1, H, W)."""
+    planes = pixels.movedim(-1, 1)
+    if planes.shape[1] == 1:
+        return planes.expand(-1, 3, -1, -1), None
+    return planes[:, :3], planes[:, 3:] if planes.shape[1] == 4 else None
+
+
+def _join(rgb: Tensor, alpha: Tensor | None) -> Tensor:
+    """Join rgb and alpha (B, C, H, W) to BHWC."""
+    planes = rgb if alpha is None else torch.cat([rgb, alpha], dim=1)
+    return planes.movedim(1, -1).contiguous()
+
+
+def _put_back(
+    result: "np.ndarray | Tensor", original: "np.ndarray | Tensor", kept: Tensor | None
+) -> None:
+    """Copy the original's alpha, and its pixels where `kept` is True, into a BHWC result."""
+    if original.shape[-1] == 4:
+        result[..., 3] = original[..., 3]
+    if kept is not None:
+        chosen = kept[:, 0] if isinstance(result, Tensor) else kept[:, 0].numpy()
+        result[chosen] = original[chosen]
+
+
+def _to_bytes(pixels: Tensor) -> np.ndarray:
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) not in (3, 4) or shape[-1] not in (1, 3, 4):
+        hint = ""
+        if len(shape) in (3, 4) and shape[-3] in (1, 3, 4):
+            hint = " Its channels come first: move them last with movedim(-3, -1)."
+        raise ImageError(
+            "An array or tensor is (H, W, C) or (B, H, W, C) with 1, 3 or 4 channels, "
+            f"not {shape}.{hint}"
+        )
+    if 0 in shape:
+        raise ImageError(f"The image is empty: its shape is {shape}.")
+
+
+def _check_range(floats: Tensor) -> None:
+    low, high = floats.aminmax()
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        raise ImageError("The image holds NaN or infinity, so it cannot be refined.")
+    # Resizers overshoot a little, which does no harm; 0 to 255 or a latent is a mistake.
+    if low < -1.0 or high > _FAR_OUT:
+        raise ImageError(
+            f"A float image runs from 0 to 1, this one from {low:g} to {high:g}: scale it first."
+        )
+
+
+def _type_message(kind: str, dtype: str) -> str:
+    return f"An image {kind} holds floats from 0 to 1 (or uint8), not {dtype}: convert it first."

@@ -1,0 +1,145 @@
+"""The settings of one refinement, checked once, before any weight is loaded."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from .errors import SettingsError
+
+WorkingSize = Literal["auto", "as it is"]
+OutputSize = Literal["original", "working"]
+MemoryMode = Literal["auto", "gpu", "offload", "low_vram"]
+
+_MAX_SEED = 2**64 - 1
+
+
+def count_steps(num_inference_steps: int, strength: float) -> int:
+    """Return how many steps run: `int(steps * strength)`, truncated exactly as diffusers does.
+
+    >>> count_steps(20, 0.3), count_steps(100, 0.29), count_steps(20, 1.0)
+    (6, 28, 20)
+    """
+    return min(int(num_inference_steps * strength), num_inference_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineSettings:
+    """How an image is refined; names as in diffusers where diffusers has them.
+
+    Args:
+        strength: 0 to 1; how much noise is added and removed again. 0 returns the input.
+        guidance_scale: 0 to 100; how strongly the prompt pulls. 1 or less switches it off and
+            halves the work.
+        num_inference_steps: 1 to 1000; `int(num_inference_steps * strength)` of them run.
+        prompt: What the picture shows; longer than 77 tokens is fine. May be empty.
+        negative_prompt: What it should not look like. Empty means none.
+        aesthetic_score: 0 to 10; the quality asked for (refiner checkpoints only).
+        negative_aesthetic_score: 0 to 10; the quality to move away from (refiner only).
+        seed: 0 to 2**64 - 1; image i of a batch uses `seed + i`.
+        guidance_end: 0 to 1; the share of the steps that are guided, counted from the first.
+        working_size: "auto" enlarges small pictures to about one megapixel for the work;
+            "as it is" keeps the picture's own size.
+        output_size: "original", or "working" to get the enlarged picture.
+        keep_colours: Carry the input's low frequencies (its colours) over to the output.
+
+    Raises:
+        SettingsError: a value is of the wrong type or out of range, or no step would run.
+    """
+
+    strength: float = 0.3
+    guidance_scale: float = 7.5
+    num_inference_steps: int = 20
+    prompt: str = ""
+    negative_prompt: str = ""
+    aesthetic_score: float = 6.0
+    negative_aesthetic_score: float = 2.5
+    seed: int = 0
+    guidance_end: float = 1.0
+    working_size: WorkingSize = "auto"
+    output_size: OutputSize = "original"
+    keep_colours: bool = True
+
+    def __post_init__(self) -> None:
+        _check_number("strength", self.strength, 0.0, 1.0)
+        _check_number("guidance_scale", self.guidance_scale, 0.0, 100.0)
+        _check_whole("num_inference_steps", self.num_inference_steps, 1, 1000)
+        _check_text("prompt", self.prompt)
+        _check_text("negative_prompt", self.negative_prompt)
+        _check_number("aesthetic_score", self.aesthetic_score, 0.0, 10.0)
+        _check_number(
+            "negative_aesthetic_score", self.negative_aesthetic_score, 0.0, 10.0
+        )
+        _check_whole("seed", self.seed, 0, _MAX_SEED)
+        _check_number("guidance_end", self.guidance_end, 0.0, 1.0)
+        check_choice("working_size", self.working_size, get_args(WorkingSize))
+        check_choice("output_size", self.output_size, get_args(OutputSize))
+        if not isinstance(self.keep_colours, bool):
+            raise SettingsError(
+                f"keep_colours is True or False, not {self.keep_colours!r}."
+            )
+        if self.strength > 0 and self.steps == 0:
+            raise SettingsError(
+                _no_step_message(self.num_inference_steps, self.strength)
+            )
+
+    @property
+    def steps(self) -> int:
+        """The number of steps that run."""
+        return count_steps(self.num_inference_steps, self.strength)
+
+    @property
+    def guided_steps(self) -> int:
+        """The number of steps that run with the prompt's guidance; the others cost half."""
+        if self.guidance_scale <= 1:
+            return 0
+        # The tiny subtraction keeps 10 * 0.3 (3.0000000000000004) from becoming four.
+        return math.ceil(self.steps * self.guidance_end - 1e-9)
+
+    def describe(self) -> dict[str, str | int | float | bool]:
+        """Return all settings by name, for a log line or a picture's metadata."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise SettingsError unless `value` is one of `choices`."""
+    if value not in choices:
+        known = ", ".join(repr(choice) for choice in choices)
+        raise SettingsError(f"{name} is one of {known}, not {value!r}.")
+
+
+def _check_number(name: str, value: object, low: float, high: float) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:  # NaN fails the comparison too
+        raise SettingsError(
+            f"{name} is a number from {low:g} to {high:g}, not {value!r}."
+        )
+
+
+def _check_whole(name: str, value: object, low: int, high: int) -> None:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or not low <= value <= high:
+        raise SettingsError(
+            f"{name} is a whole number from {low} to {high}, not {value!r}."
+        )
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise SettingsError(f"{name} is a text, not {type(value).__name__}.")
+
+
+def _no_step_message(steps: int, strength: float) -> str:
+    # Rounded up to thousandths: 1 / 49 itself still truncates to zero steps.
+    least_strength = math.ceil(1000 / steps) / 1000
+    while count_steps(steps, least_strength) == 0:
+        least_strength = round(least_strength + 0.001, 3)
+    message = (
+        f"{steps} steps at strength {strength:g} leave no step to run "
+        f"(int({steps} x {strength:g}) = 0): raise strength to {least_strength:g}"
+    )
+    least_steps = math.ceil(1 / strength)
+    while count_steps(least_steps, strength) == 0:
+        least_steps += 1
+    if least_steps <= 1000:
+        message += f" or num_inference_steps to {least_steps}"
+    return message + "."

@@ -1,0 +1,134 @@
+"""Pictures of three kinds: what comes apart must come together again, bit for bit."""
+
+import numpy as np
+import pytest
+import torch
+from image_refinery.refine.errors import ImageError
+from image_refinery.refine.pixels import read_mask, take_apart
+from PIL import Image
+
+RNG = np.random.default_rng(1)
+
+
+def random_pil(mode: str) -> Image.Image:
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    array = RNG.integers(0, 256, (7, 5, bands), np.uint8)
+    return Image.fromarray(array[..., 0] if bands == 1 else array).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
+def test_a_pil_image_survives_unchanged(mode: str) -> None:
+    image = random_pil(mode)
+    source = take_apart(image)
+    back = source.restore(source.rgb, source.alpha, None)
+    assert back.mode == mode
+    assert back.tobytes() == image.tobytes()
+    assert source.rgb.dtype == torch.float32
+    assert source.rgb.shape == (1, 3, 7, 5)
+
+
+def test_a_palette_image_with_a_transparent_colour_comes_back_as_rgba() -> None:
+    image = Image.new("P", (4, 4))
+    image.putpalette([0, 0, 0, 200, 10, 10])
+    image.putpixel((1, 1), 1)
+    image.info["transparency"] = 0
+    back = take_apart(image).restore(*_unchanged(image), None)
+    assert back.mode == "RGBA"
+    assert back.getpixel((0, 0))[3] == 0
+    assert back.getpixel((1, 1)) == (200, 10, 10, 255)
+
+
+def _unchanged(image: Image.Image) -> tuple[torch.Tensor, torch.Tensor | None]:
+    source = take_apart(image)
+    return source.rgb, source.alpha
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5)])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.float32, torch.float64, torch.uint8]
+)
+def test_a_tensor_survives_with_its_shape_and_dtype(
+    channels: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    image = torch.rand(*shape, channels, generator=torch.Generator().manual_seed(1))
+    image = (image * 255).to(dtype) if dtype == torch.uint8 else image.to(dtype)
+    source = take_apart(image)
+    back = source.restore(source.rgb, source.alpha, None)
+    assert (back.shape, back.dtype) == (image.shape, image.dtype)
+    assert torch.allclose(back.double(), image.double(), atol=1e-6)
+
+
+def test_a_float_array_takes_no_detour_through_8_bits() -> None:
+    image = RNG.random((6, 4, 3), np.float32)
+    source = take_apart(image)
+    back = source.restore(source.rgb, source.alpha, None)
+    assert isinstance(back, np.ndarray)
+    assert (back == image).all()
+
+
+def test_arrays_read_backwards_are_taken() -> None:
+    image = RNG.random((6, 4, 3), np.float32)[::-1, :, ::-1]
+    source = take_apart(image)
+    assert (source.restore(source.rgb, None, None) == image).all()
+
+
+def test_kept_pixels_and_alpha_are_the_originals_bit_for_bit() -> None:
+    image = torch.rand(
+        1, 6, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    source = take_apart(image)
+    kept = torch.zeros(1, 1, 6, 4, dtype=torch.bool)
+    kept[..., :2] = True
+    assert source.alpha is not None
+    back = source.restore(torch.zeros_like(source.rgb), source.alpha * 0.5, kept)
+    assert torch.equal(back[:, :, :2], image[:, :, :2])
+    assert torch.equal(back[..., 3], image[..., 3])
+    assert bool((back[:, :, 2:, :3] == 0).all())
+
+
+def test_transparent_pixels_stand_on_grey() -> None:
+    image = torch.tensor([1.0, 0.0, 0.0, 0.5]).expand(2, 2, 4)
+    assert torch.allclose(
+        take_apart(image).composite[0, :, 0, 0], torch.tensor([0.75, 0.25, 0.25])
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("cup.png", "not str"),
+        (torch.zeros(3, 8, 8), "movedim(-3, -1)"),
+        (torch.zeros(8, 8), "not (8, 8)"),
+        (torch.zeros(0, 8, 3), "empty"),
+        (torch.full((8, 8, 3), 200.0), "runs from 0 to 1, this one from 200 to 200"),
+        (torch.full((8, 8, 3), float("nan")), "NaN"),
+        (torch.zeros(8, 8, 3, dtype=torch.int64), "not int64"),
+        (np.zeros((8, 8, 3), np.int32), "not int32"),
+        (Image.new("F", (8, 8)), "mode F"),
+        (Image.new("I;16", (8, 8)), "mode I;16"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_one_sentence(
+    image: object, words: str
+) -> None:
+    with pytest.raises(ImageError) as caught:
+        take_apart(image)
+    assert words in str(caught.value)
+
+
+def test_masks_of_every_kind() -> None:
+    marked = np.zeros((6, 4), np.float32)
+    marked[:3] = 1
+    expected = torch.from_numpy(marked).expand(2, 1, 6, 4)
+    picture = Image.fromarray((marked * 255).astype(np.uint8))
+    for mask in (marked, marked.astype(bool), torch.from_numpy(marked)[None], picture):
+        assert torch.equal(read_mask(mask, 2, 6, 4), expected)
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.zeros(5, 4), torch.zeros(3, 6, 4), torch.full((6, 4), 2.0), "m"]
+)
+def test_masks_that_do_not_fit_are_refused(mask: object) -> None:
+    with pytest.raises(ImageError, match="mask"):
+        read_mask(mask, 2, 6, 4)
