@@ -1,0 +1,185 @@
+"""Read what a GGUF file says about itself, without its weights and without the `gguf` package."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_SCALARS = {
+    0: struct.Struct("<B"),
+    1: struct.Struct("<b"),
+    2: struct.Struct("<H"),
+    3: struct.Struct("<h"),
+    4: struct.Struct("<I"),
+    5: struct.Struct("<i"),
+    6: struct.Struct("<f"),
+    7: struct.Struct("<?"),
+    10: struct.Struct("<Q"),
+    11: struct.Struct("<q"),
+    12: struct.Struct("<d"),
+}
+_STRING, _ARRAY = 8, 9
+_U32, _U64 = _SCALARS[4], _SCALARS[10]
+# Vocabularies have 50,000 entries and more; nobody who asks what a model is wants them.
+_LONGEST_ARRAY = 64
+
+# llama.cpp's llama_ftype, the value of `general.file_type`.
+_FILE_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    19: "IQ2_XXS",
+    20: "IQ2_XS",
+    21: "Q2_K_S",
+    22: "IQ3_XS",
+    23: "IQ3_XXS",
+    24: "IQ1_S",
+    25: "IQ4_NL",
+    26: "IQ3_S",
+    27: "IQ3_M",
+    28: "IQ2_S",
+    29: "IQ2_M",
+    30: "IQ4_XS",
+    31: "IQ1_M",
+    32: "BF16",
+    36: "TQ1_0",
+    37: "TQ2_0",
+    38: "MXFP4",
+}
+
+
+class GgufError(ValueError):
+    """The file is not a GGUF file that llama.cpp could read; the message says why."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The metadata of one GGUF file.
+
+    Attributes:
+        metadata: key to value; arrays of more than 64 entries are None.
+        parameters: number of weights in all tensors.
+    """
+
+    metadata: dict[str, Any] = field(repr=False)
+    parameters: int
+
+    @property
+    def architecture(self) -> str:
+        """Such as "llama", or "clip" for a projector; "" where the file does not say."""
+        return str(self.metadata.get("general.architecture", ""))
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the model was trained for; 0 where the file does not say."""
+        return int(self.metadata.get(f"{self.architecture}.context_length", 0))
+
+    @property
+    def chat_template(self) -> str:
+        """The Jinja template of the model's chat; "" where there is none."""
+        return str(self.metadata.get("tokenizer.chat_template", ""))
+
+    @property
+    def quantization(self) -> str:
+        """Such as "Q8_0"; "unknown" where the file does not say."""
+        return _FILE_TYPES.get(self.metadata.get("general.file_type", -1), "unknown")
+
+
+def read_header(path: Path) -> Header:
+    """Return the header of the GGUF file at `path`.
+
+    Raises:
+        GgufError: the file is no GGUF file, or ends within its header.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise GgufError("it does not begin with the letters GGUF")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                return _Reader(data).header()
+            except struct.error:
+                raise GgufError("it ends within its header") from None
+
+
+class _Reader:
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._at = len(_MAGIC)
+
+    def header(self) -> Header:
+        version = self._scalar(_U32)
+        if version not in _VERSIONS:
+            raise GgufError(f"its GGUF version is {version}; 2 and 3 can be read")
+        tensors, keys = self._scalar(_U64), self._scalar(_U64)
+        metadata = {}
+        for _ in range(keys):
+            key = self._string()
+            metadata[key] = self._value(self._scalar(_U32))
+        return Header(metadata, sum(self._tensor_elements() for _ in range(tensors)))
+
+    def _scalar(self, kind: struct.Struct) -> Any:
+        (value,) = kind.unpack_from(self._data, self._at)
+        self._at += kind.size
+        return value
+
+    def _skip(self, size: int) -> int:
+        start, end = self._at, self._at + size
+        if end > len(self._data):
+            raise struct.error
+        self._at = end
+        return start
+
+    def _string(self) -> str:
+        start = self._skip(self._scalar(_U64))
+        return self._data[start : self._at].decode("utf-8", "replace")
+
+    def _value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self._string()
+        if kind == _ARRAY:
+            return self._array()
+        if kind not in _SCALARS:
+            raise GgufError(f"its header holds a value of the unknown type {kind}")
+        return self._scalar(_SCALARS[kind])
+
+    def _array(self) -> list[Any] | None:
+        kind, count = self._scalar(_U32), self._scalar(_U64)
+        if kind == _ARRAY:
+            raise GgufError("its header holds an array of arrays")
+        if count <= _LONGEST_ARRAY:
+            return [self._value(kind) for _ in range(count)]
+        if kind in _SCALARS:
+            self._skip(count * _SCALARS[kind].size)
+            return None
+        if kind != _STRING:
+            raise GgufError(f"its header holds an array of the unknown type {kind}")
+        for _ in range(count):
+            self._skip(self._scalar(_U64))
+        return None
+
+    def _tensor_elements(self) -> int:
+        self._string()
+        dimensions = self._scalar(_U32)
+        shape = [self._scalar(_U64) for _ in range(dimensions)]
+        self._skip(_U32.size + _U64.size)  # type and offset
+        return math.prod(shape)
