@@ -1,0 +1,22 @@
+"""Who holds the GPU, and how it is given back.
+
+Every action is idempotent, reports bytes, and is safe where there is no CUDA, no ComfyUI and no
+Ollama.
+"""
+
+from .comfyui import free_comfyui
+from .cuda import free_cuda_cache
+from .ollama import finish_pending_unloads, unload_behind, unload_ollama
+from .policy import StageMemory, shares_gpu
+from .report import Freed
+
+__all__ = [
+    "Freed",
+    "StageMemory",
+    "finish_pending_unloads",
+    "free_comfyui",
+    "free_cuda_cache",
+    "shares_gpu",
+    "unload_behind",
+    "unload_ollama",
+]

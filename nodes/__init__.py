@@ -1,0 +1,13 @@
+"""The nodes, for ComfyUI. Imported by `comfy_entrypoint` only: everything here needs ComfyUI."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .llm_image_refine import LLMImageRefine
+from .ollama_options import OllamaOptions
+
+
+class ImageRefineryExtension(ComfyExtension):
+    """The list of nodes that ComfyUI asks for."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LLMImageRefine, OllamaOptions]

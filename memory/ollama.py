@@ -1,0 +1,70 @@
+"""The models that an Ollama server holds."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from ..ollama_client.client import UNLOAD_LIMIT_S, OllamaClient
+from ..ollama_client.errors import OllamaError
+from ..ollama_client.servers import Server
+from ..ollama_client.transport import POLL_S, CancelCheck, Timeouts
+from .report import Freed
+
+log = logging.getLogger(__name__)
+
+_pending: set[threading.Thread] = set()
+_lock = threading.Lock()
+
+
+def unload_ollama(
+    client: OllamaClient, model: str, *, cancelled: CancelCheck | None = None
+) -> Freed:
+    """Unload `model` and see it gone from /api/ps; a server that does not answer holds nothing.
+
+    An unload that does not show within 15 s is logged as a warning: the run's result is not lost
+    for it.
+    """
+    what = f'Ollama\'s model "{model}"'
+    try:
+        unloaded = client.unload(model, cancelled=cancelled)
+    except OllamaError as error:
+        log.warning("%s could not be unloaded: %s", what, error)
+        return Freed(what)
+    if not unloaded.confirmed:
+        log.warning(
+            "%s was asked to unload, but is still listed after %g s. See: ollama ps",
+            what,
+            UNLOAD_LIMIT_S,
+        )
+    return Freed(what, unloaded.vram_bytes)
+
+
+def unload_behind(server: Server, model: str) -> None:
+    """Unload `model` in a thread: a cancelled run returns at once. Bounded in time."""
+
+    def work() -> None:
+        try:
+            timeouts = Timeouts(connect_s=2.0, quick_s=UNLOAD_LIMIT_S)
+            with OllamaClient(server, timeouts) as client:
+                log.info("%s", unload_ollama(client, model))
+        finally:
+            with _lock:
+                _pending.discard(threading.current_thread())
+
+    thread = threading.Thread(target=work, name="image-refinery-unload", daemon=True)
+    with _lock:
+        _pending.add(thread)
+    thread.start()
+
+
+def finish_pending_unloads(cancelled: CancelCheck | None = None) -> None:
+    """Wait for the unloads of cancelled runs: a new run must not load what they unload.
+
+    They are bounded in time; `cancelled` ends the wait, not the unloads.
+    """
+    with _lock:
+        threads = list(_pending)
+    for thread in threads:
+        while thread.is_alive() and not (cancelled is not None and cancelled()):
+            thread.join(timeout=POLL_S)

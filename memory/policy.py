@@ -1,0 +1,53 @@
+"""When ComfyUI's models make room for Ollama's, and when Ollama's go."""
+
+from __future__ import annotations
+
+import logging
+
+from ..ollama_client.client import Model, OllamaClient
+from ..ollama_client.options import StageOptions
+from ..ollama_client.servers import Server
+from .comfyui import free_comfyui, free_vram_bytes
+from .cuda import free_cuda_cache
+from .ollama import unload_behind, unload_ollama
+
+log = logging.getLogger(__name__)
+
+_HEADROOM = 1.25
+"""What a model needs beside its weights (context, compute buffers), as a factor. An estimate."""
+
+
+class StageMemory:
+    """Makes room before a stage and gives memory back after it (`stages.Memory`)."""
+
+    def before(self, client: OllamaClient, model: Model, settings: StageOptions) -> None:
+        """Free ComfyUI's models when the server shares their GPU, and `free_memory` says so."""
+        if not shares_gpu(client.server, model) or settings.free_memory == "never":
+            return
+        if settings.free_memory == "when needed" and _fits(model):
+            return
+        log.info("Image Refinery freed %s; %s", free_comfyui(), free_cuda_cache())
+
+    def after(self, client: OllamaClient, model: Model, *, cancelled: bool) -> None:
+        """Unload the model and see it gone; after a cancel in a thread behind the caller."""
+        if cancelled:
+            unload_behind(client.server, model.name)
+            return
+        freed = unload_ollama(client, model.name)
+        log.info("Image Refinery freed %s; %s", freed, free_cuda_cache())
+
+
+def shares_gpu(server: Server, model: Model) -> bool:
+    """Whether `model` would live in the GPU that ComfyUI uses.
+
+    A cloud model never does. Else the server's entry decides; where it leaves the choice, a server
+    on this machine does.
+    """
+    if model.remote_host:
+        return False
+    return server.is_this_machine if server.shares_gpu is None else server.shares_gpu
+
+
+def _fits(model: Model) -> bool:
+    free = free_vram_bytes()
+    return free is not None and free > model.size_bytes * _HEADROOM

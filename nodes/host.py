@@ -1,0 +1,141 @@
+"""What the nodes need of ComfyUI: progress, interruption, its folders. Imported by nodes only."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io
+from server import PromptServer
+
+from ..ollama_client.catalogue import Catalogue
+from ..ollama_client.client import Answer
+from ..ollama_client.servers import CONFIG_NAME, Server, find_server, server_names
+from ..ollama_client.stages import Outcome, Watcher
+
+_SHOW_EVERY_S = 0.1
+_SHOWN_CHARACTERS = 600
+_SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
+
+
+def schema(**fields: Any) -> io.Schema:
+    """Return a Schema of those fields that this ComfyUI knows (0.3.64 lacks `search_aliases`)."""
+    return io.Schema(**{key: value for key, value in fields.items() if key in _SCHEMA_FIELDS})
+
+
+def config_file() -> Path:
+    """image-refinery.toml beside the folders of ComfyUI's users, where no route serves it."""
+    return Path(folder_paths.get_user_directory()) / CONFIG_NAME
+
+
+def server_named(name: str) -> Server:
+    """Return the server that a workflow's `server` widget names."""
+    return find_server(name, config=config_file())
+
+
+def servers_to_choose() -> list[str]:
+    """Names for the `server` widget."""
+    return server_names(config_file())
+
+
+catalogue = Catalogue(lambda: server_named(""))
+"""The models of the default server, for the lists on the page."""
+
+
+def models_to_choose(capability: str, usual: str) -> list[str]:
+    """Names for a model widget, never empty: `usual` stands where a server has nothing."""
+    names = catalogue.names(capability)
+    return names if usual in names else [*names, usual]
+
+
+def interrupted() -> bool:
+    """Whether the user pressed cancel; leaves the flag for `stop`."""
+    return comfy.model_management.processing_interrupted()
+
+
+def stop() -> None:
+    """End the node as a cancelled one, and clear the flag."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    raise comfy.model_management.InterruptProcessingException
+
+
+class NodeWatcher(Watcher):
+    """Shows a run on its node: a bar per stage, and the text as it grows."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self._node_id = node_id
+        self._title = ""
+        self._count = 1
+        self._done = 0
+        self._texts: dict[int, list[str]] = {}
+        self._bar: comfy.utils.ProgressBar | None = None
+        self._waiting = ""
+        self._since = 0.0
+        self._shown_at = 0.0
+
+    def cancelled(self) -> bool:
+        if self._waiting and time.monotonic() - self._shown_at >= 1.0:
+            self._show(f"{self._waiting} ({time.monotonic() - self._since:.0f} s)")
+        return interrupted()
+
+    def stage(self, title: str, model: str, count: int) -> None:
+        self._title, self._count, self._done = f"{title} with {model}", count, 0
+        self._texts.clear()
+        self._bar = comfy.utils.ProgressBar(count, node_id=self._node_id)
+        self._bar.update_absolute(0)
+        self._wait(self._title)
+
+    def loading(self, model: str) -> None:
+        self._wait(f"loading {model}")
+
+    def token(self, index: int, piece: str) -> None:
+        self._waiting = ""
+        self._texts.setdefault(index, []).append(piece)
+        if time.monotonic() - self._shown_at >= _SHOW_EVERY_S:
+            self._show(self._heading(), "".join(self._texts[index])[-_SHOWN_CHARACTERS:])
+
+    def finished(self, index: int, outcome: Outcome) -> None:
+        self._texts.pop(index, None)
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update_absolute(self._done)
+        if isinstance(outcome, Answer):
+            self._show(self._heading(), outcome.text[-_SHOWN_CHARACTERS:])
+        if self._done < self._count:
+            self._wait(self._title)
+
+    def _heading(self) -> str:
+        if self._count == 1:
+            return self._title
+        return f"{self._title}: {min(self._done + 1, self._count)} of {self._count}"
+
+    def _wait(self, text: str) -> None:
+        self._waiting, self._since = text, time.monotonic()
+
+    def _show(self, *lines: str) -> None:
+        self._shown_at = time.monotonic()
+        server = getattr(PromptServer, "instance", None)
+        if server is not None and self._node_id is not None:
+            server.send_progress_text("\n".join(lines), self._node_id)
+
+
+FIXED: Any = getattr(getattr(io, "ControlAfterGenerate", None), "fixed", True)
+"""Seeds stay as they are; ComfyUI 0.3.64 cannot say so here, and web/js does it there."""
+
+_failed_runs = 0
+
+
+def count_failed_run() -> None:
+    """A run ended in a message."""
+    global _failed_runs
+    _failed_runs += 1
+
+
+def failed_runs() -> int:
+    """How many runs ended in a message since ComfyUI started."""
+    return _failed_runs

@@ -1,0 +1,89 @@
+"""The names of installed models for a list on a page, without ever making the page wait."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from .client import Model, OllamaClient
+from .errors import OllamaError
+from .servers import Server, find_server
+from .transport import Timeouts
+
+log = logging.getLogger(__name__)
+
+FRESH_S = 1.0
+"""A list younger than this is given as it is."""
+WAIT_S = 0.25
+"""The longest that `names` waits for the server."""
+REST_S = 5.0
+"""After a failure nobody waits for this long; the look itself goes on behind."""
+
+
+class Catalogue:
+    """Remembers what a server has; looks again in the background when somebody asks.
+
+    ComfyUI builds the description of a node on the thread that serves the page, for every request
+    and every queued prompt, so a server that is off or hangs must cost next to nothing there.
+    """
+
+    def __init__(self, find: Callable[[], Server] = find_server) -> None:
+        self._find = find
+        self._lock = threading.Lock()
+        self._models: list[Model] = []
+        self._looked_at = float("-inf")
+        self._failed_at = float("-inf")
+        self._look: threading.Thread | None = None
+        self._listed = threading.Event()
+
+    def names(self, capability: str) -> list[str]:
+        """Return model names: first those that have `capability`, then those not known, then others.
+
+        Args:
+            capability: "vision" or "completion", in Ollama's words.
+        """
+        now = time.monotonic()
+        if now - self._looked_at > FRESH_S:
+            listed = self._start_look()
+            if now - self._failed_at > REST_S:
+                listed.wait(WAIT_S)
+        return [model.name for model in sorted(self._models, key=lambda m: _rank(m, capability))]
+
+    def _start_look(self) -> threading.Event:
+        with self._lock:
+            if self._look is None or not self._look.is_alive():
+                self._listed = threading.Event()
+                self._look = threading.Thread(
+                    target=self._run, args=(self._listed,), name="image-refinery-models", daemon=True
+                )
+                self._look.start()
+            return self._listed
+
+    def _run(self, listed: threading.Event) -> None:
+        try:
+            with OllamaClient(self._find(), Timeouts(connect_s=2.0, quick_s=5.0)) as client:
+                models = client.models()
+                # What was found out before is kept while the rest is asked for again.
+                known = {model.digest: model for model in self._models if model.digest}
+                self._models = [
+                    model if model.capabilities is not None else known.get(model.digest, model)
+                    for model in models
+                ]
+                self._looked_at = time.monotonic()
+                self._failed_at = float("-inf")
+                listed.set()
+                # Servers before 0.30 tell capabilities one model at a time: once per digest.
+                self._models = [client.with_capabilities(model) for model in models]
+        except OllamaError as error:
+            self._failed_at = time.monotonic()
+            log.debug("The list of models could not be read: %s", error)
+        finally:
+            listed.set()
+
+
+def _rank(model: Model, capability: str) -> tuple[int, str]:
+    if model.capabilities is None:
+        return 1, model.name.lower()
+    return (0 if capability in model.capabilities else 2), model.name.lower()

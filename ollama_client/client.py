@@ -1,0 +1,489 @@
+"""A small typed client for Ollama's HTTP API (servers 0.6 and newer)."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict, cast
+
+from .errors import (
+    Cancelled,
+    EmptyAnswer,
+    IncompleteAnswer,
+    ModelNotFound,
+    NoThinking,
+    OllamaError,
+)
+from .servers import EMBEDDED, Server, find_server
+from .thinking import ThinkSplitter
+from .transport import CancelCheck, Json, Timeouts, Transport
+
+__all__ = [
+    "Answer",
+    "LoadedModel",
+    "Message",
+    "Model",
+    "OllamaClient",
+    "PullProgress",
+    "Unloaded",
+    "collect",
+    "same_model",
+]
+
+Think = bool | str
+"""False, True, "low", "medium" or "high"."""
+
+UNLOAD_LIMIT_S = 15.0
+"""How long an unload may take: Ollama waits up to 5 s for the driver, and for a running request."""
+
+
+class Message(TypedDict, total=False):
+    """One chat message; `images` are base64 without a data: prefix."""
+
+    role: str
+    content: str
+    images: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """An installed model.
+
+    Attributes:
+        name: with its tag, as Ollama writes it.
+        size_bytes: of its files; a fair estimate of the memory that its weights need.
+        digest: changes when the model does.
+        remote_host: where a cloud model really runs, else "".
+        capabilities: Ollama's words (completion, vision, thinking, tools, embedding, ...);
+            None: not known.
+        context_length: the longest context it was made for, in tokens; None: not known.
+    """
+
+    name: str
+    size_bytes: int = 0
+    digest: str = ""
+    remote_host: str = ""
+    capabilities: frozenset[str] | None = None
+    context_length: int | None = None
+
+    def lacks(self, capability: str) -> bool:
+        """Whether the model is known not to have the capability."""
+        return self.capabilities is not None and capability not in self.capabilities
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model in the server's memory; `vram_bytes` below `size_bytes`: partly on the CPU."""
+
+    name: str
+    size_bytes: int = 0
+    vram_bytes: int = 0
+    context_length: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a chat gave. Counts are tokens, durations seconds; None where the server said nothing.
+
+    Attributes:
+        text: the answer, without thinking.
+        thinking: the thinking, kept apart even where the model wrote it into the answer.
+        done_reason: "stop", "length" (cut at num_predict or at the context), or None.
+    """
+
+    text: str
+    thinking: str = ""
+    done_reason: str | None = None
+    prompt_tokens: int | None = None
+    answer_tokens: int | None = None
+    total_s: float | None = None
+    load_s: float | None = None
+    prompt_s: float | None = None
+    answer_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullProgress:
+    """One line of a pull: Ollama's status text, and bytes where it counts them."""
+
+    status: str
+    completed_bytes: int = 0
+    total_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unloaded:
+    """What an unload gave back; not `confirmed`: still listed when the time was up."""
+
+    model: str
+    vram_bytes: int = 0
+    confirmed: bool = True
+
+
+@dataclass
+class OllamaClient:
+    """One server, one session. Not for several threads at once: make one client for each.
+
+    Every method raises a child of `OllamaError`; those with `cancelled` poll it at least every
+    0.1 s, close the connection when it says yes, and raise `Cancelled`.
+    """
+
+    server: Server = field(default_factory=find_server)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+    def __post_init__(self) -> None:
+        if self.server.url == EMBEDDED:
+            from . import embedded
+
+            self.server = Server(
+                name=self.server.name, url=embedded.start_shared(), shares_gpu=False
+            )
+        self._transport = Transport(self.server, self.timeouts)
+
+    def __enter__(self) -> OllamaClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """Base URL of the server, without credentials."""
+        return self._transport.url
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._transport.close()
+
+    def version(self) -> str:
+        """Return the server's version, such as "0.33.0"."""
+        return str(self._transport.get("/api/version").get("version", ""))
+
+    def models(self, cancelled: CancelCheck | None = None) -> list[Model]:
+        """Return the installed models; capabilities where the server lists them (0.30 on)."""
+        reply = self._transport.get("/api/tags", cancelled)
+        return [_model(entry) for entry in _objects(reply.get("models"))]
+
+    def show(self, model: Model, cancelled: CancelCheck | None = None) -> Model:
+        """Return `model` with the capabilities and the context length that /api/show tells.
+
+        Raises:
+            ModelNotFound: the server does not have it.
+        """
+        reply = self._transport.post("/api/show", {"model": model.name}, cancelled)
+        info = reply.get("model_info")
+        lengths = [
+            value
+            for key, value in (cast("Json", info) if isinstance(info, dict) else {}).items()
+            if key.endswith(".context_length") and isinstance(value, int)
+        ]
+        return Model(
+            name=model.name,
+            size_bytes=model.size_bytes,
+            digest=model.digest,
+            remote_host=model.remote_host or str(reply.get("remote_host") or ""),
+            capabilities=_capabilities(reply),
+            context_length=lengths[0] if lengths else None,
+        )
+
+    def find(self, name: str, cancelled: CancelCheck | None = None) -> Model:
+        """Return the installed model of that name, with what is known of its capabilities.
+
+        What /api/show says of a digest never changes, so it is asked once per digest and process.
+
+        Raises:
+            ModelNotFound: the server does not have it.
+        """
+        return self.with_capabilities(self.pick(self.models(cancelled), name), cancelled)
+
+    def pick(self, models: Sequence[Model], name: str) -> Model:
+        """Return the model of that name from what `models` gave; `ModelNotFound` if it is not there."""
+        for model in models:
+            if same_model(model.name, name):
+                return model
+        raise ModelNotFound(name, self.url)
+
+    def with_capabilities(self, model: Model, cancelled: CancelCheck | None = None) -> Model:
+        """Return `model` with capabilities; asks the server only for a digest not seen before."""
+        if model.capabilities is not None:
+            return model
+        known = _shown_by_digest.get(model.digest) if model.digest else None
+        if known is None:
+            known = self.show(model, cancelled)
+            if model.digest:
+                while len(_shown_by_digest) >= _SHOWN_LIMIT:
+                    _shown_by_digest.pop(next(iter(_shown_by_digest)))
+                _shown_by_digest[model.digest] = known
+        return Model(
+            name=model.name,
+            size_bytes=model.size_bytes,
+            digest=model.digest,
+            remote_host=model.remote_host or known.remote_host,
+            capabilities=known.capabilities,
+            context_length=model.context_length or known.context_length,
+        )
+
+    def loaded(self, cancelled: CancelCheck | None = None) -> list[LoadedModel]:
+        """Return the models that the server holds in memory."""
+        reply = self._transport.get("/api/ps", cancelled)
+        return [
+            LoadedModel(
+                name=str(entry.get("name") or entry.get("model") or ""),
+                size_bytes=_whole(entry.get("size")) or 0,
+                vram_bytes=_whole(entry.get("size_vram")) or 0,
+                context_length=_whole(entry.get("context_length")),
+            )
+            for entry in _objects(reply.get("models"))
+        ]
+
+    def chat(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        *,
+        options: Mapping[str, Any] | None = None,
+        think: Think | None = None,
+        format: str | Json | None = None,
+        keep_alive: float | str | None = None,
+        timeout_s: float | None = None,
+        cancelled: CancelCheck | None = None,
+    ) -> Generator[str, None, Answer]:
+        """Yield the pieces of the answer as they come; return the whole `Answer`.
+
+        Closing the generator closes the connection, and Ollama stops. `collect` runs it to its end.
+
+        Args:
+            options: Ollama's own names (temperature, num_ctx, ...); a change of num_ctx between
+                two calls makes the server load the model again.
+            think: leave it None for models without thinking: some servers refuse any value.
+            format: "json", or a JSON schema.
+            keep_alive: seconds that the model stays loaded after the answer, or text such as "5m".
+            timeout_s: for the first byte; None: as in `timeouts`.
+
+        Raises:
+            EmptyAnswer: not a word came, with the reason.
+            IncompleteAnswer: the stream ended without its last line, or broke.
+            OllamaError: any other; see `errors`.
+        """
+        body: Json = {"model": model, "messages": list(messages), "stream": True}
+        optional = {"think": think, "format": format, "keep_alive": keep_alive}
+        body |= {key: value for key, value in optional.items() if value is not None}
+        if options:
+            body["options"] = dict(options)
+        text: list[str] = []
+        thinking: list[str] = []
+        splitter = ThinkSplitter()
+        last: Json = {}
+        lines = self._transport.stream(
+            "/api/chat",
+            body,
+            doing=f'loading or running "{model}"',
+            first_byte_s=timeout_s,
+            cancelled=cancelled,
+        )
+        try:
+            with contextlib.closing(cast("Generator[Json, None, None]", lines)):
+                for line in lines:
+                    message: Any = line.get("message")
+                    if isinstance(message, dict):
+                        fields = cast("Json", message)
+                        if thought := _text(fields.get("thinking")):
+                            thinking.append(thought)
+                        if piece := splitter.feed(_text(fields.get("content"))):
+                            text.append(piece)
+                            yield piece
+                    if line.get("done"):
+                        last = line
+        except (Cancelled, IncompleteAnswer):
+            raise
+        except OllamaError as error:
+            if not text:
+                raise
+            characters = sum(map(len, text))
+            raise IncompleteAnswer(
+                model, self.url, characters=characters, why=str(error)
+            ) from error
+        if rest := splitter.finish():
+            text.append(rest)
+            yield rest
+        thinking.append(splitter.thinking)
+        return self._answer(model, "".join(text), "".join(thinking), last)
+
+    def load(
+        self,
+        model: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: float | str | None = None,
+        timeout_s: float | None = None,
+        cancelled: CancelCheck | None = None,
+    ) -> None:
+        """Load a model and return when it is loaded. Give the num_ctx that the chats will have."""
+        body: Json = {"model": model, "messages": []}
+        if options:
+            body["options"] = dict(options)
+        if keep_alive is not None:
+            body["keep_alive"] = keep_alive
+        lines = self._transport.stream(
+            "/api/chat",
+            body,
+            doing=f'loading "{model}"',
+            first_byte_s=timeout_s,
+            cancelled=cancelled,
+        )
+        for _ in lines:
+            pass
+
+    def unload(
+        self,
+        model: str,
+        *,
+        limit_s: float = UNLOAD_LIMIT_S,
+        cancelled: CancelCheck | None = None,
+    ) -> Unloaded:
+        """Unload a model and watch /api/ps until it is gone, for `limit_s` seconds at most.
+
+        A model that is not loaded, and a cloud model, is left alone; calling twice is safe.
+        """
+        before = self._loaded(model, cancelled)
+        if before is None:
+            return Unloaded(model=model)
+        self._transport.post("/api/generate", {"model": model, "keep_alive": 0}, cancelled)
+        deadline = time.monotonic() + limit_s
+        pause_s = 0.02
+        while self._loaded(model, cancelled) is not None:
+            if time.monotonic() > deadline:
+                return Unloaded(model=model, vram_bytes=0, confirmed=False)
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, 0.5)
+        return Unloaded(model=model, vram_bytes=before.vram_bytes)
+
+    def pull(self, model: str, cancelled: CancelCheck | None = None) -> Iterator[PullProgress]:
+        """Fetch a model from Ollama's library, yielding progress; closing the iterator cancels."""
+        body: Json = {"model": model, "stream": True}
+        lines = self._transport.stream(
+            "/api/pull", body, doing=f'fetching "{model}"', cancelled=cancelled
+        )
+        status = ""
+        for line in lines:
+            status = _text(line.get("status"))
+            yield PullProgress(
+                status=status,
+                completed_bytes=_whole(line.get("completed")) or 0,
+                total_bytes=_whole(line.get("total")) or 0,
+            )
+        if status != "success":
+            raise IncompleteAnswer(
+                model, self.url, characters=0, why=f'the pull ended at "{status}"'
+            )
+
+    def check_think(self, model: Model, think: Think | None) -> Think | None:
+        """Return what to send as `think`: nothing at all to a model without thinking.
+
+        Raises:
+            NoThinking: thinking is asked of a model that is known not to think.
+        """
+        if think and model.lacks("thinking"):
+            raise NoThinking(model.name, self.url)
+        thinks = model.capabilities is not None and "thinking" in model.capabilities
+        return think if think or thinks else None
+
+    def _loaded(self, model: str, cancelled: CancelCheck | None) -> LoadedModel | None:
+        return next((m for m in self.loaded(cancelled) if same_model(m.name, model)), None)
+
+    def _answer(self, model: str, text: str, thinking: str, last: Json) -> Answer:
+        if not last:
+            why = "no last line came; the server stops so when a model repeats itself, or when it ends"
+            raise IncompleteAnswer(model, self.url, characters=len(text), why=why)
+        reason = last.get("done_reason")
+        done_reason = reason if isinstance(reason, str) else None
+        if not text.strip():
+            raise EmptyAnswer(
+                model, self.url, done_reason=done_reason, thought=bool(thinking.strip())
+            )
+        return Answer(
+            text=text.strip(),
+            thinking=thinking.strip(),
+            done_reason=done_reason,
+            prompt_tokens=_whole(last.get("prompt_eval_count")),
+            answer_tokens=_whole(last.get("eval_count")),
+            total_s=_seconds(last.get("total_duration")),
+            load_s=_seconds(last.get("load_duration")),
+            prompt_s=_seconds(last.get("prompt_eval_duration")),
+            answer_s=_seconds(last.get("eval_duration")),
+        )
+
+
+def collect(
+    tokens: Generator[str, None, Answer], on_token: Callable[[str], None] | None = None
+) -> Answer:
+    """Run a chat to its end, hand each piece to `on_token`, return the answer."""
+    with contextlib.closing(tokens):
+        while True:
+            try:
+                piece = next(tokens)
+            except StopIteration as end:
+                return end.value
+            if on_token is not None:
+                on_token(piece)
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names mean the same model to Ollama.
+
+    >>> same_model("llava", "llava:latest"), same_model("llava:13b", "llava")
+    (True, False)
+    >>> same_model("hf.co/org/model:Q4_K_M", "HF.co/org/model:q4_K_M")
+    True
+    """
+    return _full_name(one) == _full_name(other)
+
+
+_SHOWN_LIMIT = 1000
+_shown_by_digest: dict[str, Model] = {}
+
+
+def _full_name(name: str) -> str:
+    name = name.strip().lower()
+    return name if ":" in name.rpartition("/")[2] else name + ":latest"
+
+
+def _model(entry: Json) -> Model:
+    details: Any = entry.get("details")
+    fields = cast("Json", details) if isinstance(details, dict) else {}
+    return Model(
+        name=str(entry.get("name") or entry.get("model") or ""),
+        size_bytes=_whole(entry.get("size")) or 0,
+        digest=_text(entry.get("digest")),
+        remote_host=_text(entry.get("remote_host")),
+        capabilities=_capabilities(entry),
+        context_length=_whole(fields.get("context_length")),
+    )
+
+
+def _capabilities(entry: Json) -> frozenset[str] | None:
+    listed: Any = entry.get("capabilities")
+    if not isinstance(listed, list):
+        return None
+    return frozenset(str(word) for word in cast("list[Any]", listed))
+
+
+def _objects(value: Any) -> list[Json]:
+    if not isinstance(value, list):
+        return []
+    return [cast("Json", entry) for entry in cast("list[Any]", value) if isinstance(entry, dict)]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _seconds(nanoseconds: Any) -> float | None:
+    whole = _whole(nanoseconds)
+    return None if whole is None else whole / 1e9

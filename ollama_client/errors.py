@@ -1,0 +1,286 @@
+"""What can go wrong between us and an Ollama server, and the sentence that says so.
+
+    OllamaError
+    |-- ServerConfigError      the address, the name or the file of a server is not usable
+    |-- UnusableImage          the image cannot be read or sent
+    |-- ServerUnreachable      nothing answers at the address
+    |-- ServerTimeout          something answers, but too slowly
+    |-- ModelNotFound          the model is not installed on the server
+    |-- NoVision               the model cannot see images
+    |-- NoThinking             the model cannot think, or not at that level
+    |-- ServerBusy             the server's queue is full, or a rate limit was met
+    |-- OutOfMemory            the model does not fit into the server's memory
+    |-- EmptyAnswer            the model answered nothing
+    |-- IncompleteAnswer       the answer broke off
+    |-- Cancelled              the caller asked to stop
+    `-- UnexpectedResponse     any other response
+        |-- AccessDenied       401 or 403
+        `-- ContextTooLong     the request is longer than the model's context
+
+Every message is one or two sentences for the person at the screen: what was tried, where, and what
+to do next. The server's own words are quoted where they help.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+
+__all__ = [
+    "AccessDenied",
+    "Cancelled",
+    "ContextTooLong",
+    "EmptyAnswer",
+    "IncompleteAnswer",
+    "ModelNotFound",
+    "NoThinking",
+    "NoVision",
+    "OllamaError",
+    "OutOfMemory",
+    "ServerBusy",
+    "ServerConfigError",
+    "ServerTimeout",
+    "ServerUnreachable",
+    "UnexpectedResponse",
+    "UnusableImage",
+]
+
+
+class OllamaError(Exception):
+    """Base of everything that this package raises on purpose."""
+
+
+class ServerConfigError(OllamaError):
+    """The address, the name or the configuration file of a server cannot be used."""
+
+
+class UnusableImage(OllamaError):
+    """An image cannot be read, or has no pixels; nothing was sent."""
+
+
+class ServerUnreachable(OllamaError):
+    """No connection could be made, or it was refused; nothing was processed."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(
+            f"No Ollama server answers at {url} ({reason}). Start it with: ollama serve - or set "
+            "OLLAMA_BASE_URL to the address where it runs."
+        )
+
+
+class ServerTimeout(OllamaError):
+    """The server accepted the request and then stayed silent for too long."""
+
+    def __init__(self, url: str, doing: str, seconds: float) -> None:
+        super().__init__(
+            f"Ollama at {url} sent nothing for {seconds:g} s while {doing}. See what it does with: "
+            "ollama ps - or choose a smaller model, or raise timeout_s in Ollama Options."
+        )
+
+
+class ModelNotFound(OllamaError):
+    """The server does not have the model."""
+
+    def __init__(self, model: str, url: str) -> None:
+        super().__init__(
+            f'The model "{model}" is not installed on the Ollama server at {url}. '
+            f"Fetch it with: ollama pull {model}"
+        )
+
+
+class NoVision(OllamaError):
+    """An image was to be sent to a model without vision."""
+
+    def __init__(self, model: str, url: str) -> None:
+        super().__init__(
+            f'The model "{model}" on {url} cannot see images. Choose a model with vision, '
+            "for example: ollama pull llava"
+        )
+
+
+class NoThinking(OllamaError):
+    """Thinking was asked of a model that cannot think."""
+
+    def __init__(self, model: str, url: str) -> None:
+        super().__init__(
+            f'The model "{model}" on {url} does not support thinking as asked. '
+            'Set think to "off", or choose a model with thinking, for example: ollama pull qwen3'
+        )
+
+
+class ServerBusy(OllamaError):
+    """The server's queue is full; safe to try again later."""
+
+    def __init__(self, model: str, url: str, said: str) -> None:
+        super().__init__(
+            f'Ollama at {url} is too busy for "{model}" ({said}). Wait until its other requests '
+            "have ended, then queue again."
+        )
+
+
+class OutOfMemory(OllamaError):
+    """The model does not fit into the memory of the server."""
+
+    def __init__(self, model: str, url: str, said: str) -> None:
+        super().__init__(
+            f'Ollama at {url} has not enough memory for "{model}" ({said}). Choose a smaller '
+            "model, lower num_ctx in Ollama Options, or close what else uses the GPU."
+        )
+
+
+class EmptyAnswer(OllamaError):
+    """The model ended its answer without a word."""
+
+    def __init__(self, model: str, url: str, *, done_reason: str | None, thought: bool) -> None:
+        if thought and done_reason == "length":
+            why = (
+                "its whole budget went into thinking. Raise num_predict in Ollama Options, set "
+                f'think to "off", or choose its instruct variant (such as {_instruct(model)})'
+            )
+        elif thought:
+            why = (
+                f"it only thought. Choose its instruct variant (such as {_instruct(model)}), or "
+                'set think to "off"'
+            )
+        elif done_reason == "length":
+            why = "num_predict was used up before a word came. Raise it in Ollama Options"
+        elif done_reason == "load":
+            why = "the request held no text, so it only loaded the model. Write a prompt"
+        else:
+            why = (
+                f"it stopped at once (done_reason: {done_reason or 'none'}). Queue again with "
+                "another seed or prompt, or check the model with: ollama run " + model
+            )
+        super().__init__(f'Empty response from model "{model}" at {url}: {why}.')
+
+
+class IncompleteAnswer(OllamaError):
+    """The stream ended before the server said that the answer was done."""
+
+    def __init__(self, model: str, url: str, *, characters: int, why: str) -> None:
+        super().__init__(
+            f'The answer of "{model}" at {url} broke off after {characters} characters ({why}). '
+            "Queue again; if it happens again, look into Ollama's log, or raise repeat_penalty."
+        )
+        self.characters = characters
+
+
+class Cancelled(OllamaError):
+    """The caller's `cancelled` callable said yes; the connection was closed."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"The request to {url} was cancelled.")
+
+
+class UnexpectedResponse(OllamaError):
+    """A response that no other class describes; `status` is the HTTP status (200 within a stream)."""
+
+    def __init__(self, url: str, status: int, said: str, advice: str = "") -> None:
+        phrase = _phrase(status)
+        advice = advice or "Ollama's own log says more; queue again, or restart Ollama."
+        super().__init__(f'Ollama at {url} answered {phrase}: "{said or "nothing"}". {advice}')
+        self.status = status
+        self.said = said
+
+
+class AccessDenied(UnexpectedResponse):
+    """The server wants a key or a sign-in (401), or refuses this client (403)."""
+
+
+class ContextTooLong(UnexpectedResponse):
+    """The request is longer than the context of the model."""
+
+
+_OUT_OF_MEMORY = re.compile(
+    r"out.of.memory|more system memory|insufficient memory|cudamalloc|failed to allocate"
+    r"|unable to allocate|not enough (?:memory|vram)|resource limitations",
+    re.IGNORECASE,
+)
+_CONTEXT = re.compile(
+    r"longer than the context|exceeds? the (?:available )?context|context length"
+    r"|exceed_context_size|exceeds the maximum context",
+    re.IGNORECASE,
+)
+_NO_VISION = re.compile(
+    r"(?:not|n't) support (?:image|vision|multimodal)|image input is not supported"
+    r"|missing data required for image|no vision|mmproj",
+    re.IGNORECASE,
+)
+
+
+def from_response(
+    status: int,
+    said: str,
+    *,
+    model: str,
+    url: str,
+    signin_url: str = "",
+    key_withheld: bool = False,
+) -> OllamaError:
+    """Return the error that a response stands for.
+
+    The texts differ between Ollama's releases (reference: the error texts of 0.5 to 0.33), so they
+    are matched loosely, and the server's words are always part of the message.
+
+    Args:
+        status: the HTTP status; 200 for an error line inside a stream.
+        said: the server's own text, from `{"error": ...}` or the body.
+        signin_url: where to sign in, which a 401 of a cloud model carries.
+        key_withheld: a key is configured, but the connection is not safe enough to send it.
+    """
+    said = shorten(said)
+    # An error line in a stream has status 200, so the text decides wherever it can.
+    if _OUT_OF_MEMORY.search(said):
+        return OutOfMemory(model, url, said)
+    if _CONTEXT.search(said):
+        advice = "Raise num_ctx, lower max_image_side in Ollama Options, or send less text."
+        return ContextTooLong(url, status, said, advice)
+    if status in (200, 400, 500) and "thinking" in said or "think value" in said:
+        return NoThinking(model, url)
+    if status != HTTPStatus.NOT_FOUND and _NO_VISION.search(said):
+        return NoVision(model, url)
+    if "not found" in said and "model" in said:
+        return ModelNotFound(model, url)
+    if status == HTTPStatus.NOT_FOUND:
+        advice = "This does not look like Ollama: check OLLAMA_BASE_URL."
+        return UnexpectedResponse(url, status, said, advice)
+    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
+        return ServerBusy(model, url, said or _phrase(status))
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return AccessDenied(url, status, said, _access_advice(status, signin_url, key_withheld))
+    return UnexpectedResponse(url, status, said)
+
+
+def shorten(text: str, limit: int = 300) -> str:
+    """Return `text` on one line, with at most `limit` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def _access_advice(status: int, signin_url: str, key_withheld: bool) -> str:
+    if key_withheld:
+        return "A key is set, but it is sent over https or to this machine only: use an https URL."
+    if status == HTTPStatus.FORBIDDEN:
+        return (
+            "It refuses requests from here: allow this address with OLLAMA_HOST and OLLAMA_ORIGINS "
+            "on the server, or check OLLAMA_BASE_URL."
+        )
+    if signin_url:
+        return f"Sign in with: ollama signin - or open {shorten(signin_url)}"
+    return "Set OLLAMA_API_KEY, or the server's key in image-refinery.toml, and start again."
+
+
+def _phrase(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _instruct(model: str) -> str:
+    """
+    >>> _instruct("qwen3-vl:8b"), _instruct("qwen3-vl")
+    ('qwen3-vl:8b-instruct', 'qwen3-vl:instruct')
+    """
+    name, _, tag = model.partition(":")
+    return f"{name}:{tag}-instruct" if tag and tag != "latest" else f"{name}:instruct"

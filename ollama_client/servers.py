@@ -1,0 +1,317 @@
+"""Which Ollama server to talk to: the environment, a file with named servers, or this machine.
+
+A workflow may name a server but never give its address: workflows come from strangers, and an
+address in one would make this machine send images and keys wherever its author likes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from .errors import ServerConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_URL = "http://127.0.0.1:11434"
+DEFAULT_NAME = "default"
+CONFIG_NAME = "image-refinery.toml"
+EMBEDDED = "embedded"
+"""The address that stands for the engine inside this package (`ollama_client.embedded`)."""
+
+_OLLAMA_PORT = 11434
+_SCHEME_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """One Ollama server.
+
+    Attributes:
+        name: the name in image-refinery.toml, or "default".
+        url: base URL without credentials and without a trailing slash, or "embedded".
+        api_key: sent as a bearer token, over https or to loopback only.
+        login: user and password that stood in the URL.
+        shares_gpu: whether its models live in the GPU that ComfyUI uses; None: find out.
+    """
+
+    name: str = DEFAULT_NAME
+    url: str = DEFAULT_URL
+    api_key: str | None = field(default=None, repr=False)
+    login: tuple[str, str] | None = field(default=None, repr=False)
+    shares_gpu: bool | None = None
+
+    @property
+    def host(self) -> str:
+        """Host name or address, without brackets."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the address can only be this machine."""
+        return self.url == EMBEDDED or is_loopback(self.host)
+
+    @property
+    def may_send_key(self) -> bool:
+        """A secret travels over https, or does not leave the machine."""
+        return self.url.startswith("https://") or self.is_loopback
+
+    @property
+    def is_this_machine(self) -> bool:
+        """Loopback, Docker's name for the host, or a name that resolves to an address of ours."""
+        return self.is_loopback or _is_local_host(self.host)
+
+
+def parse_host(text: str) -> str:
+    """Return the base URL for any form of host that Ollama accepts in OLLAMA_HOST.
+
+    A wildcard address, which a server listens on, becomes the loopback address, which a client can
+    reach. `localhost` becomes 127.0.0.1: Windows tries ::1 for two seconds first. Credentials are
+    dropped here; see `parse_login`.
+
+    >>> parse_host("")
+    'http://127.0.0.1:11434'
+    >>> parse_host("localhost")
+    'http://127.0.0.1:11434'
+    >>> parse_host("0.0.0.0")
+    'http://127.0.0.1:11434'
+    >>> parse_host(":5000")
+    'http://127.0.0.1:5000'
+    >>> parse_host("0.0.0.0:5000")
+    'http://127.0.0.1:5000'
+    >>> parse_host("[::]:5000")
+    'http://[::1]:5000'
+    >>> parse_host("::1")
+    'http://[::1]:11434'
+    >>> parse_host("[2001:db8::1]")
+    'http://[2001:db8::1]:11434'
+    >>> parse_host("gpu-box")
+    'http://gpu-box:11434'
+    >>> parse_host("gpu-box:8080/ollama/")
+    'http://gpu-box:8080/ollama'
+    >>> parse_host("http://example.com")
+    'http://example.com:80'
+    >>> parse_host("https://example.com/ollama")
+    'https://example.com:443/ollama'
+    >>> parse_host("ollama.com")
+    'https://ollama.com:443'
+    >>> parse_host(" 'http://10.0.0.2:11434/' ")
+    'http://10.0.0.2:11434'
+    >>> parse_host("https://user:secret@example.com")
+    'https://example.com:443'
+    >>> parse_host("ftp://example.com")  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    ...
+    ServerConfigError
+    >>> parse_host("gpu-box:99999")  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    ...
+    ServerConfigError
+    """
+    parts, scheme_given = _split(text)
+    scheme = parts.scheme.lower()
+    if scheme not in _SCHEME_PORTS:
+        raise _bad_address("begins with neither http:// nor https://")
+    try:
+        port = parts.port
+    except ValueError:
+        raise _bad_address("has a port that is not a number from 0 to 65535") from None
+    host = parts.hostname or "127.0.0.1"
+    if not scheme_given and host == "ollama.com" and port is None:
+        scheme = "https"
+    if port is None:
+        named = scheme_given or scheme == "https"
+        port = _SCHEME_PORTS[scheme] if named else _OLLAMA_PORT
+    if any(character.isspace() for character in host):
+        raise _bad_address("has a space in the host's name")
+    host = _connectable(host)
+    netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{scheme}://{netloc}{parts.path.rstrip('/')}"
+
+
+def parse_login(text: str) -> tuple[str, str] | None:
+    """Return user and password of a URL such as https://user:password@host, else None.
+
+    >>> parse_login("https://me:p%40ss@example.com")
+    ('me', 'p@ss')
+    >>> parse_login("gpu-box:11434")
+    """
+    parts, _ = _split(text)
+    if parts.username is None:
+        return None
+    return unquote(parts.username), unquote(parts.password or "")
+
+
+def is_loopback(host: str) -> bool:
+    """
+    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("localhost"), is_loopback("box")
+    (True, True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def find_server(
+    name: str = DEFAULT_NAME,
+    *,
+    config: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Server:
+    """Return the server that `name` stands for.
+
+    "default" (or an empty name) is OLLAMA_BASE_URL, else OLLAMA_HOST, else the entry that the
+    file's `default` names, else this machine. Any other name is looked up in the file.
+
+    Args:
+        config: path of image-refinery.toml; None: the platform's configuration folder.
+        environ: environment; None: `os.environ`.
+
+    Raises:
+        ServerConfigError: the name is unknown, or an address or the file cannot be used.
+    """
+    environ = os.environ if environ is None else environ
+    entries = _read(config or config_path())
+    if name and name != DEFAULT_NAME:
+        return _named(name, entries, environ)
+    key = environ.get("OLLAMA_API_KEY") or None
+    for variable in ("OLLAMA_BASE_URL", "OLLAMA_HOST"):
+        if address := environ.get(variable, "").strip():
+            return _server(DEFAULT_NAME, address, key, None)
+    if chosen := entries.get("default"):
+        entry = _named(str(chosen), entries, environ)
+        key = entry.api_key or key
+        return Server(
+            url=entry.url, api_key=key, login=entry.login, shares_gpu=entry.shares_gpu
+        )
+    return Server(api_key=key)
+
+
+def server_names(config: Path | None = None) -> list[str]:
+    """Return "default" and the names in the file; an unreadable file has none."""
+    try:
+        entries = _read(config or config_path())
+    except ServerConfigError:
+        return [DEFAULT_NAME]
+    servers = entries.get("servers")
+    names: list[str] = sorted(cast("dict[str, Any]", servers)) if isinstance(servers, dict) else []
+    return [DEFAULT_NAME, *(name for name in names if name != DEFAULT_NAME)]
+
+
+def config_path() -> Path:
+    """Where image-refinery.toml is looked for outside ComfyUI."""
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("image-refinery", appauthor=False)) / CONFIG_NAME
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ServerConfigError(
+            f"{path} cannot be read ({error}). Correct or remove the file."
+        ) from error
+
+
+def _named(name: str, entries: Mapping[str, Any], environ: Mapping[str, str]) -> Server:
+    servers: Any = entries.get("servers")
+    table: Any = cast("dict[str, Any]", servers).get(name) if isinstance(servers, dict) else None
+    if not isinstance(table, dict):
+        raise ServerConfigError(
+            f'There is no server named "{name}" in {CONFIG_NAME}. Add a table [servers.{name}] '
+            'with its url there, or choose the server "default".'
+        )
+    entry = cast("dict[str, Any]", table)
+    url, key, key_env = entry.get("url"), entry.get("key"), entry.get("key_env")
+    if not isinstance(url, str) or not url.strip():
+        raise ServerConfigError(f'The server "{name}" in {CONFIG_NAME} has no url. Add one.')
+    if key_env is not None:
+        key = environ.get(str(key_env)) or None
+    shares = entry.get("shares_gpu", "auto")
+    if shares not in (True, False, "auto"):
+        raise ServerConfigError(
+            f'shares_gpu of the server "{name}" in {CONFIG_NAME} must be true, false or "auto".'
+        )
+    return _server(name, url, None if key is None else str(key), None if shares == "auto" else shares)
+
+
+def _server(name: str, address: str, key: str | None, shares_gpu: bool | None) -> Server:
+    if address.strip().lower() == EMBEDDED:
+        return Server(name=name, url=EMBEDDED, shares_gpu=shares_gpu)
+    return Server(
+        name=name,
+        url=parse_host(address),
+        api_key=key,
+        login=parse_login(address),
+        shares_gpu=shares_gpu,
+    )
+
+
+def _split(text: str) -> tuple[SplitResult, bool]:
+    address = text.strip().strip("\"'").strip()
+    scheme_given = "://" in address
+    if not scheme_given:
+        if address.count(":") > 1 and "[" not in address and "@" not in address:
+            address = f"[{address}]"  # a bare IPv6 address
+        address = "http://" + address
+    try:
+        return urlsplit(address), scheme_given
+    except ValueError:
+        raise _bad_address("has brackets that do not hold an IPv6 address") from None
+
+
+def _connectable(host: str) -> str:
+    if host.lower() == "localhost":
+        return "127.0.0.1"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if not address.is_unspecified:
+        return host
+    return "127.0.0.1" if address.version == 4 else "::1"
+
+
+def _bad_address(what: str) -> ServerConfigError:
+    # The address itself may hold a password, so it is not repeated.
+    return ServerConfigError(
+        f"The address of the Ollama server {what}. Write it as http://host:11434 "
+        f"(OLLAMA_BASE_URL, OLLAMA_HOST or {CONFIG_NAME})."
+    )
+
+
+@lru_cache(maxsize=64)
+def _is_local_host(host: str) -> bool:
+    if host.lower() == "host.docker.internal":
+        return True
+    try:
+        addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return any(_is_local_address(str(address)) for address in addresses)
+
+
+def _is_local_address(address: str) -> bool:
+    """A socket can be bound to an address of this machine only."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True

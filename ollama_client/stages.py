@@ -1,0 +1,450 @@
+"""Describe images with a vision model, then rewrite the descriptions with a text model.
+
+Stage by stage: all descriptions first, one swap of models, then all rewrites. The node and the
+command line both call `run`; what happens to memory around a stage is the caller's `Memory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
+
+from . import prompts
+from .client import Answer, Message, Model, OllamaClient, collect, same_model
+from .errors import (
+    AccessDenied,
+    Cancelled,
+    ContextTooLong,
+    ModelNotFound,
+    NoThinking,
+    NoVision,
+    OllamaError,
+    OutOfMemory,
+    ServerBusy,
+    ServerConfigError,
+    ServerTimeout,
+    ServerUnreachable,
+    UnusableImage,
+)
+from .images import RETRY_SIDE_PX, EncodedImage, encode_image
+from .options import StageOptions, context_size
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+ImageSource = Callable[[], "Image.Image | NDArray[np.uint8]"]
+"""Gives an image when it is needed, so that a folder of thousands is never in memory at once."""
+
+Outcome = Answer | OllamaError
+"""What became of one image in one stage."""
+
+RUN_KEEP_ALIVE_S = 300
+"""Between two requests of a run. Finite, so that a crash of ours leaves nothing loaded for ever."""
+
+_CHARACTERS_PER_TOKEN = 4
+"""Of English, for the length of a description that has yet to be written."""
+_PROMPT_CHARACTERS = 1000
+"""Room for the fixed prompts of `prompts` and the chat template around them."""
+
+_SAME_FOR_ALL = (
+    AccessDenied,
+    ModelNotFound,
+    NoThinking,
+    NoVision,
+    OutOfMemory,
+    ServerBusy,
+    ServerConfigError,
+    ServerTimeout,
+    ServerUnreachable,
+)
+"""After one of these the next image would fail in the same way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A model, the options sent to it, and how it is used.
+
+    Attributes:
+        model: name, as in `ollama list`.
+        options: by Ollama's own names; num_ctx is chosen by `run` unless it is here.
+        settings: the rest of Ollama Options.
+    """
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    settings: StageOptions = field(default_factory=StageOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What `run` is to do.
+
+    Attributes:
+        vision: stage one.
+        text: stage two; None: descriptions only.
+        instructions: for stage two, one for each description (a shorter list repeats its last);
+            a blank one skips stage two for its image.
+        custom_prompts: for stage one, in the same way; blank: the default request.
+        one_question: all images in one request, one description.
+        keep_loaded_s: seconds that models stay loaded after their stage; 0: unload at once.
+        clean: tidy the rewritten text (`prompts.clean`).
+        stop_on_error: raise the first error instead of giving it as that image's outcome.
+    """
+
+    vision: Stage
+    text: Stage | None = None
+    instructions: Sequence[str] = ("",)
+    custom_prompts: Sequence[str] = ("",)
+    one_question: bool = False
+    keep_loaded_s: float = 0.0
+    clean: bool = True
+    stop_on_error: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One description and its rewrite; `refined` is None where stage two was not asked for."""
+
+    description: Outcome
+    refined: Outcome | None = None
+
+
+class Watcher:
+    """Sees what a run does, and can stop it; this one looks away. Subclass what you need."""
+
+    def cancelled(self) -> bool:
+        """Asked at least every 0.1 s; True stops the run."""
+        return False
+
+    def stage(self, title: str, model: str, count: int) -> None:
+        """A stage begins: "describe" or "rewrite", its model, how many requests it will make."""
+
+    def loading(self, model: str) -> None:
+        """The server is asked to load a model."""
+
+    def token(self, index: int, piece: str) -> None:
+        """A piece of the answer for request `index` came."""
+
+    def finished(self, index: int, outcome: Outcome) -> None:
+        """Request `index` of the stage has ended."""
+
+
+class Memory(Protocol):
+    """What makes room before a stage and gives memory back after it."""
+
+    def before(self, client: OllamaClient, model: Model, settings: StageOptions) -> None:
+        """Make room for `model`."""
+        ...
+
+    def after(self, client: OllamaClient, model: Model, *, cancelled: bool) -> None:
+        """Unload `model` and see it gone; when `cancelled`, return at once and do it behind."""
+        ...
+
+
+def run(
+    client: OllamaClient,
+    images: Sequence[ImageSource],
+    job: Job,
+    *,
+    memory: Memory | None = None,
+    watcher: Watcher | None = None,
+) -> list[Result]:
+    """Return one result per image; with `one_question`, one in all.
+
+    An error of one image is its outcome, and the others go on; an error that would meet every
+    image ends the stage. A failed description skips its rewrite.
+
+    Raises:
+        Cancelled: the watcher said so; nothing keeps running on the server.
+        OllamaError: the first error, when `job.stop_on_error`.
+    """
+    return _Run(client, job, memory, watcher or Watcher()).results(images)
+
+
+class _Run:
+    """The state of one run: what the server lists, what was looked up, what we hold loaded."""
+
+    def __init__(
+        self, client: OllamaClient, job: Job, memory: Memory | None, watcher: Watcher
+    ) -> None:
+        self.client = client
+        self.job = job
+        self.memory = memory
+        self.watcher = watcher
+        self.installed: list[Model] = []
+        self.found: dict[str, Model] = {}
+        self.held: list[Model] = []
+        self.image_count = 0
+        self.one_model = job.text is not None and same_model(job.vision.model, job.text.model)
+
+    def results(self, images: Sequence[ImageSource]) -> list[Result]:
+        self.image_count = len(images)
+        groups = [list(images)] if self.job.one_question else [[image] for image in images]
+        try:
+            described = self._describe(groups)
+            if self.job.text is None:
+                return [Result(description=outcome) for outcome in described]
+            if not self.one_model:
+                self._release()
+            refined = self._rewrite(described, self.job.text)
+        except Cancelled:
+            self._release(cancelled=True)
+            raise
+        finally:
+            self._release()
+        return [Result(description=d, refined=r) for d, r in zip(described, refined, strict=True)]
+
+    def _describe(self, groups: list[list[ImageSource]]) -> list[Outcome]:
+        stage = self.job.vision
+        wanted = _spread(self.job.custom_prompts, len(groups))
+
+        def prepare() -> Model:
+            self.installed = self.client.models(self.watcher.cancelled)
+            model = self._find(stage.model)
+            if model.lacks("vision"):
+                raise NoVision(model.name, self.client.url)
+            return model
+
+        ahead = _Ahead(groups, stage.settings)
+
+        def ask(client: OllamaClient, index: int) -> Answer:
+            messages = prompts.vision_messages(ahead.take(index), wanted[index])
+            try:
+                return self._ask(client, stage, messages, index)
+            except ContextTooLong:
+                if stage.settings.max_image_side <= RETRY_SIDE_PX:
+                    raise
+                smaller = replace(stage.settings, max_image_side=RETRY_SIDE_PX)
+                images = [_encode(source, smaller).base64 for source in groups[index]]
+                messages = prompts.vision_messages(images, wanted[index])
+                return self._ask(client, stage, messages, index)
+
+        with ahead:
+            return self._stage("describe", stage, len(groups), prepare, ask)
+
+    def _rewrite(self, described: list[Outcome], stage: Stage) -> list[Outcome | None]:
+        wanted = _spread(self.job.instructions, len(described))
+        # A failed description is not rewritten: its error stands in both places.
+        refined: list[Outcome | None] = [
+            outcome if isinstance(outcome, OllamaError) else None for outcome in described
+        ]
+        todo = [
+            (index, outcome.text)
+            for index, outcome in enumerate(described)
+            if isinstance(outcome, Answer) and wanted[index].strip()
+        ]
+
+        def ask(client: OllamaClient, position: int) -> Answer:
+            index, description = todo[position]
+            messages = prompts.rewrite_messages(description, wanted[index])
+            answer = self._ask(client, stage, messages, position)
+            if not self.job.clean or stage.settings.format is not None:
+                return answer
+            return replace(answer, text=prompts.clean(answer.text))
+
+        if todo:
+            outcomes = self._stage(
+                "rewrite", stage, len(todo), lambda: self._find(stage.model), ask
+            )
+            for (index, _), outcome in zip(todo, outcomes, strict=True):
+                refined[index] = outcome
+        return refined
+
+    def _stage(
+        self,
+        title: str,
+        stage: Stage,
+        count: int,
+        prepare: Callable[[], Model],
+        ask: Callable[[OllamaClient, int], Answer],
+    ) -> list[Outcome]:
+        """Load the model and ask `count` times; an error that meets all ends the stage."""
+        self.watcher.stage(title, stage.model, count)
+        try:
+            model = prepare()
+            self.client.check_think(model, stage.settings.think_value)
+            self._hold(model, stage)
+        except Cancelled:
+            raise
+        except OllamaError as error:
+            return self._all_failed(error, count)
+        stop = _Stop()
+
+        def one(index: int, client: OllamaClient) -> Outcome:
+            if stop.error is not None:
+                outcome: Outcome = stop.error
+            else:
+                try:
+                    outcome = ask(client, index)
+                except Cancelled:
+                    raise
+                except OllamaError as error:
+                    outcome = error
+                    if self.job.stop_on_error or isinstance(error, _SAME_FOR_ALL):
+                        stop.error = error
+            self.watcher.finished(index, outcome)
+            return outcome
+
+        workers = min(stage.settings.parallel, count)
+        if workers <= 1:
+            outcomes = [one(index, self.client) for index in range(count)]
+        else:
+            outcomes = self._in_parallel(one, count, workers)
+        if self.job.stop_on_error and stop.error is not None:
+            raise stop.error
+        return outcomes
+
+    def _in_parallel(
+        self, one: Callable[[int, OllamaClient], Outcome], count: int, workers: int
+    ) -> list[Outcome]:
+        clients: SimpleQueue[OllamaClient] = SimpleQueue()
+        for _ in range(workers):
+            clients.put(OllamaClient(self.client.server, self.client.timeouts))
+
+        def borrow(index: int) -> Outcome:
+            client = clients.get()
+            try:
+                return one(index, client)
+            finally:
+                clients.put(client)
+
+        try:
+            with ThreadPoolExecutor(workers, thread_name_prefix="image-refinery") as pool:
+                return list(pool.map(borrow, range(count)))
+        finally:
+            while not clients.empty():
+                clients.get().close()
+
+    def _ask(
+        self, client: OllamaClient, stage: Stage, messages: list[Message], index: int
+    ) -> Answer:
+        model = self._find(stage.model)
+        keep_s = self.job.keep_loaded_s or RUN_KEEP_ALIVE_S
+        tokens = client.chat(
+            model.name,
+            messages,
+            options=self._options(stage, model),
+            think=client.check_think(model, stage.settings.think_value),
+            format=stage.settings.format,
+            keep_alive=None if model.remote_host else keep_s,
+            timeout_s=stage.settings.timeout_s,
+            cancelled=self.watcher.cancelled,
+        )
+        return collect(tokens, lambda piece: self.watcher.token(index, piece))
+
+    def _find(self, name: str) -> Model:
+        if name not in self.found:
+            model = self.client.pick(self.installed, name)
+            self.found[name] = self.client.with_capabilities(model, self.watcher.cancelled)
+        return self.found[name]
+
+    def _hold(self, model: Model, stage: Stage) -> None:
+        """Make room for the model and load it, unless the stage before left it loaded."""
+        if model.remote_host or any(same_model(model.name, held.name) for held in self.held):
+            return
+        if self.memory is not None:
+            self.memory.before(self.client, model, stage.settings)
+        self.held.append(model)
+        self.watcher.loading(model.name)
+        self.client.load(
+            model.name,
+            options=self._options(stage, model),
+            keep_alive=self.job.keep_loaded_s or RUN_KEEP_ALIVE_S,
+            timeout_s=stage.settings.timeout_s,
+            cancelled=self.watcher.cancelled,
+        )
+
+    def _release(self, *, cancelled: bool = False) -> None:
+        while self.held:
+            model = self.held.pop()
+            if self.memory is not None and (cancelled or not self.job.keep_loaded_s):
+                self.memory.after(self.client, model, cancelled=cancelled)
+
+    def _options(self, stage: Stage, model: Model) -> dict[str, Any]:
+        """The stage's options, with one num_ctx for the model's whole run: a change reloads it."""
+        own = stage.options.get("num_ctx")
+        if own is not None:
+            return dict(stage.options)
+        sizes = [
+            self._context(other, model)
+            for other in (self.job.vision, self.job.text)
+            if other is not None and same_model(other.model, model.name)
+        ]
+        return dict(stage.options) | {"num_ctx": max(sizes)}
+
+    def _context(self, stage: Stage, model: Model) -> int:
+        is_vision = stage is self.job.vision
+        written = max(map(len, self.job.custom_prompts if is_vision else self.job.instructions))
+        described = int(self.job.vision.options.get("num_predict", 0)) * _CHARACTERS_PER_TOKEN
+        return context_size(
+            characters=_PROMPT_CHARACTERS + 2 * written + (0 if is_vision else described),
+            images=(self.image_count if self.job.one_question else 1) if is_vision else 0,
+            num_predict=int(stage.options.get("num_predict", 0)),
+            longest=model.context_length,
+        )
+
+    def _all_failed(self, error: OllamaError, count: int) -> list[Outcome]:
+        if self.job.stop_on_error:
+            raise error
+        for index in range(count):
+            self.watcher.finished(index, error)
+        return [error] * count
+
+
+class _Stop:
+    """The error that ended a stage early, once there is one."""
+
+    error: OllamaError | None = None
+
+
+class _Ahead:
+    """Encodes the images of the next request in a thread while the server works on this one."""
+
+    def __init__(self, groups: Sequence[Sequence[ImageSource]], settings: StageOptions) -> None:
+        self._groups = groups
+        self._settings = settings
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="image-refinery-encode")
+        self._pending: dict[int, Future[list[str]]] = {}
+        self._lock = Lock()
+        self._next = 0
+
+    def __enter__(self) -> _Ahead:
+        self._fill(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def take(self, index: int) -> list[str]:
+        """Return the base64 images of a request; the same errors come out as from `_encode`."""
+        self._fill(index + self._settings.parallel)
+        return self._pending.pop(index).result()
+
+    def _fill(self, last: int) -> None:
+        with self._lock:
+            while self._next <= min(last, len(self._groups) - 1):
+                self._pending[self._next] = self._pool.submit(self._encode_group, self._next)
+                self._next += 1
+
+    def _encode_group(self, index: int) -> list[str]:
+        return [_encode(source, self._settings).base64 for source in self._groups[index]]
+
+
+def _encode(source: ImageSource, settings: StageOptions) -> EncodedImage:
+    try:
+        return encode_image(
+            source(), max_side=settings.max_image_side, lossless=settings.lossless
+        )
+    except (OSError, ValueError) as error:
+        raise UnusableImage(f"The image cannot be sent ({error}).") from error
+
+
+def _spread(values: Sequence[str], count: int) -> list[str]:
+    """Repeat the last value as ComfyUI does with a list that is shorter than another."""
+    return [values[min(index, len(values) - 1)] for index in range(count)]

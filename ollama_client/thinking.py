@@ -1,0 +1,59 @@
+"""Keep a model's thinking apart from its answer."""
+
+from __future__ import annotations
+
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+class ThinkSplitter:
+    """Take a leading <think>...</think> out of a streamed answer.
+
+    Servers before 0.12.4, and community models without a thinking template, send the thinking
+    inside the text. Only a block at the very beginning counts: an answer may speak of the tag.
+
+    >>> splitter = ThinkSplitter()
+    >>> [splitter.feed(piece) for piece in ("  <thi", "nk>a red ", "ball</th", "ink>\\nA ball", ".")]
+    ['', '', '', 'A ball', '.']
+    >>> splitter.thinking, splitter.finish()
+    ('a red ball', '')
+    >>> plain = ThinkSplitter()
+    >>> plain.feed("<thing> is a tag, <think> too")
+    '<thing> is a tag, <think> too'
+    """
+
+    def __init__(self) -> None:
+        self.thinking = ""
+        self._held = ""
+        self._state = "start"
+
+    def feed(self, piece: str) -> str:
+        """Return what of the answer is known to be text after this piece."""
+        if self._state == "text":
+            return piece
+        self._held += piece
+        if self._state == "start":
+            begun = self._held.lstrip()
+            if begun.startswith(_OPEN):
+                self._state, self._held = "thinking", begun[len(_OPEN) :]
+            elif _OPEN.startswith(begun):
+                return ""
+            else:
+                return self._release()
+        if self._state == "thinking" and _CLOSE in self._held:
+            self.thinking, _, self._held = self._held.partition(_CLOSE)
+            self._state = "gap"
+        if self._state == "gap" and self._held.strip():
+            self._held = self._held.lstrip()
+            return self._release()
+        return ""
+
+    def finish(self) -> str:
+        """Return what was still held back when the stream ended."""
+        if self._state == "thinking":
+            self.thinking, self._held = self._held, ""
+        return self._release().strip()
+
+    def _release(self) -> str:
+        self._state = "text"
+        text, self._held = self._held, ""
+        return text

@@ -1,0 +1,407 @@
+"""HTTP for the client: requests that can be cancelled at any moment, and one funnel for errors.
+
+`requests` blocks until the first byte, and Ollama sends none while it loads a model and reads the
+prompt. So each call runs in a thread of its own, and the caller's thread waits on a queue, polls
+`cancelled` and keeps the deadlines. To cancel, the socket is shut down: the blocked read ends at
+once, the server sees the connection close and stops its work. (`Session.close` from another thread
+does nothing of the kind.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from .errors import (
+    Cancelled,
+    OllamaError,
+    ServerTimeout,
+    ServerUnreachable,
+    UnexpectedResponse,
+    from_response,
+    shorten,
+)
+
+if TYPE_CHECKING:
+    import requests
+
+    from .servers import Server
+
+Json: TypeAlias = dict[str, Any]
+CancelCheck: TypeAlias = Callable[[], bool]
+
+POLL_S = 0.1
+"""How often `cancelled` is asked at least, in seconds."""
+MAX_LINE_BYTES = 16 * 1024 * 1024
+"""A longer line, or a longer body, is refused: memory stays bounded whatever the server sends."""
+_ERROR_BODY_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeouts:
+    """How long to wait, in seconds.
+
+    Attributes:
+        connect_s: for the connection; a server on this machine or in the house needs milliseconds.
+        first_byte_s: for the first byte of an answer; Ollama is silent while it loads a model and
+            reads the prompt, and itself gives up on a load that has stalled for 5 minutes.
+        silence_s: between two tokens.
+        quick_s: for calls that need no model.
+    """
+
+    connect_s: float = 3.0
+    first_byte_s: float = 600.0
+    silence_s: float = 120.0
+    quick_s: float = 10.0
+
+
+class Transport:
+    """One `requests.Session` to one server. Calls follow one another; use one per thread."""
+
+    def __init__(self, server: Server, timeouts: Timeouts) -> None:
+        self.url = server.url
+        self.timeouts = timeouts
+        self._server = server
+        self._session: requests.Session | None = None
+
+    @property
+    def key_withheld(self) -> bool:
+        """A key is configured, but this connection is not safe enough for it."""
+        return self._server.api_key is not None and not self._server.may_send_key
+
+    def get(self, path: str, cancelled: CancelCheck | None = None) -> Json:
+        """Return the JSON object at `path`."""
+        return self._single("GET", path, None, cancelled, "answering " + path)
+
+    def post(self, path: str, body: Json, cancelled: CancelCheck | None = None) -> Json:
+        """Send `body`, return the JSON object that answers it."""
+        return self._single("POST", path, body, cancelled, "answering " + path)
+
+    def stream(
+        self,
+        path: str,
+        body: Json,
+        *,
+        doing: str,
+        first_byte_s: float | None = None,
+        cancelled: CancelCheck | None = None,
+    ) -> Iterator[Json]:
+        """Send `body` and yield each JSON line of the answer as it arrives.
+
+        Closing the iterator closes the connection, so that the server stops.
+
+        Args:
+            doing: what the server does meanwhile, for the message of a time-out.
+            first_byte_s: other than in `timeouts`, in seconds.
+        """
+        limit = first_byte_s or self.timeouts.first_byte_s
+        silence = max(self.timeouts.silence_s, first_byte_s or 0.0)
+        model = str(body.get("model", ""))
+        call = _Call(self, "POST", path, body, max(limit, silence))
+        for line in call.lines(limit, silence, doing, cancelled):
+            yield self._object(line, model)
+
+    def close(self) -> None:
+        """Close idle connections; safe to call twice."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    @property
+    def session(self) -> requests.Session:
+        """The session, made on first use: importing requests takes a while."""
+        if self._session is None:
+            self._session = _new_session(self._server)
+        return self._session
+
+    def _single(
+        self,
+        method: str,
+        path: str,
+        body: Json | None,
+        cancelled: CancelCheck | None,
+        doing: str,
+    ) -> Json:
+        limit = self.timeouts.quick_s
+        call = _Call(self, method, path, body, limit)
+        text = b"\n".join(call.lines(limit, limit, doing, cancelled))
+        return self._object(text, str((body or {}).get("model", "")))
+
+    def _object(self, text: bytes, model: str) -> Json:
+        try:
+            value: Any = json.loads(text)
+        except (ValueError, RecursionError):
+            said = shorten(text[:300].decode("utf-8", "replace"))
+            raise UnexpectedResponse(self.url, 200, said, _NOT_OLLAMA) from None
+        if not isinstance(value, dict):
+            raise UnexpectedResponse(self.url, 200, shorten(str(value)[:300]), _NOT_OLLAMA)
+        message = cast("Json", value)
+        if said := message.get("error"):
+            raise from_response(
+                200, str(said), model=model, url=self.url, key_withheld=self.key_withheld
+            )
+        return message
+
+
+_NOT_OLLAMA = "This is not what Ollama answers: check OLLAMA_BASE_URL, and whether a proxy is between."
+
+
+class _Call:
+    """One request in a thread of its own, which feeds lines to the thread that asked."""
+
+    def __init__(
+        self, transport: Transport, method: str, path: str, body: Json | None, read_s: float
+    ) -> None:
+        self._transport = transport
+        self._request = (method, transport.url + path, body)
+        self._read_s = read_s
+        self._items: queue.SimpleQueue[list[bytes] | OllamaError | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._aborted = False
+
+    def lines(
+        self,
+        first_s: float,
+        silence_s: float,
+        doing: str,
+        cancelled: CancelCheck | None,
+    ) -> Iterator[bytes]:
+        session = self._transport.session  # made here: the thread must not race for it
+        worker = threading.Thread(
+            target=self._run, args=(session,), name="image-refinery-http", daemon=True
+        )
+        worker.start()
+        finished = False
+        limit = first_s + self._transport.timeouts.connect_s
+        try:
+            while True:
+                item = self._next(limit, doing, cancelled)
+                if item is None:
+                    finished = True
+                    return
+                if isinstance(item, OllamaError):
+                    finished = True
+                    raise item
+                limit = silence_s
+                yield from item
+        finally:
+            if not finished:
+                self.abort()
+            # A shut socket ends the thread within a moment; only a name look-up or a connection
+            # that is still being made can hold it, for connect_s at most.
+            worker.join(timeout=POLL_S if not finished else None)
+
+    def _next(
+        self, limit_s: float, doing: str, cancelled: CancelCheck | None
+    ) -> list[bytes] | OllamaError | None:
+        deadline = time.monotonic() + limit_s
+        while True:
+            if cancelled is not None and cancelled():
+                raise Cancelled(self._transport.url)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise ServerTimeout(self._transport.url, doing, limit_s)
+            with contextlib.suppress(queue.Empty):
+                return self._items.get(timeout=min(left, POLL_S))
+
+    def abort(self) -> None:
+        """Close the connection from outside, now or as soon as there is one."""
+        with self._lock:
+            self._aborted = True
+            if self._socket is not None:
+                _shut(self._socket)
+
+    def connected(self, sock: socket.socket) -> None:
+        """The connection tells which socket serves this call."""
+        with self._lock:
+            self._socket = sock
+            if self._aborted:
+                _shut(sock)
+
+    def _run(self, session: requests.Session) -> None:
+        import requests
+        import urllib3
+
+        _current.call = self
+        method, url, body = self._request
+        timeouts = (self._transport.timeouts.connect_s, self._read_s)
+        try:
+            with session.request(
+                method, url, json=body, stream=True, timeout=timeouts, allow_redirects=False
+            ) as response:
+                self._check_status(response, str((body or {}).get("model", "")))
+                for lines in _split_lines(response, self._transport.url):
+                    self._items.put(lines)
+            self._items.put(None)
+        except OllamaError as error:
+            self._items.put(error)
+        except requests.exceptions.ReadTimeout:
+            self._items.put(ServerTimeout(self._transport.url, "answering", self._read_s))
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            self._items.put(self._failure(error))
+        finally:
+            _current.call = None
+
+    def _check_status(self, response: requests.Response, model: str) -> None:
+        status = response.status_code
+        if status < 300:
+            return
+        if status < 400:
+            target = shorten(response.headers.get("Location", ""))
+            raise UnexpectedResponse(
+                self._transport.url, status, target, "Set OLLAMA_BASE_URL to that address."
+            )
+        text = next(response.iter_content(_ERROR_BODY_BYTES), b"").decode("utf-8", "replace")
+        said, signin_url = text, ""
+        with contextlib.suppress(ValueError, RecursionError):
+            body: Any = json.loads(text)
+            if isinstance(body, dict):
+                fields = cast("Json", body)
+                said, signin_url = str(fields.get("error", "")), str(fields.get("signin_url", ""))
+        raise from_response(
+            status,
+            said,
+            model=model,
+            url=self._transport.url,
+            signin_url=signin_url,
+            key_withheld=self._transport.key_withheld,
+        )
+
+    def _failure(self, error: Exception) -> OllamaError:
+        url = self._transport.url
+        if self._socket is None:
+            return ServerUnreachable(url, _reason(error))
+        return UnexpectedResponse(
+            url, 200, _reason(error), "The connection broke; queue again, or look whether Ollama runs."
+        )
+
+
+_current = threading.local()
+
+
+def _split_lines(response: requests.Response, url: str) -> Iterator[list[bytes]]:
+    """Yield the non-empty lines of each piece of the body, split at newlines only.
+
+    A chunked body (Ollama's own) is yielded chunk by chunk; any other is read in small pieces, or
+    the library would wait for the end.
+    """
+    chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
+    has_length = "Content-Length" in response.headers
+    size = None if chunked else 65536 if has_length else 64
+    rest: list[bytes] = []
+    held = 0
+    for piece in cast("Iterator[bytes]", response.iter_content(size)):
+        *complete, last = piece.split(b"\n")
+        if complete:
+            complete[0] = b"".join([*rest, complete[0]])
+            rest, held = [], 0
+            if lines := [line for line in complete if line.strip()]:
+                yield lines
+        if last:
+            rest.append(last)
+            held += len(last)
+        if held > MAX_LINE_BYTES:
+            said = f"a line of more than {MAX_LINE_BYTES // 2**20} MB"
+            raise UnexpectedResponse(url, 200, said, _NOT_OLLAMA)
+    if (line := b"".join(rest)).strip():
+        yield [line]
+
+
+def _shut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        # The plain method: ssl's own would first take the TLS state from under the reader.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in words: "Connection refused" rather than three nested reprs."""
+    seen = error
+    while True:
+        inner = getattr(seen, "reason", None)
+        if not isinstance(inner, BaseException):
+            inner = next((arg for arg in seen.args if isinstance(arg, BaseException)), None)
+        inner = inner or seen.__cause__ or seen.__context__
+        if inner is None:
+            break
+        seen = inner
+    if isinstance(seen, socket.timeout):
+        return "no connection within the time"
+    if isinstance(seen, OSError) and seen.strerror:
+        return seen.strerror
+    return shorten(str(seen), 120) or type(seen).__name__
+
+
+def _new_session(server: Server) -> requests.Session:
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+    from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+    class Connection(_Remembers, HTTPConnection):
+        pass
+
+    class SecureConnection(_Remembers, HTTPSConnection):
+        pass
+
+    class Pool(HTTPConnectionPool):
+        ConnectionCls = Connection
+
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = SecureConnection
+
+    class Adapter(HTTPAdapter):
+        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+            super().init_poolmanager(*args, **kwargs)
+            self.poolmanager.pool_classes_by_scheme = {"http": Pool, "https": SecurePool}
+
+        def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+            manager = super().proxy_manager_for(*args, **kwargs)
+            if not hasattr(manager, "connection_from_host"):
+                return manager
+            manager.pool_classes_by_scheme = {"http": Pool, "https": SecurePool}
+            return manager
+
+    session = requests.Session()
+    # A proxy never serves the own machine, and half of the "cannot connect" reports are one.
+    session.trust_env = not server.is_loopback
+    session.mount("http://", Adapter())
+    session.mount("https://", Adapter())
+    if server.may_send_key and server.api_key:
+        key = server.api_key
+
+        def bearer(request: requests.PreparedRequest) -> requests.PreparedRequest:
+            request.headers["Authorization"] = f"Bearer {key}"
+            return request
+
+        session.auth = bearer
+    elif server.login and server.may_send_key:
+        session.auth = server.login
+    return session
+
+
+class _Remembers:
+    """A connection that tells the call which it serves its socket."""
+
+    sock: Any
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]
+        self._tell()
+
+    def request(self, *args: Any, **kwargs: Any) -> Any:
+        if self.sock is not None:  # kept alive from an earlier call
+            self._tell()
+        return super().request(*args, **kwargs)  # type: ignore[misc]
+
+    def _tell(self) -> None:
+        call: _Call | None = getattr(_current, "call", None)
+        if call is not None:
+            call.connected(self.sock)
