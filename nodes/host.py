@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import comfy.model_management
 import comfy.utils
@@ -58,10 +58,15 @@ def interrupted() -> bool:
     return comfy.model_management.processing_interrupted()
 
 
-def stop() -> None:
+def stop() -> NoReturn:
     """End the node as a cancelled one, and clear the flag."""
     comfy.model_management.throw_exception_if_processing_interrupted()
     raise comfy.model_management.InterruptProcessingException
+
+
+def node_id(node: type[io.ComfyNode]) -> str | None:
+    """The id of the running node in its graph; None outside a graph."""
+    return None if node.hidden is None else node.hidden.unique_id
 
 
 class NodeWatcher(Watcher):

@@ -38,7 +38,7 @@ class _Number:
     tooltip: str
 
     def input(self) -> Any:
-        limits = {"default": self.default, "min": self.low, "max": self.high}
+        limits: dict[str, Any] = {"default": self.default, "min": self.low, "max": self.high}
         if isinstance(self.default, int):
             return io.Int.Input(self.id, **limits, optional=True, tooltip=self.tooltip)
         return io.Float.Input(
@@ -94,7 +94,7 @@ _TEXT_NUMBERS = (
         0.0,
         -2.0,
         2.0,
-        "Above 0: avoid topics that came up already. Older Ollama servers ignore it for some models.",
+        "Above 0: avoid topics that came up already. Older servers ignore it for some models.",
     ),
     _Number(
         "text_frequency_penalty",
@@ -102,7 +102,7 @@ _TEXT_NUMBERS = (
         0.0,
         -2.0,
         2.0,
-        "Above 0: avoid words the more often they came up. Older servers ignore it for some models.",
+        "Above 0: avoid words that came up often. Older servers ignore it for some models.",
     ),
     _Number(
         "text_top_p",
@@ -264,7 +264,7 @@ class LLMImageRefine(io.ComfyNode):
         images = convert.single_images(image)
         one_question = inputs.get("batch_mode", [""])[0] == BATCH_MODES[1]
         stop_on_error = inputs.get("on_error", [""])[0] == ON_ERROR[1]
-        watcher = host.NodeWatcher(cls.hidden.unique_id)
+        watcher = host.NodeWatcher(host.node_id(cls))
         try:
             memory.finish_pending_unloads(host.interrupted)
             job = _job(inputs, one_question=one_question, stop_on_error=stop_on_error)

@@ -90,7 +90,7 @@ class OllamaOptions(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip='Empty: free text. The word json: any JSON. A JSON schema, such as '
+                    tooltip="Empty: free text. The word json: any JSON. A JSON schema, such as "
                     '{"type": "object", ...}: JSON of that form.',
                 ),
                 io.Int.Input(

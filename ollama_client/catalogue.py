@@ -39,7 +39,7 @@ class Catalogue:
         self._listed = threading.Event()
 
     def names(self, capability: str) -> list[str]:
-        """Return model names: first those that have `capability`, then those not known, then others.
+        """Return model names: those with `capability`, then those not known, then the others.
 
         Args:
             capability: "vision" or "completion", in Ollama's words.
@@ -56,7 +56,10 @@ class Catalogue:
             if self._look is None or not self._look.is_alive():
                 self._listed = threading.Event()
                 self._look = threading.Thread(
-                    target=self._run, args=(self._listed,), name="image-refinery-models", daemon=True
+                    target=self._run,
+                    args=(self._listed,),
+                    name="image-refinery-models",
+                    daemon=True,
                 )
                 self._look.start()
             return self._listed

@@ -199,7 +199,7 @@ class OllamaClient:
         return self.with_capabilities(self.pick(self.models(cancelled), name), cancelled)
 
     def pick(self, models: Sequence[Model], name: str) -> Model:
-        """Return the model of that name from what `models` gave; `ModelNotFound` if it is not there."""
+        """Return the model of that name from a list of `models`, or raise ModelNotFound."""
         for model in models:
             if same_model(model.name, name):
                 return model
@@ -395,7 +395,7 @@ class OllamaClient:
 
     def _answer(self, model: str, text: str, thinking: str, last: Json) -> Answer:
         if not last:
-            why = "no last line came; the server stops so when a model repeats itself, or when it ends"
+            why = "no last line came: a server stops so when it ends, or a model repeats itself"
             raise IncompleteAnswer(model, self.url, characters=len(text), why=why)
         reason = last.get("done_reason")
         done_reason = reason if isinstance(reason, str) else None

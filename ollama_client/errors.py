@@ -173,12 +173,12 @@ class Cancelled(OllamaError):
 
 
 class UnexpectedResponse(OllamaError):
-    """A response that no other class describes; `status` is the HTTP status (200 within a stream)."""
+    """A response that no other class describes; `status` is HTTP's (200 within a stream)."""
 
     def __init__(self, url: str, status: int, said: str, advice: str = "") -> None:
-        phrase = _phrase(status)
+        phrase = "" if status == HTTPStatus.OK else " " + _phrase(status)
         advice = advice or "Ollama's own log says more; queue again, or restart Ollama."
-        super().__init__(f'Ollama at {url} answered {phrase}: "{said or "nothing"}". {advice}')
+        super().__init__(f'Ollama at {url} answered{phrase}: "{said or "nothing"}". {advice}')
         self.status = status
         self.said = said
 
@@ -235,10 +235,13 @@ def from_response(
     if _CONTEXT.search(said):
         advice = "Raise num_ctx, lower max_image_side in Ollama Options, or send less text."
         return ContextTooLong(url, status, said, advice)
-    if status in (200, 400, 500) and "thinking" in said or "think value" in said:
+    if (status in (200, 400, 500) and "thinking" in said) or "think value" in said:
         return NoThinking(model, url)
     if status != HTTPStatus.NOT_FOUND and _NO_VISION.search(said):
         return NoVision(model, url)
+    if "file does not exist" in said:
+        advice = f'Its library has no model "{model}": check the spelling.'
+        return UnexpectedResponse(url, status, said, advice)
     if "not found" in said and "model" in said:
         return ModelNotFound(model, url)
     if status == HTTPStatus.NOT_FOUND:

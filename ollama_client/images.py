@@ -71,7 +71,7 @@ def encode_image(
 
 
 def _from_array(array: NDArray[np.uint8]) -> Image.Image:
-    if array.dtype.name != "uint8" or array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+    if str(array.dtype) != "uint8" or array.ndim != 3 or array.shape[2] not in (1, 3, 4):
         raise ValueError(
             f"An image array must be uint8 of shape (height, width, 1 | 3 | 4), not {array.dtype} "
             f"of shape {tuple(array.shape)}."

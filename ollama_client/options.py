@@ -18,7 +18,7 @@ _TEXT_DEFAULTS: dict[str, Any] = {"num_predict": 1024, "repeat_penalty": 1.1}
 _CTX_STEP = 2048
 _MIN_CTX = 4096
 _IMAGE_TOKENS = 2600
-"""An image of 1344 px in patches of 28 px is 2304 tokens, and LLaVA 1.6 takes up to 2880 for one."""
+"""1344 x 1344 px in patches of 28 px are 2304 tokens; LLaVA 1.6 takes up to 2880 for one image."""
 _CHARACTERS_PER_TOKEN = 2
 """Cautious: English has about 4, Chinese and Japanese between 1 and 2."""
 

@@ -193,9 +193,7 @@ def find_server(
     if chosen := entries.get("default"):
         entry = _named(str(chosen), entries, environ)
         key = entry.api_key or key
-        return Server(
-            url=entry.url, api_key=key, login=entry.login, shares_gpu=entry.shares_gpu
-        )
+        return Server(url=entry.url, api_key=key, login=entry.login, shares_gpu=entry.shares_gpu)
     return Server(api_key=key)
 
 
@@ -247,7 +245,9 @@ def _named(name: str, entries: Mapping[str, Any], environ: Mapping[str, str]) ->
         raise ServerConfigError(
             f'shares_gpu of the server "{name}" in {CONFIG_NAME} must be true, false or "auto".'
         )
-    return _server(name, url, None if key is None else str(key), None if shares == "auto" else shares)
+    return _server(
+        name, url, None if key is None else str(key), None if shares == "auto" else shares
+    )
 
 
 def _server(name: str, address: str, key: str | None, shares_gpu: bool | None) -> Server:

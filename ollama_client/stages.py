@@ -438,9 +438,7 @@ class _Ahead:
 
 def _encode(source: ImageSource, settings: StageOptions) -> EncodedImage:
     try:
-        return encode_image(
-            source(), max_side=settings.max_image_side, lossless=settings.lossless
-        )
+        return encode_image(source(), max_side=settings.max_image_side, lossless=settings.lossless)
     except (OSError, ValueError) as error:
         raise UnusableImage(f"The image cannot be sent ({error}).") from error
 

@@ -12,7 +12,8 @@ class ThinkSplitter:
     inside the text. Only a block at the very beginning counts: an answer may speak of the tag.
 
     >>> splitter = ThinkSplitter()
-    >>> [splitter.feed(piece) for piece in ("  <thi", "nk>a red ", "ball</th", "ink>\\nA ball", ".")]
+    >>> pieces = ("  <thi", "nk>a red ", "ball</th", "ink>\\nA ball", ".")
+    >>> [splitter.feed(piece) for piece in pieces]
     ['', '', '', 'A ball', '.']
     >>> splitter.thinking, splitter.finish()
     ('a red ball', '')
@@ -22,8 +23,8 @@ class ThinkSplitter:
     """
 
     def __init__(self) -> None:
-        self.thinking = ""
-        self._held = ""
+        self.thinking: str = ""
+        self._held: str = ""
         self._state = "start"
 
     def feed(self, piece: str) -> str:

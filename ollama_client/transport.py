@@ -150,7 +150,9 @@ class Transport:
         return message
 
 
-_NOT_OLLAMA = "This is not what Ollama answers: check OLLAMA_BASE_URL, and whether a proxy is between."
+_NOT_OLLAMA = (
+    "This is not what Ollama answers: check OLLAMA_BASE_URL, and whether a proxy is between."
+)
 
 
 class _Call:
@@ -232,7 +234,8 @@ class _Call:
 
         _current.call = self
         method, url, body = self._request
-        timeouts = (self._transport.timeouts.connect_s, self._read_s)
+        # The asking thread keeps the deadline; this one only must not outlive it for long.
+        timeouts = (self._transport.timeouts.connect_s, self._read_s + 1.0)
         try:
             with session.request(
                 method, url, json=body, stream=True, timeout=timeouts, allow_redirects=False
@@ -280,7 +283,10 @@ class _Call:
         if self._socket is None:
             return ServerUnreachable(url, _reason(error))
         return UnexpectedResponse(
-            url, 200, _reason(error), "The connection broke; queue again, or look whether Ollama runs."
+            url,
+            200,
+            _reason(error),
+            "The connection broke: queue again, or see whether Ollama runs.",
         )
 
 
@@ -352,10 +358,10 @@ def _new_session(server: Server) -> requests.Session:
         pass
 
     class Pool(HTTPConnectionPool):
-        ConnectionCls = Connection
+        ConnectionCls = Connection  # pyright: ignore[reportAssignmentType]
 
     class SecurePool(HTTPSConnectionPool):
-        ConnectionCls = SecureConnection
+        ConnectionCls = SecureConnection  # pyright: ignore[reportAssignmentType]
 
     class Adapter(HTTPAdapter):
         def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
