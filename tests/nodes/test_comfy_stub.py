@@ -45,7 +45,7 @@ def test_the_run_s_hidden_inputs_are_on_the_clone_only():
 
     node = _node([], [io.String.Output()])
     node.GET_SCHEMA()
-    clone = node.PREPARE_CLASS_CLONE({io.Hidden.unique_id: "7"})
+    clone = node.stub_clone({io.Hidden.unique_id: "7"})
     assert clone.execute()[0] == "7"
     assert node.hidden is None
 

@@ -6,7 +6,7 @@ from . import io, ui
 
 
 class ComfyExtension(ABC):
-    async def on_load(self) -> None:
+    async def on_load(self) -> None:  # noqa: B027 (empty in the host too)
         """Called once by the host, before the list of nodes is asked for."""
 
     @abstractmethod

@@ -464,9 +464,7 @@ class ComfyNode:
         return schema
 
     @classmethod
-    def INPUT_TYPES(
-        cls, include_hidden: bool = True, return_schema: bool = False
-    ) -> dict[str, Any] | tuple[dict[str, Any], Schema]:
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         """The inputs in the form of /object_info: {"required": {id: (type, options)}, ...}."""
         schema = cls.define_schema()
         schema.finalize()
@@ -475,14 +473,17 @@ class ComfyNode:
             options = one.as_dict()
             group = "optional" if options.pop("optional") else "required"
             types.setdefault(group, {})[one.id] = (one.get_io_type(), options)
-        if include_hidden and schema.hidden:
+        if schema.hidden:
             types["hidden"] = {kind.name: (kind.value,) for kind in schema.hidden}
-        return (types, schema) if return_schema else types
+        return types
 
     @classmethod
-    def PREPARE_CLASS_CLONE(cls, hidden_inputs: dict[Any, Any] | None) -> Any:
-        """A class that carries one run's hidden inputs, as the host makes for every run."""
-        return type(cls.__name__, (cls,), {"hidden": HiddenHolder.from_dict(hidden_inputs)})
+    def stub_clone(cls, hidden: dict[Any, Any] | None = None) -> Any:
+        """A class that carries one run's hidden inputs: the host makes one for every run.
+
+        The host's own way to it has changed since 0.3.64, so this name is the stub's.
+        """
+        return type(cls.__name__, (cls,), {"hidden": HiddenHolder.from_dict(hidden)})
 
 
 class NodeOutput:
