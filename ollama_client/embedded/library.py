@@ -112,6 +112,7 @@ class Library:
                 with one name the first counts. None: `default_places()`, also anew at every call.
         """
         self._places = places
+        self._reported: set[str] = set()
 
     def models(self) -> list[Model]:
         """Return every usable model, sorted by name; unusable files are logged and left out."""
@@ -120,7 +121,9 @@ class Library:
             try:
                 models.append(_describe(name, files))
             except UnreadableModel as error:
-                logger.warning("%s; the model is left out.", error)
+                if str(error) not in self._reported:  # lists are asked for again and again
+                    self._reported.add(str(error))
+                    logger.warning("%s; the model is left out.", error)
         return sorted(models, key=lambda model: model.name)
 
     def find(self, name: str) -> Model:

@@ -20,7 +20,8 @@ OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
 _ENDPOINT = "https://huggingface.co"
 _TIMEOUT_S = (10, 60)  # connect, and silence between two pieces
 _ATTEMPTS = 4  # a broken download goes on where it stopped
-_PIECE = 1 << 20
+_PIECE = 1 << 14  # what is lost when a connection breaks, at most
+_HASHED_AT_ONCE = 1 << 20
 _REPORT_EVERY_S = 0.1
 
 
@@ -126,14 +127,14 @@ def pull_steps(name: str, *, folder: Path | None = None) -> Iterator[PullStatus]
     """
     import requests
 
+    yield PullStatus("pulling manifest")
     full = full_name(name)
     source = PULLABLE[full]
     folder = folder or models_folder()
-    yield PullStatus("pulling manifest")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with requests.Session() as session:
             facts = _file_facts(session, source)
+            folder.mkdir(parents=True, exist_ok=True)
             for file in source.files:
                 yield from _fetch(session, source, file, folder, *facts[file])
     except requests.RequestException as error:
@@ -250,6 +251,6 @@ def _download_once(session: requests.Session, url: str, part: Path, size: int) -
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
+        while piece := file.read(_HASHED_AT_ONCE):
             digest.update(piece)
     return digest.hexdigest()

@@ -146,9 +146,7 @@ def parse_chat(body: dict[str, Any]) -> ChatRequest:
         raise bad_request("model is required")
     if body.get("tools"):
         raise bad_request(f'"{body["model"]}" does not support tools')
-    messages = body.get("messages") or []
-    if not isinstance(messages, list):
-        raise bad_request("messages must be a list of messages")
+    messages = _list(body, "messages")
     return _request(body, tuple(_message(message) for message in messages))
 
 
@@ -167,7 +165,8 @@ def parse_generate(body: dict[str, Any]) -> ChatRequest:
 
 
 def _request(body: dict[str, Any], messages: tuple[Message, ...]) -> ChatRequest:
-    options = body.get("options") or {}
+    options = body.get("options")
+    options = {} if options is None else options
     if not isinstance(options, dict):
         raise bad_request("options must be an object")
     stream = body.get("stream")
@@ -227,19 +226,23 @@ def _text(body: dict[str, Any], key: str) -> str:
     return value or ""
 
 
+def _list(body: dict[str, Any], key: str) -> list[Any]:
+    value = body.get(key)
+    if value is not None and not isinstance(value, list):
+        raise bad_request(f"{key} must be a list")
+    return value or []
+
+
 def _message(message: Any) -> Message:
     if not isinstance(message, dict):
         raise bad_request("each message must be an object")
     role = _text(message, "role")
     if role not in ROLES:
         raise bad_request(f"invalid role: {role}, must be one of [{' '.join(sorted(ROLES))}]")
-    images = message.get("images") or []
-    if not isinstance(images, list):
-        raise bad_request("images must be a list of base64 strings")
     return Message(
         role=role,
         content=_text(message, "content"),
-        images=tuple(_data_url(image) for image in images),
+        images=tuple(_data_url(image) for image in _list(message, "images")),
     )
 
 
