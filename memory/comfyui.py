@@ -37,4 +37,4 @@ def _manager() -> Any:
 
 
 def _loaded_bytes(manager: Any) -> int:
-    return sum(int(model.model_loaded_memory()) for model in manager.current_loaded_models)
+    return sum(int(patcher.loaded_size()) for patcher in manager.loaded_models() if patcher)

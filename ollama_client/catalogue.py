@@ -47,8 +47,8 @@ class Catalogue:
         now = time.monotonic()
         if now - self._looked_at > FRESH_S:
             listed = self._start_look()
-            if now - self._failed_at > REST_S:
-                listed.wait(WAIT_S)
+            if now - self._failed_at > REST_S and not listed.wait(WAIT_S):
+                self._failed_at = time.monotonic()  # hangs: who asks next need not wait as well
         return [model.name for model in sorted(self._models, key=lambda m: _rank(m, capability))]
 
     def _start_look(self) -> threading.Event:

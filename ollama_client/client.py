@@ -15,6 +15,7 @@ from .errors import (
     ModelNotFound,
     NoThinking,
     OllamaError,
+    ServerConfigError,
 )
 from .servers import EMBEDDED, Server, find_server
 from .thinking import ThinkSplitter
@@ -137,9 +138,11 @@ class OllamaClient:
         if self.server.url == EMBEDDED:
             from . import embedded
 
-            self.server = Server(
-                name=self.server.name, url=embedded.start_shared(), shares_gpu=False
-            )
+            try:
+                url = embedded.start_shared()
+            except embedded.EngineMissing as error:
+                raise ServerConfigError(str(error)) from error
+            self.server = Server(name=self.server.name, url=url, shares_gpu=False)
         self._transport = Transport(self.server, self.timeouts)
 
     def __enter__(self) -> OllamaClient:

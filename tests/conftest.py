@@ -1,19 +1,57 @@
-"""Load the checkout as the package `image_refinery`, whatever its folder is called.
+"""Load the checkout as the package `image_refinery`, whatever its folder is called, and give every
+test a scripted Ollama (tests/faulty_ollama.py).
 
 The root must never be on sys.path: its `nodes` package would hide ComfyUI's `nodes.py`.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parent.parent
+import pytest
 
-if "image_refinery" not in sys.modules:
-    spec = importlib.util.spec_from_file_location(
-        "image_refinery", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
+if TYPE_CHECKING:
+    from faulty_ollama import FaultyOllama
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+
+
+def _load(name: str, file: Path, folder: Path | None = None) -> None:
+    """Import a file under a name, once."""
+    if name in sys.modules:
+        return
+    places = None if folder is None else [str(folder)]
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=places)
     assert spec is not None and spec.loader is not None
-    package = importlib.util.module_from_spec(spec)
-    sys.modules["image_refinery"] = package
-    spec.loader.exec_module(package)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+_load("image_refinery", ROOT / "__init__.py", ROOT)
+_load("faulty_ollama", TESTS / "faulty_ollama.py")
+
+
+@pytest.fixture
+def make_ollama() -> Iterator[Callable[..., FaultyOllama]]:
+    """Start any number of scripted servers: make_ollama(models, version="0.12.0", ...)."""
+    from faulty_ollama import FaultyOllama
+
+    with ExitStack() as servers:
+
+        def make(*args: Any, **settings: Any) -> FaultyOllama:
+            return servers.enter_context(FaultyOllama(*args, **settings))
+
+        yield make
+
+
+@pytest.fixture
+def ollama(make_ollama: Callable[..., FaultyOllama]) -> FaultyOllama:
+    """A scripted server of the newest release with `llava` (vision) and `llama3.2` (text)."""
+    return make_ollama()

@@ -1,0 +1,114 @@
+"""The command line: image-refinery describe | models | doctor | demo.
+
+Results go to stdout, progress and problems to stderr. Exit codes: 0 all went well; 1 something
+failed, and stderr says what; 2 the arguments cannot be used; 130 cancelled with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+from .ollama_client.errors import Cancelled, OllamaError
+
+FAILED, CANCELLED = 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s"
+    )
+    try:
+        return options.run(options)
+    except Cancelled:
+        print("Cancelled.", file=sys.stderr)
+        return CANCELLED
+    except OllamaError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:
+        return FAILED  # the reader of stdout has gone, as with `| head`
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="image-refinery", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what memory is freed")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_describe(commands)
+    _add_models(commands)
+    doctor = commands.add_parser("doctor", help="what is installed, what is missing, what to do")
+    doctor.set_defaults(run=_doctor)
+    demo = commands.add_parser("demo", help="describe and rewrite a picture with the best there is")
+    demo.add_argument("image", nargs="?", type=Path, help="default: the example scene")
+    demo.add_argument("-o", "--output", type=Path, default=Path("demo-output"), metavar="DIR")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_describe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    describe = commands.add_parser("describe", help="describe images, and rewrite the descriptions")
+    describe.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    describe.add_argument(
+        "--instructions", default="", metavar="TEXT", help="rewrite the description by these"
+    )
+    describe.add_argument("--vision-model", metavar="NAME", help="default: one that is installed")
+    describe.add_argument("--text-model", metavar="NAME", help="default: one that is installed")
+    describe.add_argument(
+        "--vision-prompt", default="", metavar="TEXT", help="ask this of the vision model"
+    )
+    describe.add_argument("--server", default="default", help="a name in image-refinery.toml")
+    describe.add_argument("--seed", type=int, default=0)
+    describe.add_argument(
+        "--keep-loaded-minutes", type=float, default=0.0, metavar="N", help="default 0: unload"
+    )
+    describe.add_argument("--json", action="store_true", help="one JSON object per line and image")
+    describe.set_defaults(run=_describe)
+
+
+def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    models = commands.add_parser("models", help="list the models, or fetch one")
+    models.add_argument(
+        "--pull", metavar="NAME", help="smolvlm: for the embedded engine; else: for Ollama"
+    )
+    models.add_argument("--server", default="default", help="a name in image-refinery.toml")
+    models.set_defaults(run=_models)
+
+
+# The commands are imported when they run: `--help` needs neither requests nor Pillow.
+
+
+def _describe(options: argparse.Namespace) -> int:
+    from .cli.describe import describe
+
+    return describe(options)
+
+
+def _models(options: argparse.Namespace) -> int:
+    from .cli.models import list_models, pull_model
+
+    return pull_model(options.pull, options.server) if options.pull else list_models(options.server)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .cli.doctor import doctor
+
+    return doctor()
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .cli.demo import demo
+
+    return demo(options.image, options.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of `__main__`, one module each."""

@@ -1,0 +1,101 @@
+"""`image-refinery demo`: a picture to words with the best that this machine has."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..ollama_client import embedded
+from ..ollama_client.client import OllamaClient
+from ..ollama_client.errors import OllamaError, ServerConfigError
+from ..ollama_client.servers import EMBEDDED, Server, find_server
+from ..ollama_client.stages import Outcome
+from .describe import make_job, run_on_files, source
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "scene.png"
+INSTRUCTIONS = "Rewrite this description as one vivid sentence of a story."
+
+_WIDTH_PX = 1100
+_MARGIN_PX = 24
+_PICTURE_PX = 420
+_LINE_CHARACTERS = 62
+
+
+def demo(image: Path | None, output: Path) -> int:
+    """Describe and rewrite one picture; leave demo.png and demo.txt in `output`."""
+    path = image or EXAMPLE
+    picture = source(path)()
+    with _best_client() as client:
+        job = make_job(client, instructions=INSTRUCTIONS)
+        (result,) = run_on_files(client, [path], job)
+    assert job.text is not None
+    texts = [
+        (f"Description, by {job.vision.model}", result.description),
+        (f"Rewritten by {job.text.model}", result.refined or result.description),
+    ]
+    output.mkdir(parents=True, exist_ok=True)
+    lines = [f"{heading}:\n{_words(outcome)}\n" for heading, outcome in texts]
+    (output / "demo.txt").write_text(
+        "\n".join([f"Instructions: {INSTRUCTIONS}\n", *lines]), "utf-8"
+    )
+    _draw(picture, texts).save(output / "demo.png")
+    print("\n".join(lines))
+    print(f"Written: {output / 'demo.png'} and {output / 'demo.txt'}")
+    return 1 if any(isinstance(outcome, OllamaError) for _, outcome in texts) else 0
+
+
+def _best_client() -> OllamaClient:
+    """Ollama where one answers and has a model that can see, else the embedded engine."""
+    try:
+        client = OllamaClient(find_server())
+        models = [client.with_capabilities(model) for model in client.models()]
+        if any(not model.lacks("vision") for model in models):
+            kind = "The embedded engine" if find_server().url == EMBEDDED else "Ollama"
+            print(f"{kind} answers at {client.url}.", file=sys.stderr)
+            return client
+        reason = f"Ollama at {client.url} has no model that can see (ollama pull llava)."
+        client.close()
+    except OllamaError as error:
+        reason = str(error)
+    if not embedded.available():
+        raise ServerConfigError(f"{reason} {embedded.why_unavailable()}")
+    print(
+        f"{reason}\nSo the embedded engine is used, with stand-ins: a toy that sees drawn shapes "
+        "only, and a small text model.\nFor real models: install Ollama, then run `ollama pull "
+        "llava` and `ollama pull llama3.2`; or `image-refinery models --pull smolvlm`.",
+        file=sys.stderr,
+    )
+    return OllamaClient(Server(url=EMBEDDED))
+
+
+def _words(outcome: Outcome) -> str:
+    return f"Error: {outcome}" if isinstance(outcome, OllamaError) else outcome.text
+
+
+def _draw(picture: Image.Image, texts: list[tuple[str, Outcome]]) -> Image.Image:
+    """The picture on the left, the texts beside it."""
+    small = picture.convert("RGB")
+    small.thumbnail((_PICTURE_PX, _PICTURE_PX))
+    heading_font, text_font = ImageFont.load_default(20), ImageFont.load_default(17)
+    x, y = _PICTURE_PX + 2 * _MARGIN_PX, _MARGIN_PX
+    pieces: list[tuple[int, str, ImageFont.FreeTypeFont | ImageFont.ImageFont, str]] = []
+    for heading, outcome in texts:
+        body = "\n".join(
+            textwrap.fill(line, _LINE_CHARACTERS) for line in _words(outcome).splitlines()
+        )
+        for words, font, colour in (
+            (heading, heading_font, "#2a6f97"),
+            (body, text_font, "#222222"),
+        ):
+            pieces.append((y, words, font, colour))
+            y += round(sum(font.getbbox("Ag")[3] * 1.35 for _ in words.splitlines())) + 10
+        y += 16
+    sheet = Image.new("RGB", (_WIDTH_PX, max(y, small.height + 2 * _MARGIN_PX)), "white")
+    sheet.paste(small, (_MARGIN_PX, _MARGIN_PX))
+    draw = ImageDraw.Draw(sheet)
+    for top, words, font, colour in pieces:
+        draw.multiline_text((x, top), words, fill=colour, font=font, spacing=6)
+    return sheet

@@ -1,0 +1,152 @@
+"""`image-refinery describe`: what the node LLM Image Refine does, for files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .. import memory
+from ..ollama_client.client import Model, OllamaClient, same_model
+from ..ollama_client.errors import ModelNotFound, OllamaError, UnusableImage
+from ..ollama_client.options import StageOptions, text_options, vision_options
+from ..ollama_client.servers import find_server
+from ..ollama_client.stages import Job, Outcome, Result, Stage, run
+from .progress import watching
+
+USUAL_MODELS = {"vision": "llava", "completion": "llama3.2"}
+_VISION_SAMPLING = {"temperature": 0.3, "top_p": 0.95, "top_k": 40}
+_TEXT_SAMPLING = {"temperature": 0.7, "top_p": 0.95, "top_k": 40}
+
+
+def describe(options: argparse.Namespace) -> int:
+    """Describe and rewrite `options.images`; 0 if every one went well, else 1."""
+    with OllamaClient(find_server(options.server)) as client:
+        job = make_job(
+            client,
+            vision_model=options.vision_model,
+            text_model=options.text_model,
+            instructions=options.instructions,
+            vision_prompt=options.vision_prompt,
+            seed=options.seed,
+            keep_loaded_s=60.0 * options.keep_loaded_minutes,
+        )
+        results = run_on_files(client, options.images, job)
+    for path, result in zip(options.images, results, strict=True):
+        if options.json:
+            print(json.dumps(_as_json(path, result, job), ensure_ascii=False))
+        else:
+            _print_texts(path, result, heading=len(options.images) > 1)
+    return 1 if any(_failed(result) for result in results) else 0
+
+
+def run_on_files(client: OllamaClient, paths: Sequence[Path], job: Job) -> list[Result]:
+    """Run a job on image files, with progress on stderr."""
+    with watching() as watcher:
+        return run(
+            client,
+            [source(path) for path in paths],
+            job,
+            memory=memory.StageMemory(),
+            watcher=watcher,
+        )
+
+
+def make_job(
+    client: OllamaClient,
+    *,
+    vision_model: str | None = None,
+    text_model: str | None = None,
+    instructions: str = "",
+    vision_prompt: str = "",
+    seed: int = 0,
+    keep_loaded_s: float = 0.0,
+) -> Job:
+    """Return the job with the node's defaults; a model that is not named is chosen."""
+    settings = StageOptions()
+    if not vision_model or (instructions and not text_model):
+        models = [client.with_capabilities(model) for model in client.models()]
+        vision_model = vision_model or choose(models, "vision", client.url)
+        text_model = text_model or (choose(models, "completion", client.url))
+    return Job(
+        vision=Stage(model=vision_model, options=vision_options(_VISION_SAMPLING, seed, settings)),
+        text=Stage(
+            model=text_model or vision_model,
+            options=text_options(_TEXT_SAMPLING, seed, settings),
+        )
+        if instructions
+        else None,
+        instructions=[instructions],
+        custom_prompts=[vision_prompt],
+        keep_loaded_s=keep_loaded_s,
+    )
+
+
+def choose(models: Sequence[Model], capability: str, url: str) -> str:
+    """Return the usual model if it is installed, else the first that can do it.
+
+    Text models come before models that can see as well: they are the better writers for their size.
+
+    Raises:
+        ModelNotFound: none can; the message names the usual one.
+    """
+    able = [model for model in models if not model.lacks(capability)]
+    if not able:
+        raise ModelNotFound(USUAL_MODELS[capability], url)
+    usual = [model for model in able if same_model(model.name, USUAL_MODELS[capability])]
+    plain = [model for model in able if capability == "completion" and model.lacks("vision")]
+    return (usual or plain or able)[0].name
+
+
+def source(path: Path) -> Callable[[], Image.Image]:
+    """Return what opens an image file, upright, when its turn comes."""
+
+    def load() -> Image.Image:
+        try:
+            with Image.open(path) as file:
+                return ImageOps.exif_transpose(file)
+        except FileNotFoundError:
+            raise UnusableImage(f"{path} does not exist.") from None
+        except UnidentifiedImageError:
+            raise UnusableImage(f"{path} is not an image that Pillow can read.") from None
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UnusableImage(f"{path} is damaged or too large ({error}).") from error
+
+    return load
+
+
+def _print_texts(path: Path, result: Result, *, heading: bool) -> None:
+    if heading:
+        print(f"== {path}")
+    _print_outcome(path, result.description)
+    if result.refined is not None and result.refined is not result.description:
+        print()
+        _print_outcome(path, result.refined)
+
+
+def _print_outcome(path: Path, outcome: Outcome) -> None:
+    if isinstance(outcome, OllamaError):
+        print(f"Error: {path}: {outcome}", file=sys.stderr)
+    else:
+        print(outcome.text)
+
+
+def _as_json(path: Path, result: Result, job: Job) -> dict[str, Any]:
+    entry: dict[str, Any] = {"image": str(path), "vision_model": job.vision.model}
+    if job.text is not None:
+        entry["text_model"] = job.text.model
+    for name, outcome in (("description", result.description), ("refined_output", result.refined)):
+        if isinstance(outcome, OllamaError):
+            entry["error"] = str(outcome)
+        elif outcome is not None:
+            entry[name] = outcome.text
+    return entry
+
+
+def _failed(result: Result) -> bool:
+    return any(isinstance(o, OllamaError) for o in (result.description, result.refined))

@@ -1,0 +1,91 @@
+"""`image-refinery models`: list what there is, fetch what is missing."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from ..memory.report import readable
+from ..ollama_client import embedded
+from ..ollama_client.client import OllamaClient
+from ..ollama_client.errors import OllamaError
+from ..ollama_client.servers import find_server
+
+
+def list_models(server: str) -> int:
+    """Print the models of the server and of the embedded engine; 1 when there is none at all."""
+    count = 0
+    try:
+        with OllamaClient(find_server(server)) as client:
+            models = [client.with_capabilities(model) for model in client.models()]
+            print(f"Ollama at {client.url}")
+        for model in models:
+            can = ", ".join(sorted(model.capabilities or ())) or "not known"
+            where = (
+                f"runs on {model.remote_host}" if model.remote_host else readable(model.size_bytes)
+            )
+            print(f"  {model.name:32} {where:>10}  {can}")
+        count += len(models)
+    except OllamaError as error:
+        print(error, file=sys.stderr)
+    print(f"Embedded engine (OLLAMA_BASE_URL=embedded), GGUF files in {embedded.models_folder()}")
+    for model in embedded.Library().models():
+        can = ", ".join(model.capabilities)
+        print(f"  {model.name:32} {readable(model.size):>10}  {can}")
+        count += 1
+    if reason := embedded.why_unavailable():
+        print(reason, file=sys.stderr)
+    return 0 if count else 1
+
+
+def pull_model(name: str, server: str) -> int:
+    """Fetch a model: those that the embedded engine knows for it, any other for Ollama."""
+    if name.partition(":")[0] in {known.partition(":")[0] for known in embedded.PULLABLE}:
+        return _pull_embedded(name)
+    with OllamaClient(find_server(server)) as client, _Bar() as bar:
+        for step in client.pull(name):
+            bar.show(step.status, step.completed_bytes, step.total_bytes)
+    print(f"{name} is installed at {client.url}")
+    return 0
+
+
+def _pull_embedded(name: str) -> int:
+    try:
+        with _Bar() as bar:
+            for step in embedded.pull_steps(name):
+                bar.show(step.status, step.completed, step.total)
+    except embedded.PullError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    print(f"{name} is in {embedded.models_folder()}; use it with OLLAMA_BASE_URL=embedded")
+    return 0
+
+
+class _Bar:
+    """One progress bar per file of a download."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+        self._status = ""
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, status: str, completed: int, total: int) -> None:
+        if status != self._status:
+            self.__exit__()
+            self._status, self._bar = status, None
+            if total:
+                self._bar = tqdm(
+                    total=total, desc=status, unit="B", unit_scale=True, file=sys.stderr
+                )
+            elif status:
+                print(status, file=sys.stderr)
+        if self._bar is not None:
+            self._bar.update(completed - self._bar.n)

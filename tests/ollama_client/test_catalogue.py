@@ -1,0 +1,60 @@
+"""The list of models never makes the page wait."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from image_refinery.ollama_client import Server
+from image_refinery.ollama_client.catalogue import WAIT_S, Catalogue
+
+if TYPE_CHECKING:
+    from faulty_ollama import FaultyOllama
+
+
+def test_models_that_can_come_first(make_ollama: Any) -> None:
+    from faulty_ollama import FakeModel, text_model, vision_model
+
+    ollama = make_ollama([text_model("a"), vision_model("b"), FakeModel("c", ("embedding",))])
+    catalogue = Catalogue(lambda: Server(url=ollama.url))
+    assert catalogue.names("vision") == ["b:latest", "a:latest", "c:latest"]
+    assert catalogue.names("completion") == ["a:latest", "b:latest", "c:latest"]
+
+
+def test_two_hundred_models_of_an_old_server_are_listed_at_once(make_ollama: Any) -> None:
+    from faulty_ollama import text_model
+
+    names = [f"model{index:03}" for index in range(200)]
+    ollama = make_ollama([text_model(name) for name in names], version="0.12.0")
+    catalogue = Catalogue(lambda: Server(url=ollama.url))
+    started = time.monotonic()
+    assert len(catalogue.names("vision")) == 200
+    assert time.monotonic() - started < WAIT_S + 0.1
+
+
+def test_a_model_pulled_a_second_ago_shows(make_ollama: Any) -> None:
+    from faulty_ollama import text_model
+
+    ollama = make_ollama([text_model("old")])
+    catalogue = Catalogue(lambda: Server(url=ollama.url))
+    assert catalogue.names("completion") == ["old:latest"]
+    ollama.models["new:latest"] = text_model("new")
+    time.sleep(1.05)
+    assert catalogue.names("completion") == ["new:latest", "old:latest"]
+
+
+def test_a_server_that_hangs_is_waited_for_once(ollama: FaultyOllama) -> None:
+    ollama.always("tags", "hang")
+    catalogue = Catalogue(lambda: Server(url=ollama.url))
+    started = time.monotonic()
+    for _ in range(20):
+        assert catalogue.names("vision") == []
+    assert time.monotonic() - started < WAIT_S + 0.1
+
+
+def test_a_server_that_is_off_costs_next_to_nothing() -> None:
+    catalogue = Catalogue(lambda: Server(url="http://127.0.0.1:9"))
+    started = time.monotonic()
+    for _ in range(20):
+        assert catalogue.names("vision") == []
+    assert time.monotonic() - started < WAIT_S + 0.1

@@ -1,0 +1,96 @@
+"""Which server is meant: environment, file, this machine."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from image_refinery.ollama_client.errors import ServerConfigError
+from image_refinery.ollama_client.servers import Server, find_server, server_names
+
+CONFIG = """
+default = "studio"
+
+[servers.studio]
+url = "http://192.0.2.7:11434"
+key_env = "STUDIO_KEY"
+
+[servers.cloud]
+url = "https://ollama.com"
+key = "written-down"
+shares_gpu = false
+
+[servers.broken]
+shares_gpu = "maybe"
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "image-refinery.toml"
+    path.write_text(CONFIG, "utf-8")
+    return path
+
+
+def test_without_anything_it_is_this_machine(tmp_path: Path) -> None:
+    server = find_server(config=tmp_path / "none.toml", environ={})
+    assert (server.url, server.api_key) == ("http://127.0.0.1:11434", None)
+    assert server.is_this_machine
+
+
+def test_the_environment_wins_over_the_file(config: Path) -> None:
+    environ = {"OLLAMA_BASE_URL": "http://a:1", "OLLAMA_HOST": "b:2", "OLLAMA_API_KEY": "k"}
+    assert find_server(config=config, environ=environ).url == "http://a:1"
+    assert find_server(config=config, environ=environ).api_key == "k"
+    assert find_server(config=config, environ={"OLLAMA_HOST": "0.0.0.0:7"}).url == (
+        "http://127.0.0.1:7"
+    )
+
+
+def test_names_come_from_the_file(config: Path) -> None:
+    assert server_names(config) == ["default", "broken", "cloud", "studio"]
+    studio = find_server(config=config, environ={"STUDIO_KEY": "from-env"})
+    assert (studio.url, studio.api_key) == ("http://192.0.2.7:11434", "from-env")
+    cloud = find_server("cloud", config=config, environ={"OLLAMA_API_KEY": "another"})
+    assert (cloud.url, cloud.api_key) == ("https://ollama.com:443", "written-down")
+    assert cloud.shares_gpu is False
+    assert "written-down" not in repr(cloud)
+
+
+def test_the_environments_key_does_not_go_to_named_servers(config: Path) -> None:
+    named = find_server("studio", config=config, environ={"OLLAMA_API_KEY": "k"})
+    assert named.api_key is None
+
+
+@pytest.mark.parametrize("name", ["nowhere", "broken", "http://evil.example:80"])
+def test_a_name_that_cannot_be_used_is_one_sentence(config: Path, name: str) -> None:
+    with pytest.raises(ServerConfigError, match=r"image-refinery\.toml"):
+        find_server(name, config=config, environ={})
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "image-refinery.toml"
+    path.write_bytes(b"[servers\xff")
+    with pytest.raises(ServerConfigError, match="Correct or remove"):
+        find_server("x", config=path, environ={})
+    assert server_names(path) == ["default"]
+
+
+def test_a_password_in_a_bad_address_is_not_repeated() -> None:
+    with pytest.raises(ServerConfigError) as caught:
+        find_server(environ={"OLLAMA_BASE_URL": "ftp://me:hidden@box"})
+    assert "hidden" not in str(caught.value)
+
+
+def test_which_machines_are_this_one() -> None:
+    assert Server(url="http://127.0.0.5:1").is_this_machine
+    assert Server(url="http://host.docker.internal:1").is_this_machine
+    assert not Server(url="http://192.0.2.7:1").is_this_machine
+    assert not Server(url="http://name.invalid:1").is_this_machine
+    own = socket.gethostname()
+    try:
+        socket.getaddrinfo(own, None)
+    except OSError:
+        pytest.skip(f"the host's own name {own} does not resolve here")
+    assert Server(url=f"http://{own}:11434").is_this_machine
