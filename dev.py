@@ -128,14 +128,19 @@ def demo(extra: list[str]) -> int:
     return run(SCRIPTS / "image-refinery", "demo", *extra, cwd=None)
 
 
+def pytest_arguments(extra: list[str]) -> list[str]:
+    """What pytest is called with: everything in tests/, unless some of it was named."""
+    # -c makes tests/ pytest's root: with the checkout as root, pytest would import its __init__.py
+    # as a test package.
+    paths = [Path(argument.partition("::")[0]) for argument in extra]
+    chosen = any("tests" in path.parts[:-1] and (ROOT / path).exists() for path in paths)
+    return ["-c", str(ROOT / "tests" / "pytest.ini"), *extra, *([] if chosen else ["tests"])]
+
+
 def test(extra: list[str]) -> int:
     """Run the tests; arguments go to pytest."""
-    # -c makes tests/ pytest's root: with the checkout as root, pytest would import its __init__.py
-    # as a test package. Not `python -m pytest`, which puts the checkout on sys.path.
-    paths = [Path(arg.partition("::")[0]) for arg in extra]
-    chosen = any("tests" in path.parts[:-1] and (ROOT / path).exists() for path in paths)
-    places = [] if chosen else ["tests"]
-    return run(SCRIPTS / "pytest", "-c", ROOT / "tests" / "pytest.ini", *extra, *places)
+    # Not `python -m pytest`, which puts the checkout on sys.path.
+    return run(SCRIPTS / "pytest", *pytest_arguments(extra))
 
 
 def check(extra: list[str]) -> int:

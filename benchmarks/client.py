@@ -22,6 +22,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,23 +45,30 @@ ANSWER = (
     b'{"model":"llava","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant",'
     b'"content":"A lake."},"done":true,"done_reason":"stop","eval_count":3}\n'
 )
-HEADER = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nContent-Length: {}\r\n\r\n"
+REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%b" % (
+    len(ANSWER),
+    ANSWER,
+)
 
 Way = Callable[[Image.Image], int]
 
 
 def serve(listener: socket.socket) -> None:
-    """Answer every request as soon as its body has been read."""
-    reply = HEADER.format(len(ANSWER)).encode() + ANSWER
-    buffer = bytearray(1 << 20)
+    """Answer every request as soon as its body has been read, each connection in a thread."""
     while True:
         connection, _ = listener.accept()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with connection:
-            while (left := body_left(connection)) is not None:
-                while left > 0:
-                    left -= connection.recv_into(buffer, min(left, len(buffer)))
-                connection.sendall(reply)
+        threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+
+def answer(connection: socket.socket) -> None:
+    """Serve one connection until the client closes it."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    buffer = bytearray(1 << 20)
+    with connection:
+        while (left := body_left(connection)) is not None:
+            while left > 0:
+                left -= connection.recv_into(buffer, min(left, len(buffer)))
+            connection.sendall(REPLY)
 
 
 def body_left(connection: socket.socket) -> int | None:
@@ -97,10 +105,10 @@ def our_way(url: str) -> Way:
 
     def ask(picture: Image.Image) -> int:
         encoded = encode_image(picture).base64
-        answer = collect(
+        told = collect(
             client.chat(MODEL, [{"role": "user", "content": PROMPT, "images": [encoded]}])
         )
-        assert answer.text == "A lake."
+        assert told.text == "A lake."
         return len(encoded)
 
     return ask
