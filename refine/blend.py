@@ -29,13 +29,9 @@ def pad(pixels: Tensor, size: Size) -> Tensor:
         # A mirror image can be no larger than the picture, so a thin one takes several rounds.
         down, right = min(size.height - height, height), min(size.width - width, width)
         if down:
-            pixels = torch.cat(
-                [pixels, pixels[..., height - down :, :].flip(-2)], dim=-2
-            )
+            pixels = torch.cat([pixels, pixels[..., height - down :, :].flip(-2)], dim=-2)
         if right:
-            pixels = torch.cat(
-                [pixels, pixels[..., :, width - right :].flip(-1)], dim=-1
-            )
+            pixels = torch.cat([pixels, pixels[..., :, width - right :].flip(-1)], dim=-1)
     return pixels
 
 
@@ -121,9 +117,7 @@ def _fade(box: Box, boxes: list[Box], height: int, width: int) -> Tensor:
 
 def _ramp(start: int, end: int, spans: set[tuple[int, int]], length: int) -> Tensor:
     ramp = torch.ones(end - start)
-    before = max(
-        (other_end for other, other_end in spans if other < start), default=start
-    )
+    before = max((other_end for other, other_end in spans if other < start), default=start)
     after = min((other for other, _ in spans if other > start), default=end)
     if start > 0 and before > start:
         ramp[: before - start] *= _rise(before - start)
@@ -146,9 +140,5 @@ def _blur(pixels: Tensor, sigma: float) -> Tensor:
     kernel = kernel / kernel.sum()
     channels = pixels.shape[1]
     padded = functional.pad(pixels, (reach, reach, reach, reach), mode="replicate")
-    across = functional.conv2d(
-        padded, kernel.expand(channels, 1, 1, -1), groups=channels
-    )
-    return functional.conv2d(
-        across, kernel[:, None].expand(channels, 1, -1, 1), groups=channels
-    )
+    across = functional.conv2d(padded, kernel.expand(channels, 1, 1, -1), groups=channels)
+    return functional.conv2d(across, kernel[:, None].expand(channels, 1, -1, 1), groups=channels)

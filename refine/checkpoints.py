@@ -100,27 +100,19 @@ def read_header(path: Path) -> dict[str, dict]:
             length = struct.unpack("<Q", file.read(8))[0]
             text = file.read(length) if 2 <= length <= _HEADER_LIMIT else b""
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"There is no checkpoint file at {path}: check the path."
-        ) from error
+        raise CheckpointError(f"There is no checkpoint file at {path}: check the path.") from error
     except struct.error as error:
         raise CheckpointError(_damaged(path, f"it holds only {size} bytes")) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}).") from error
     if len(text) < length and 2 <= length <= _HEADER_LIMIT:
-        raise CheckpointError(
-            _damaged(path, f"it ends within its header, after {size} bytes")
-        )
+        raise CheckpointError(_damaged(path, f"it ends within its header, after {size} bytes"))
     try:
         header = json.loads(text)
     except ValueError as error:  # UnicodeDecodeError is one too
         raise CheckpointError(_damaged(path, "it has no safetensors header")) from error
     header.pop("__metadata__", None)
-    expected = (
-        8
-        + length
-        + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    )
+    expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < expected:
         raise CheckpointError(_damaged(path, f"it holds {size} of {expected} bytes"))
     return header
@@ -141,9 +133,7 @@ def _family_of(path: Path, header: dict[str, dict]) -> Family:
         if any(re.search(pattern, name) for name in header):
             raise CheckpointError(_wrong_kind(path, kind))
     prefixes = {
-        prefix
-        for prefix in (_UNET, _VAE, _TEXT)
-        if any(n.startswith(prefix) for n in header)
+        prefix for prefix in (_UNET, _VAE, _TEXT) if any(n.startswith(prefix) for n in header)
     }
     if _UNET not in prefixes:
         kind = "a VAE" if prefixes == {_VAE} else _part_kind(header)
@@ -159,9 +149,7 @@ def _family_of(path: Path, header: dict[str, dict]) -> Family:
     if f"{_TEXT}1.model.token_embedding.weight" not in header:
         return "refiner"
     # SSD-1B is SDXL without, among other blocks, the attention in the middle of the UNet.
-    has_middle_attention = any(
-        name.startswith(f"{_UNET}middle_block.1.") for name in header
-    )
+    has_middle_attention = any(name.startswith(f"{_UNET}middle_block.1.") for name in header)
     return "base" if has_middle_attention else "ssd-1b"
 
 

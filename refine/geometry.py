@@ -88,11 +88,7 @@ def tile_boxes(height: int, width: int) -> list[Box]:
         return [Box(0, 0, height, width)]
     tops, tile_height = _spread(height)
     lefts, tile_width = _spread(width)
-    return [
-        Box(top, left, top + tile_height, left + tile_width)
-        for top in tops
-        for left in lefts
-    ]
+    return [Box(top, left, top + tile_height, left + tile_width) for top in tops for left in lefts]
 
 
 def region_box(marked: Box, height: int, width: int) -> Box:
@@ -123,7 +119,5 @@ def _spread(side: int) -> tuple[list[int], int]:
     count = math.ceil((side - TILE_OVERLAP) / (TILE_SIDE - TILE_OVERLAP))
     length = _round_up(math.ceil((side + (count - 1) * TILE_OVERLAP) / count))
     room = side - length
-    starts = [
-        room * index // (count - 1) // LATENT * LATENT for index in range(count - 1)
-    ]
+    starts = [room * index // (count - 1) // LATENT * LATENT for index in range(count - 1)]
     return [*starts, room], length

@@ -45,9 +45,7 @@ class Source:
 
     rgb: Tensor
     alpha: Tensor | None
-    restore: Callable[
-        [Tensor, Tensor | None, Tensor | None], Image.Image | np.ndarray | Tensor
-    ]
+    restore: Callable[[Tensor, Tensor | None, Tensor | None], Image.Image | np.ndarray | Tensor]
 
     @property
     def composite(self) -> Tensor:
@@ -98,26 +96,18 @@ def read_mask(
     elif isinstance(mask, (np.ndarray, Tensor)):
         values = torch.as_tensor(mask).detach().to("cpu", torch.float32)
     else:
-        raise ImageError(
-            f"A mask is a picture, array or tensor, not {type(mask).__name__}."
-        )
+        raise ImageError(f"A mask is a picture, array or tensor, not {type(mask).__name__}.")
     shape = tuple(values.shape)
     if values.ndim == 4 and shape[-1] == 1:
         values = values[..., 0]
     values = values[None] if values.ndim == 2 else values
-    if (
-        values.ndim != 3
-        or values.shape[0] not in (1, count)
-        or values.shape[1:] != (height, width)
-    ):
+    if values.ndim != 3 or values.shape[0] not in (1, count) or values.shape[1:] != (height, width):
         raise ImageError(
             f"A mask for {count} image(s) of {width} x {height} has the shape ({height}, {width}) "
             f"or ({count}, {height}, {width}), not {shape}."
         )
     if not bool(((values >= 0) & (values <= 1)).all()):
-        raise ImageError(
-            "A mask's values run from 0 (keep) to 1 (refine); this one's do not."
-        )
+        raise ImageError("A mask's values run from 0 (keep) to 1 (refine); this one's do not.")
     return values[:, None].expand(count, 1, height, width)
 
 
@@ -139,9 +129,7 @@ def _from_pil(image: Image.Image) -> Source:
             _put_back(array[None], original[None], kept)
         result = Image.fromarray(array)
         result = result.convert(_BACK_TO.get(image.mode, result.mode))
-        result.info = {
-            k: v for k, v in image.info.items() if k in ("exif", "icc_profile", "dpi")
-        }
+        result.info = {k: v for k, v in image.info.items() if k in ("exif", "icc_profile", "dpi")}
         return result
 
     rgb, alpha = _split(torch.from_numpy(original.astype(np.float32) / 255)[None])
@@ -164,9 +152,7 @@ def _from_array(image: np.ndarray) -> Source:
 
 def _from_tensor(image: Tensor) -> Source:
     if not (image.is_floating_point() or image.dtype == torch.uint8):
-        raise ImageError(
-            _type_message("tensor", str(image.dtype).removeprefix("torch."))
-        )
+        raise ImageError(_type_message("tensor", str(image.dtype).removeprefix("torch.")))
     _check_shape(tuple(image.shape))
     original = (image if image.ndim == 4 else image[None]).detach()
     floats = original.to("cpu", torch.float32)
@@ -182,9 +168,7 @@ def _from_tensor(image: Tensor) -> Source:
             result = torch.from_numpy(_to_bytes(result))
         result = result.to(original.device, original.dtype)
         if result.shape == original.shape:
-            _put_back(
-                result, original, None if kept is None else kept.to(original.device)
-            )
+            _put_back(result, original, None if kept is None else kept.to(original.device))
         return result if image.ndim == 4 else result[0]
 
     rgb, alpha = _split(floats)

@@ -66,21 +66,15 @@ class RefineSettings:
         _check_text("prompt", self.prompt)
         _check_text("negative_prompt", self.negative_prompt)
         _check_number("aesthetic_score", self.aesthetic_score, 0.0, 10.0)
-        _check_number(
-            "negative_aesthetic_score", self.negative_aesthetic_score, 0.0, 10.0
-        )
+        _check_number("negative_aesthetic_score", self.negative_aesthetic_score, 0.0, 10.0)
         _check_whole("seed", self.seed, 0, _MAX_SEED)
         _check_number("guidance_end", self.guidance_end, 0.0, 1.0)
         check_choice("working_size", self.working_size, get_args(WorkingSize))
         check_choice("output_size", self.output_size, get_args(OutputSize))
         if not isinstance(self.keep_colours, bool):
-            raise SettingsError(
-                f"keep_colours is True or False, not {self.keep_colours!r}."
-            )
+            raise SettingsError(f"keep_colours is True or False, not {self.keep_colours!r}.")
         if self.strength > 0 and self.steps == 0:
-            raise SettingsError(
-                _no_step_message(self.num_inference_steps, self.strength)
-            )
+            raise SettingsError(_no_step_message(self.num_inference_steps, self.strength))
 
     @property
     def steps(self) -> int:
@@ -110,17 +104,13 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 def _check_number(name: str, value: object, low: float, high: float) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:  # NaN fails the comparison too
-        raise SettingsError(
-            f"{name} is a number from {low:g} to {high:g}, not {value!r}."
-        )
+        raise SettingsError(f"{name} is a number from {low:g} to {high:g}, not {value!r}.")
 
 
 def _check_whole(name: str, value: object, low: int, high: int) -> None:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if not is_whole or not low <= value <= high:
-        raise SettingsError(
-            f"{name} is a whole number from {low} to {high}, not {value!r}."
-        )
+        raise SettingsError(f"{name} is a whole number from {low} to {high}, not {value!r}.")
 
 
 def _check_text(name: str, value: object) -> None:

@@ -39,9 +39,7 @@ def find_vocabulary(checkpoint: Path, given: Path | None = None) -> Path:
         if place is not None and holds_vocabulary(place):
             return place
         if place is not None and place == given:
-            raise VocabularyError(
-                f"{given} holds no vocab.json and merges.txt: check the folder."
-            )
+            raise VocabularyError(f"{given} holds no vocab.json and merges.txt: check the folder.")
     cached = _hub_copy()
     if cached is not None:
         return cached

@@ -30,9 +30,7 @@ def test_tiles_cut_from_a_picture_join_to_that_picture() -> None:
 
 def test_between_two_different_tiles_there_is_no_step() -> None:
     boxes = tile_boxes(1024, 3072)
-    shades = [
-        torch.full((1, 1, *box.size), index / 3) for index, box in enumerate(boxes)
-    ]
+    shades = [torch.full((1, 1, *box.size), index / 3) for index, box in enumerate(boxes)]
     joined = blend.join_tiles(shades, boxes)
     steepest = (joined[..., 1:] - joined[..., :-1]).abs().max()
     # A cosine over the 128 px overlap between shades 1/3 apart rises by at most pi/2/128/3 a pixel.

@@ -31,17 +31,13 @@ from image_refinery.refine.geometry import (
         (2000, 3000, (2000, 3000)),
     ],
 )
-def test_auto_enlarges_small_pictures_only(
-    height: int, width: int, expected: tuple
-) -> None:
+def test_auto_enlarges_small_pictures_only(height: int, width: int, expected: tuple) -> None:
     assert working_size(height, width, "auto") == expected
     assert working_size(height, width, "as it is") == (height, width)
 
 
 @given(strategies.integers(1, 5000), strategies.integers(1, 5000))
-def test_enlarging_reaches_a_megapixel_and_keeps_proportions(
-    height: int, width: int
-) -> None:
+def test_enlarging_reaches_a_megapixel_and_keeps_proportions(height: int, width: int) -> None:
     size = working_size(height, width, "auto")
     if size == (height, width):
         return
@@ -57,9 +53,7 @@ def test_padding_reaches_the_next_multiple_of_64() -> None:
 
 @settings(max_examples=300)
 @given(strategies.integers(1, 130), strategies.integers(1, 130))
-def test_tiles_cover_everything_overlap_enough_and_fit_the_model(
-    rows: int, columns: int
-) -> None:
+def test_tiles_cover_everything_overlap_enough_and_fit_the_model(rows: int, columns: int) -> None:
     height, width = rows * MULTIPLE, columns * MULTIPLE
     boxes = tile_boxes(height, width)
     if len(boxes) == 1:
@@ -72,14 +66,9 @@ def test_tiles_cover_everything_overlap_enough_and_fit_the_model(
         spans = sorted({(box[start], box[end]) for box in boxes})
         assert spans[0][0] == 0
         assert spans[-1][1] == length
-        assert all(
-            one[1] - other[0] >= TILE_OVERLAP for one, other in zip(spans, spans[1:])
-        )
+        assert all(one[1] - other[0] >= TILE_OVERLAP for one, other in zip(spans, spans[1:]))
         assert all(low % LATENT == 0 for low, _ in spans)
-        assert all(
-            (high - low) % MULTIPLE == 0 and high - low <= TILE_SIDE
-            for low, high in spans
-        )
+        assert all((high - low) % MULTIPLE == 0 and high - low <= TILE_SIDE for low, high in spans)
 
 
 def test_a_photograph_of_six_megapixels_takes_twelve_tiles() -> None:

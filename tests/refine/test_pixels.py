@@ -45,9 +45,7 @@ def _unchanged(image: Image.Image) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5)])
-@pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.float32, torch.float64, torch.uint8]
-)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.uint8])
 def test_a_tensor_survives_with_its_shape_and_dtype(
     channels: int, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
@@ -74,9 +72,7 @@ def test_arrays_read_backwards_are_taken() -> None:
 
 
 def test_kept_pixels_and_alpha_are_the_originals_bit_for_bit() -> None:
-    image = torch.rand(
-        1, 6, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
-    )
+    image = torch.rand(1, 6, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     source = take_apart(image)
     kept = torch.zeros(1, 1, 6, 4, dtype=torch.bool)
     kept[..., :2] = True
@@ -89,9 +85,7 @@ def test_kept_pixels_and_alpha_are_the_originals_bit_for_bit() -> None:
 
 def test_transparent_pixels_stand_on_grey() -> None:
     image = torch.tensor([1.0, 0.0, 0.0, 0.5]).expand(2, 2, 4)
-    assert torch.allclose(
-        take_apart(image).composite[0, :, 0, 0], torch.tensor([0.75, 0.25, 0.25])
-    )
+    assert torch.allclose(take_apart(image).composite[0, :, 0, 0], torch.tensor([0.75, 0.25, 0.25]))
 
 
 @pytest.mark.parametrize(
@@ -109,9 +103,7 @@ def test_transparent_pixels_stand_on_grey() -> None:
         (Image.new("I;16", (8, 8)), "mode I;16"),
     ],
 )
-def test_what_is_no_picture_is_refused_in_one_sentence(
-    image: object, words: str
-) -> None:
+def test_what_is_no_picture_is_refused_in_one_sentence(image: object, words: str) -> None:
     with pytest.raises(ImageError) as caught:
         take_apart(image)
     assert words in str(caught.value)

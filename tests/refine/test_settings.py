@@ -84,26 +84,16 @@ def test_each_bad_value_is_one_sentence(changes: dict, sentence: str) -> None:
     assert str(caught.value) == sentence
 
 
-@pytest.mark.parametrize(
-    ("steps", "strength"), [(20, 0.04), (49, 0.02), (3, 0.3), (1, 0.99)]
-)
-def test_settings_without_a_step_name_a_way_out_that_works(
-    steps: int, strength: float
-) -> None:
+@pytest.mark.parametrize(("steps", "strength"), [(20, 0.04), (49, 0.02), (3, 0.3), (1, 0.99)])
+def test_settings_without_a_step_name_a_way_out_that_works(steps: int, strength: float) -> None:
     with pytest.raises(SettingsError) as caught:
         RefineSettings(num_inference_steps=steps, strength=strength)
     message = str(caught.value)
     assert f"int({steps} x {strength:g}) = 0" in message
     advice = message.partition("raise strength to ")[2].removesuffix(".")
     least_strength, _, least_steps = advice.partition(" or num_inference_steps to ")
-    assert (
-        RefineSettings(num_inference_steps=steps, strength=float(least_strength)).steps
-        == 1
-    )
-    assert (
-        RefineSettings(num_inference_steps=int(least_steps), strength=strength).steps
-        == 1
-    )
+    assert RefineSettings(num_inference_steps=steps, strength=float(least_strength)).steps == 1
+    assert RefineSettings(num_inference_steps=int(least_steps), strength=strength).steps == 1
 
 
 def test_strength_zero_is_allowed_and_runs_nothing() -> None:
@@ -115,9 +105,7 @@ def test_strength_zero_is_allowed_and_runs_nothing() -> None:
     [(1.0, 7.5, 6), (0.5, 7.5, 3), (0.0, 7.5, 0), (1.0, 1.0, 0), (0.1, 7.5, 1)],
 )
 def test_guided_steps(end: float, scale: float, expected: int) -> None:
-    assert (
-        RefineSettings(guidance_end=end, guidance_scale=scale).guided_steps == expected
-    )
+    assert RefineSettings(guidance_end=end, guidance_scale=scale).guided_steps == expected
 
 
 def test_settings_are_frozen_and_keyword_only() -> None:
@@ -130,6 +118,4 @@ def test_settings_are_frozen_and_keyword_only() -> None:
 def test_describe_holds_every_setting() -> None:
     described = RefineSettings(prompt="a cup").describe()
     assert described["prompt"] == "a cup"
-    assert list(described) == [
-        field.name for field in dataclasses.fields(RefineSettings)
-    ]
+    assert list(described) == [field.name for field in dataclasses.fields(RefineSettings)]

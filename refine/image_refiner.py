@@ -1,0 +1,287 @@
+"""ImageRefiner: an image in, a refined image out."""
+
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+
+from .checkpoints import PICKLE_SUFFIXES, read_header
+from .errors import CheckpointError, RefineCancelled, SettingsError
+from .parts import Parts
+from .pixels import Picture
+from .progress import Progress, ProgressCallback
+from .residency import LocalResidency, Residency, ResidencyFactory
+from .settings import MemoryMode, OutputSize, RefineSettings, WorkingSize, check_choice
+
+if TYPE_CHECKING:
+    from .prompts import Conditioning
+    from .stages import Stages
+
+LOG = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "stabilityai/stable-diffusion-xl-refiner-1.0"
+MODEL_VARIABLE = "IMAGE_REFINERY_REFINER"
+"""Names the model where the caller names none: a file, a folder or a hub id."""
+
+
+class ImageRefiner:
+    """Refines images with a checkpoint of the SDXL family.
+
+    Weights are loaded at the first refinement and stay until `close()`; `unload()` frees the
+    device. Usable as a context manager. Calls from several threads wait for one another.
+
+    Args:
+        device: Where to work: "cuda", "cuda:1", "mps", "xpu", "cpu". Without CUDA, "cuda" means
+            the CPU, after one warning.
+        use_fp16: Half precision (on a CPU always full). The VAE works in bf16 or fp32.
+        model: A .safetensors file, a diffusers folder, or a hub id; by default what the
+            environment's IMAGE_REFINERY_REFINER names, else the SDXL refiner 1.0 from the hub.
+        memory_mode: "auto", "gpu", "offload" or "low_vram"; see docs/memory.md.
+        vocabulary: A folder with CLIP's vocab.json and merges.txt, for a single file.
+        local_files_only: Never download.
+        residency: Makes the owner of the weights, for hosts that manage memory themselves;
+            by default `LocalResidency`, which follows `memory_mode`.
+
+    Raises:
+        SettingsError: memory_mode is unknown.
+        CheckpointError: the model is named by a path at which there is nothing.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device = "cuda",
+        use_fp16: bool = True,
+        *,
+        model: str | Path | None = None,
+        memory_mode: MemoryMode = "auto",
+        vocabulary: str | Path | None = None,
+        local_files_only: bool = False,
+        residency: ResidencyFactory | None = None,
+    ) -> None:
+        check_choice("memory_mode", memory_mode, get_args(MemoryMode))
+        self.model = model or os.environ.get(MODEL_VARIABLE) or DEFAULT_MODEL
+        _check_there(self.model)
+        self.device = _usable_device(device)
+        self.use_fp16 = use_fp16
+        self.memory_mode: MemoryMode = memory_mode
+        self._vocabulary = None if vocabulary is None else Path(vocabulary)
+        self._local_files_only = local_files_only
+        self._make_residency = residency
+        self._lock = threading.RLock()
+        self._stages: Stages | None = None
+        self._prompts: dict[tuple[str, str | None], Conditioning] = {}
+
+    def refine(
+        self,
+        image: Picture,
+        strength: float = 0.3,
+        guidance_scale: float = 7.5,
+        num_inference_steps: int = 20,
+        *,
+        mask: Any = None,
+        prompt: str = "",
+        negative_prompt: str = "",
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
+        seed: int = 0,
+        guidance_end: float = 1.0,
+        working_size: WorkingSize = "auto",
+        output_size: OutputSize = "original",
+        keep_colours: bool = True,
+        on_progress: ProgressCallback | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Picture:
+        """Refine one image, or a batch in one array or tensor.
+
+        Args:
+            image: A PIL image; or a numpy array or tensor (H, W, C) or (B, H, W, C), 0 to 1.
+            strength: See RefineSettings, as for all settings that follow.
+            guidance_scale: See RefineSettings.
+            num_inference_steps: See RefineSettings.
+            mask: Refine only where it is above 0; see `refine_batch`.
+            prompt: See RefineSettings.
+            negative_prompt: See RefineSettings.
+            aesthetic_score: See RefineSettings.
+            negative_aesthetic_score: See RefineSettings.
+            seed: See RefineSettings.
+            guidance_end: See RefineSettings.
+            working_size: See RefineSettings.
+            output_size: See RefineSettings.
+            keep_colours: See RefineSettings.
+            on_progress: See `refine_batch`.
+            should_stop: See `refine_batch`.
+
+        Returns:
+            A new image of the same kind, size and transparency (the very same object where
+            strength is 0). The input is never changed.
+
+        Raises:
+            RefineError: one of its children, each with one sentence; see errors.py.
+        """
+        settings = RefineSettings(
+            strength=strength,
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            aesthetic_score=aesthetic_score,
+            negative_aesthetic_score=negative_aesthetic_score,
+            seed=seed,
+            guidance_end=guidance_end,
+            working_size=working_size,
+            output_size=output_size,
+            keep_colours=keep_colours,
+        )
+        return self.refine_batch(
+            [image],
+            settings,
+            masks=None if mask is None else [mask],
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )[0]
+
+    def refine_batch(
+        self,
+        images: Sequence[Picture],
+        settings: RefineSettings | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        masks: Sequence[Any] | None = None,
+        on_progress: ProgressCallback | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Picture]:
+        """Refine several images of any kinds and sizes; image i uses `settings.seed + i`.
+
+        Args:
+            images: As `refine` takes them. An array or tensor with a batch counts as its rows.
+            settings: How to refine them.
+            prompts: One per entry of `images`, in place of `settings.prompt`.
+            masks: One per entry of `images` (None for none): a PIL image's grey value, or an
+                array or tensor (H, W) or (B, H, W), 0 (keep) to 1 (refine). Pixels where it is 0
+                come back bit for bit.
+            on_progress: Called with a Progress at every stage and step. What it raises ends the
+                work and reaches the caller.
+            should_stop: Asked before every layer; True ends the work with RefineCancelled.
+
+        Returns:
+            One image per entry, each of its entry's kind.
+
+        Raises:
+            RefineError: one of its children, each with one sentence; see errors.py.
+        """
+        from .batch import Batch
+
+        settings = settings or RefineSettings()
+        for name, others in (("prompts", prompts), ("masks", masks)):
+            if others is not None and len(others) != len(images):
+                raise SettingsError(f"{len(images)} images came with {len(others)} {name}.")
+        if any(not isinstance(prompt, str) for prompt in prompts or ()):
+            raise SettingsError("A prompt is a text.")
+        if settings.strength == 0:
+            return list(images)
+        batch = Batch(images, settings, prompts, masks)
+        tell = on_progress or _tell_nobody
+        with self._lock:
+            return batch.run(self._ready_stages(tell, should_stop), self._prompts, tell)
+
+    def load(self) -> None:
+        """Load the weights now rather than at the first refinement."""
+        with self._lock:
+            self._ready_stages(_tell_nobody, None)
+
+    def unload(self) -> int:
+        """Free the device and every copy of the weights; return the bytes freed.
+
+        The checkpoint stays mapped from disk, which costs no memory of its own, so that the next
+        refinement opens no file. Safe to call at any time, and twice.
+        """
+        with self._lock:
+            self._prompts.clear()
+            return 0 if self._stages is None else self._stages.residency.release()
+
+    def close(self) -> None:
+        """Unload, and forget the checkpoint; a later refinement would load it again."""
+        with self._lock:
+            self.unload()
+            self._stages = None
+
+    def __enter__(self) -> "ImageRefiner":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ready_stages(
+        self, tell: ProgressCallback, should_stop: Callable[[], bool] | None
+    ) -> "Stages":
+        """Return the stages over the loaded checkpoint, loading it if need be."""
+        check = None if should_stop is None else _stopper(should_stop)
+        if check is not None:
+            check()
+        if self._stages is None:
+            tell(Progress(stage="load"))
+            self._stages = self._load()
+        self._stages.check = check
+        return self._stages
+
+    def _load(self) -> "Stages":
+        from .loading import load_parts
+
+        parts = load_parts(
+            self.model, vocabulary=self._vocabulary, local_files_only=self._local_files_only
+        )
+        parts.choose_dtypes(self.device, self.use_fp16)
+        if parts.advice:
+            LOG.warning("%s", parts.advice)
+        # After the checkpoint, whose loading keeps diffusers quiet while it is first imported.
+        from .stages import Stages
+
+        make = self._make_residency or self._own_residency
+        return Stages(parts, make(parts, self.device))
+
+    def _own_residency(self, parts: Parts, device: torch.device) -> Residency:
+        return LocalResidency(parts, device, self.memory_mode)
+
+
+def _usable_device(device: str | torch.device) -> torch.device:
+    wanted = torch.device(device)
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        warnings.warn(
+            "PyTorch finds no CUDA device, so images are refined on the CPU, which is slow.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return torch.device("cpu")
+    return wanted
+
+
+def _check_there(model: str | Path) -> None:
+    """Find a mistyped path now, before hours of work; a hub id is looked up when it is needed."""
+    path = Path(model).expanduser()
+    if path.suffix.lower() in {".safetensors", *PICKLE_SUFFIXES}:
+        read_header(path)
+    elif isinstance(model, Path) and not path.exists():
+        raise CheckpointError(f"There is no checkpoint at {path}: check the path.")
+
+
+def _stopper(should_stop: Callable[[], bool]) -> Callable[[], None]:
+    def check() -> None:
+        if should_stop():
+            raise RefineCancelled("The refinement was cancelled; nothing is left running.")
+
+    return check
+
+
+def _tell_nobody(_: Progress) -> None:
+    pass

@@ -1,0 +1,309 @@
+"""From a file, a folder or a hub id to parts in memory; local things load with no network.
+
+A single checkpoint file holds weights only. Its JSON ships with this package (configs/), its
+vocabulary is found by vocabulary.py, and a folder of the checkpoint's own name beside it
+overrides both.
+"""
+
+import json
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from .checkpoints import PICKLE_SUFFIXES, CheckpointInfo, read_checkpoint, read_header, stored_dtype
+from .errors import CheckpointError, HubError
+from .parts import Parts
+from .vocabulary import find_vocabulary, holds_vocabulary
+
+LOG = logging.getLogger(__name__)
+
+_CONFIGS = Path(__file__).parent / "configs"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_OVERRIDE_LIMIT = 10_000_000  # JSON and vocabulary files are far smaller, weights far larger
+
+
+def load_parts(
+    model: str | Path, *, vocabulary: Path | None = None, local_files_only: bool = False
+) -> Parts:
+    """Load a checkpoint's parts to where they rest: mapped from disk, in their stored type.
+
+    Args:
+        model: A .safetensors file, a diffusers folder, or a hub id such as "owner/name".
+        vocabulary: A folder with vocab.json and merges.txt, for a single file.
+        local_files_only: Do not download; a hub id must then be in the hub's cache.
+
+    Raises:
+        CheckpointError: there is no such model, it is damaged, or of another kind.
+        VocabularyError: a single file's vocabulary was found nowhere.
+        HubError: a hub id could not be fetched.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _load_folder(path, str(path))
+    if path.suffix.lower() in {".safetensors", *PICKLE_SUFFIXES} or path.is_file():
+        return _load_file(read_checkpoint(path), vocabulary)
+    if _HUB_ID.fullmatch(str(model)):
+        return _load_folder(_fetch(str(model), local_files_only), str(model))
+    raise CheckpointError(
+        f"{model} is no .safetensors file, no diffusers folder and no hub id: check the path."
+    )
+
+
+def shipped_config(name: str) -> dict[str, dict[str, Any]]:
+    """Return the JSON files of a family or variant (of configs/), by path."""
+    config = json.loads((_CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+    like = config.pop("like", None)
+    return merge_configs(shipped_config(like), config) if like else config
+
+
+def merge_configs(
+    base: dict[str, dict[str, Any]], changes: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return the files of `base` with the keys that `changes` names replaced."""
+    names = [*base, *(name for name in changes if name not in base)]
+    return {name: {**base.get(name, {}), **changes.get(name, {})} for name in names}
+
+
+def _load_file(info: CheckpointInfo, vocabulary: Path | None) -> Parts:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="image-refinery-")))
+        _write_description(info, folder, vocabulary)
+        stack.enter_context(_quiet())
+        stack.enter_context(_loading(str(info.path)))
+        pipeline = _pipeline_class().from_single_file(
+            str(info.path),
+            config=str(folder),
+            local_files_only=True,
+            add_watermarker=False,
+            torch_dtype=_torch_dtype(info.dtype),
+            **_tokenizers(folder),
+        )
+        return _take_parts(pipeline, str(info.path), info.advice)
+
+
+def _pipeline_class() -> Any:
+    # Imported late, within _quiet(): without torchvision it prints notes about image processors.
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+    return StableDiffusionXLImg2ImgPipeline
+
+
+def _write_description(info: CheckpointInfo, folder: Path, vocabulary: Path | None) -> None:
+    """Write the folder of JSON and vocabulary that diffusers wants beside a single file."""
+    config = shipped_config(info.family)
+    if info.variant:
+        config = merge_configs(config, shipped_config(info.variant))
+    for name, content in config.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    beside = info.path.with_suffix("")
+    if beside.is_dir():
+        _copy_small_files(beside, folder)
+    tokenizers = [
+        n for n, kind in config["model_index.json"].items() if n.startswith("tokenizer") and kind[0]
+    ]
+    missing = [n for n in tokenizers if not holds_vocabulary(folder / n)]
+    if missing:
+        source = find_vocabulary(info.path, vocabulary)
+        for name in missing:
+            _write_tokenizer(source, folder / name)
+
+
+def _copy_small_files(source: Path, target: Path) -> None:
+    """Copy JSON and vocabulary, not weights, from a folder and the folders in it."""
+    for file in [*source.glob("*"), *source.glob("*/*")]:
+        is_small = file.is_file() and file.stat().st_size < _OVERRIDE_LIMIT
+        if is_small and file.suffix in (".json", ".txt"):
+            place = target / file.relative_to(source)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, place)
+
+
+def _write_tokenizer(vocabulary: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copyfile(vocabulary / name, folder / name)
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        # OpenCLIP, the second encoder, pads with "!"; the first one with its end mark.
+        "pad_token": "!" if folder.name == "tokenizer_2" else "<|endoftext|>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _tokenizers(folder: Path) -> dict[str, Any]:
+    # Loaded here: through the pipeline, diffusers does not pass local_files_only on to them.
+    from transformers import CLIPTokenizer
+
+    names = [name for name in ("tokenizer", "tokenizer_2") if holds_vocabulary(folder / name)]
+    return {n: CLIPTokenizer.from_pretrained(folder / n, local_files_only=True) for n in names}
+
+
+def _load_folder(folder: Path, origin: str) -> Parts:
+    if not (folder / "model_index.json").is_file():
+        raise CheckpointError(
+            f"{folder} is no diffusers folder (it has no model_index.json): "
+            "choose the folder that has one, or a .safetensors file."
+        )
+    weights = sorted((folder / "unet").glob("*.safetensors"))
+    halves = [file for file in weights if ".fp16." in file.name]
+    if not weights:
+        raise CheckpointError(
+            f"{folder} holds no .safetensors weights in its folder unet; pickled weights are "
+            "not loaded: get the model's safetensors files."
+        )
+    chosen = (halves or weights)[0]
+    with _quiet(), _loading(origin):
+        pipeline = _pipeline_class().from_pretrained(
+            str(folder),
+            variant="fp16" if halves else None,
+            use_safetensors=True,
+            local_files_only=True,
+            add_watermarker=False,
+            torch_dtype=_torch_dtype(stored_dtype(read_header(chosen))),
+        )
+    return _take_parts(pipeline, origin, "")
+
+
+def _fetch(repo_id: str, local_files_only: bool) -> Path:
+    """Return the folder of a hub model: from the hub's cache if it is there, else downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    patterns = ["*.json", "*/*.json", "*/*.txt", "*/*.fp16.safetensors"]
+    try:
+        folder = Path(snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True))
+        if any((folder / "unet").glob("*.safetensors")):
+            return folder
+    except LocalEntryNotFoundError:
+        pass
+    if local_files_only:
+        raise HubError(
+            f"{repo_id} is not in the model hub's cache, and downloads are switched off."
+        )
+    LOG.info("Downloading %s from the model hub (once; about 6 GB for the SDXL refiner).", repo_id)
+    try:
+        folder = Path(snapshot_download(repo_id, allow_patterns=patterns))
+        if not any((folder / "unet").glob("*.safetensors")):
+            # No half-precision files: then the full ones.
+            patterns[-1] = "*/*.safetensors"
+            folder = Path(snapshot_download(repo_id, allow_patterns=patterns))
+        return folder
+    except GatedRepoError as error:
+        raise HubError(
+            f"The model hub hands {repo_id} out only to people who accepted its licence: accept "
+            "it on the model's page, log in with `hf auth login`, and try again."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"There is no folder {repo_id} here and no such model on the hub: check the name."
+        ) from error
+    # Without a connection the hub's client raises its own, httpx's or requests' errors, by version.
+    except (HfHubHTTPError, OSError, *_connection_errors()) as error:
+        raise HubError(
+            f"{repo_id} could not be fetched from the model hub ({_first_line(error)}): check the "
+            "connection, or download its .safetensors file elsewhere and name that."
+        ) from error
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    try:
+        import httpx
+    except ImportError:  # huggingface_hub before 1.0 uses requests, whose errors are OSErrors
+        return ()
+    return (httpx.HTTPError,)
+
+
+def _take_parts(pipeline: Any, origin: str, advice: str) -> Parts:
+    if getattr(pipeline.vae.config, "latents_mean", None) is not None:
+        raise CheckpointError(
+            f"{origin} shifts its latents, as Playground 2.5 does: choose another SDXL checkpoint."
+        )
+    parts = Parts(
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        text_encoder=pipeline.text_encoder,
+        text_encoder_2=pipeline.text_encoder_2,
+        tokenizer=pipeline.tokenizer,
+        tokenizer_2=pipeline.tokenizer_2,
+        scheduler=pipeline.scheduler,
+        requires_aesthetics_score=pipeline.config.requires_aesthetics_score,
+        force_zeros_for_empty_prompt=pipeline.config.force_zeros_for_empty_prompt,
+        origin=origin,
+        advice=advice,
+    )
+    for module in parts.modules().values():
+        module.requires_grad_(False).eval()
+    return parts
+
+
+def _torch_dtype(stored: str) -> Any:
+    """Return the type to load as: the stored one, so that weights stay mapped from the file."""
+    import torch
+
+    known = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+    # fp8 and others are for storage only: they are widened once, to fp16.
+    return known.get(stored, torch.float16)
+
+
+@contextmanager
+def _loading(origin: str) -> Iterator[None]:
+    """Turn what diffusers raises for weights that do not fit into one sentence."""
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        NotImplementedError,
+        SafetensorError,
+        SingleFileComponentError,
+    ) as error:
+        raise CheckpointError(
+            f"{origin} could not be loaded as an SDXL checkpoint ({_first_line(error)}): "
+            "download it again, or choose another one."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep diffusers and transformers from printing bars and notes that help nobody here."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    levels = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level, bar in zip(libraries, levels, bars, strict=True):
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,121 @@
+"""The parts of a loaded checkpoint, and how their weights move without being copied back."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PART_NAMES = ("text_encoder", "text_encoder_2", "unet", "vae")
+
+
+@dataclass(kw_only=True)
+class Parts:
+    """A checkpoint of the SDXL family, taken apart.
+
+    Args:
+        unet: diffusers' UNet2DConditionModel.
+        vae: diffusers' AutoencoderKL.
+        text_encoder: The first text encoder; None in a refiner.
+        text_encoder_2: The second text encoder (OpenCLIP's).
+        tokenizer: The first text encoder's tokenizer; None in a refiner.
+        tokenizer_2: The second one's.
+        scheduler: The sampler, as the checkpoint's configuration says.
+        requires_aesthetics_score: True for a refiner.
+        force_zeros_for_empty_prompt: True for SDXL base: no negative prompt means zeros.
+        origin: Where the parts come from, for messages.
+        advice: A sentence on settings that this checkpoint needs, or "".
+    """
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    text_encoder_2: Any
+    tokenizer: Any
+    tokenizer_2: Any
+    scheduler: Any
+    requires_aesthetics_score: bool
+    force_zeros_for_empty_prompt: bool
+    origin: str
+    advice: str = ""
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    """The type in which each part computes, by part name; set by `choose_dtypes`."""
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the parts that have weights, by name (of PART_NAMES)."""
+        named = {name: getattr(self, name) for name in PART_NAMES}
+        return {name: module for name, module in named.items() if module is not None}
+
+    def choose_dtypes(self, device: torch.device, use_fp16: bool) -> None:
+        """Set the type in which each part computes.
+
+        Half precision for everything but the VAE, which overflows in fp16: it computes in bf16
+        where the device has it, else in fp32. A CPU computes in fp32: fp16 is slower there.
+        """
+        half = use_fp16 and device.type != "cpu"
+        self.dtypes = dict.fromkeys(PART_NAMES, torch.float16 if half else torch.float32)
+        self.dtypes["vae"] = torch.bfloat16 if half and has_bf16(device) else torch.float32
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Return the bytes that each part's weights take in the type in which it computes."""
+        return {
+            name: sum(p.numel() for p in module.parameters()) * self.dtypes[name].itemsize
+            for name, module in self.modules().items()
+        }
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Say whether a device computes in bf16 by itself (emulation would be slower than fp32)."""
+    if device.type == "cuda":
+        if torch.version.hip:
+            return torch.cuda.is_bf16_supported()
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "xpu"
+
+
+def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers that a module itself holds, not its children's."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield name, parameter
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            yield name, buffer
+
+
+class Weights:
+    """The weights of one module: where they rest, and their copy where the work is done.
+
+    The resting tensors are usually mapped from the checkpoint file. To free a device they are
+    put back in place: nothing is copied, and the copy on the device is simply dropped.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._resting = [(tensor, tensor.data) for _, tensor in own_tensors(module)]
+
+    def move(self, device: torch.device, dtype: torch.dtype) -> int:
+        """Put copies on a device, floats as `dtype`; return their bytes (0: used as they rest)."""
+        copied = 0
+        # Inside ComfyUI this runs under inference_mode, whose tensors could never rest again.
+        with torch.inference_mode(False):
+            for tensor, resting in self._resting:
+                wanted = dtype if resting.is_floating_point() else resting.dtype
+                moved = resting.to(device, wanted)
+                tensor.data = moved
+                copied += moved.nbytes if moved is not resting else 0
+        return copied
+
+    def rest(self) -> None:
+        """Put the resting tensors back; their copies are dropped."""
+        with torch.inference_mode(False):
+            for tensor, resting in self._resting:
+                tensor.data = resting
+
+    def held_bytes(self) -> int:
+        """Return the bytes of the copies."""
+        return sum(t.nbytes for t, r in self._resting if t.data_ptr() != r.data_ptr())
+
+    def resting_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes that copies of type `dtype` would take."""
+        return sum(resting.numel() for _, resting in self._resting) * dtype.itemsize

@@ -1,0 +1,94 @@
+"""Prompts to conditioning, of any length: 75 tokens at a time."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .parts import Parts
+
+CHUNK = 75
+"""A text encoder reads 77 tokens; two of them mark the beginning and the end."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the UNet is told, by diffusers' names.
+
+    Args:
+        prompt_embeds: (1, 77 n, width).
+        pooled_prompt_embeds: (1, projection width).
+        negative_prompt_embeds: As prompt_embeds; None without guidance.
+        negative_pooled_prompt_embeds: As pooled_prompt_embeds; None without guidance.
+    """
+
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor | None = None
+    negative_pooled_prompt_embeds: Tensor | None = None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor | None]:
+        """Return the tensors by name, moved."""
+        return {
+            name: None if tensor is None else tensor.to(device, dtype)
+            for name, tensor in vars(self).items()
+        }
+
+
+def split_tokens(tokenizer: Any, text: str) -> list[list[int]]:
+    """Return a text's tokens in rows of 77, each with its begin, end and padding.
+
+    A text of up to 75 tokens is one row, exactly what diffusers' own call makes of it; a longer
+    one is not cut off, but continued in further rows.
+    """
+    tokens = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    pieces = [tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK)] or [[]]
+    return [_complete(tokenizer, piece) for piece in pieces]
+
+
+def encode_prompts(
+    parts: Parts, device: torch.device, prompt: str, negative_prompt: str | None
+) -> Conditioning:
+    """Encode a prompt and, if it is not None, a negative prompt; both get the same length.
+
+    An empty negative prompt counts as not given: SDXL base then takes zeros, as diffusers does.
+    The text encoders must be ready on `device`.
+    """
+    pairs = _encoders(parts)
+    rows = [split_tokens(tokenizer, prompt) for tokenizer, _ in pairs]
+    if negative_prompt is None:
+        return Conditioning(*_encode(pairs, rows, device))
+    negative_rows = [split_tokens(tokenizer, negative_prompt) for tokenizer, _ in pairs]
+    length = max(len(some) for some in rows + negative_rows)
+    for (tokenizer, _), *both in zip(pairs, rows, negative_rows, strict=True):
+        for some in both:
+            some += [_complete(tokenizer, [])] * (length - len(some))
+    embeds, pooled = _encode(pairs, rows, device)
+    if not negative_prompt and parts.force_zeros_for_empty_prompt:
+        return Conditioning(embeds, pooled, torch.zeros_like(embeds), torch.zeros_like(pooled))
+    return Conditioning(embeds, pooled, *_encode(pairs, negative_rows, device))
+
+
+def _encoders(parts: Parts) -> list[tuple[Any, Any]]:
+    both = [(parts.tokenizer, parts.text_encoder), (parts.tokenizer_2, parts.text_encoder_2)]
+    return [(tokenizer, encoder) for tokenizer, encoder in both if encoder is not None]
+
+
+def _complete(tokenizer: Any, piece: list[int]) -> list[int]:
+    padding = [tokenizer.pad_token_id] * (CHUNK - len(piece))
+    return [tokenizer.bos_token_id, *piece, tokenizer.eos_token_id, *padding]
+
+
+def _encode(
+    pairs: list[tuple[Any, Any]], rows: list[list[list[int]]], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the embeddings, encoders side by side and rows one after another, and the pooled."""
+    widths = []
+    for (_, encoder), some in zip(pairs, rows, strict=True):
+        # The last but one layer is what SDXL was trained on; the pooled text comes from the
+        # last encoder's first row.
+        output = encoder(torch.tensor(some, device=device), output_hidden_states=True)
+        widths.append(output.hidden_states[-2].flatten(0, 1)[None])
+        pooled = output[0][:1]
+    return torch.cat(widths, dim=-1), pooled

@@ -1,0 +1,197 @@
+"""Who holds the weights, and moves them to the device and away again.
+
+`ImageRefiner` runs its stages through a `Residency` and does not know where weights are. The one
+here, `LocalResidency`, owns them itself; a host with a memory manager of its own (ComfyUI) brings
+another one with the same methods, and the rest of the code stays the same.
+"""
+
+import contextlib
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from .parts import Parts, Weights, own_tensors
+from .settings import MemoryMode
+
+LOG = logging.getLogger(__name__)
+
+LOW_VRAM_BYTES = 3 * 2**29
+"""How much of a streamed part stays on the device in low_vram mode: 1.5 GiB."""
+SPARE_BYTES = 2**29
+"""What `auto` leaves free for the driver's workspace and other programs: 0.5 GiB."""
+
+
+class Residency(Protocol):
+    """Holds a checkpoint's weights.
+
+    Attributes:
+        device: Where the stages run; it does not change.
+    """
+
+    device: torch.device
+
+    def use(self, part: str, working_bytes: int) -> AbstractContextManager[None]:
+        """Make a part ready to run on `device`, in the type `Parts.dtypes` says, for a while.
+
+        Args:
+            part: One of PART_NAMES.
+            working_bytes: Roughly what the stage needs beside the weights.
+        """
+        ...
+
+    def shrink(self) -> bool:
+        """After an out-of-memory error: give up some speed for room; False if nothing is left."""
+        ...
+
+    def release(self) -> int:
+        """Take everything off the device; return the bytes freed. Safe to call at any time."""
+        ...
+
+
+ResidencyFactory = Callable[[Parts, torch.device], Residency]
+
+
+class LocalResidency:
+    """Owns the weights and moves them itself; see docs/memory.md for the modes and their peaks.
+
+    Args:
+        parts: The loaded checkpoint, its dtypes chosen.
+        device: Where the stages run.
+        mode: "gpu" keeps everything on the device, "offload" only the part that works,
+            "low_vram" streams the UNet's layers as well; "auto" looks at the free memory at the
+            start and steps down when memory runs out.
+    """
+
+    def __init__(self, parts: Parts, device: torch.device, mode: MemoryMode = "auto") -> None:
+        self.device = device
+        self.mode: MemoryMode = mode
+        self._is_auto = mode == "auto"
+        self._most_working_bytes = 0
+        self._parts = parts
+        self._weights = {
+            name: [(leaf, Weights(leaf)) for leaf in module.modules() if any(own_tensors(leaf))]
+            for name, module in parts.modules().items()
+        }
+        self._streams: list[torch.utils.hooks.RemovableHandle] = []
+
+    @contextlib.contextmanager
+    def use(self, part: str, working_bytes: int) -> Iterator[None]:
+        """See Residency."""
+        self._most_working_bytes = max(self._most_working_bytes, working_bytes)
+        if self.mode == "auto" and part == "unet":
+            # The VAE has encoded by now, so its hunger, the greatest of all, is known.
+            free = free_bytes(self.device) + self.held_bytes()
+            sizes = self._parts.weight_bytes()
+            self.mode = choose_mode(free, sizes, self._most_working_bytes)
+            LOG.info("Refiner memory mode: %s (%.1f GiB free).", self.mode, free / 2**30)
+        try:
+            self._move_in(part)
+            yield
+        finally:
+            if self.mode != "gpu":
+                self._move_out(part)
+
+    def shrink(self) -> bool:
+        """See Residency."""
+        smaller: dict[MemoryMode, MemoryMode] = {"gpu": "offload", "offload": "low_vram"}
+        next_mode = smaller.get(self.mode, "offload" if self.mode == "auto" else None)
+        self.release()
+        if not self._is_auto or next_mode is None:
+            return False
+        self.mode = next_mode
+        LOG.warning("Out of memory: the refiner goes on in memory mode %s.", self.mode)
+        return True
+
+    def release(self) -> int:
+        """See Residency."""
+        freed = self.held_bytes()
+        for part in self._weights:
+            self._move_out(part)
+        free_cache(self.device)
+        self.mode = "auto" if self._is_auto else self.mode
+        return freed
+
+    def held_bytes(self) -> int:
+        """Return the bytes of the weights' copies, on the device or as another type in RAM."""
+        return sum(w.held_bytes() for leaves in self._weights.values() for _, w in leaves)
+
+    def _move_in(self, part: str) -> None:
+        dtype = self._parts.dtypes[part]
+        # Only the UNet is worth streaming; the VAE asks its own weights for their type.
+        room = LOW_VRAM_BYTES if self.mode == "low_vram" and part == "unet" else None
+        for leaf, weights in self._weights[part]:
+            size = weights.resting_bytes(dtype)
+            if room is not None and size > room:
+                self._stream(leaf, weights, dtype)
+                continue
+            weights.move(self.device, dtype)
+            room = None if room is None else room - size
+
+    def _move_out(self, part: str) -> None:
+        while self._streams:
+            self._streams.pop().remove()
+        for _, weights in self._weights[part]:
+            weights.rest()
+
+    def _stream(self, leaf: nn.Module, weights: Weights, dtype: torch.dtype) -> None:
+        """Let a layer bring its weights for each of its calls, and drop them after it."""
+
+        def bring(*_: object) -> None:
+            weights.move(self.device, dtype)
+
+        def drop(*_: object) -> None:
+            weights.rest()
+
+        self._streams.append(leaf.register_forward_pre_hook(bring))
+        self._streams.append(leaf.register_forward_hook(drop))
+
+
+def choose_mode(free: int, weight_bytes: dict[str, int], working_bytes: int) -> MemoryMode:
+    """Return the fastest memory mode that fits.
+
+    Args:
+        free: Free bytes on the device.
+        weight_bytes: What each part's weights take there.
+        working_bytes: What the hungriest stage needs beside them.
+    """
+    room = free - working_bytes - SPARE_BYTES
+    if room >= sum(weight_bytes.values()):
+        return "gpu"
+    return "offload" if room >= max(weight_bytes.values()) else "low_vram"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how much memory can still be taken on a device (for a CPU: of the machine's RAM)."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + cached
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    if device.type == "xpu":
+        return torch.xpu.mem_get_info(device)[0]
+    import psutil  # accelerate, which diffusers loads with, depends on it
+
+    return psutil.virtual_memory().available
+
+
+def free_cache(device: torch.device) -> None:
+    """Give unused memory back to the device; collect garbage first, or it would still be used."""
+    gc.collect()
+    if device.type in ("cuda", "mps", "xpu"):
+        getattr(torch, device.type).empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an exception means that memory ran out, on whatever device."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text
+    )

@@ -1,0 +1,253 @@
+"""The stages of a refinement, each with only the part that it needs on the device.
+
+text encoders -> VAE encode -> UNet steps -> VAE decode. Run one after another they give the very
+numbers of diffusers' single call, at the memory of the largest stage instead of their sum.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .errors import DeviceMemoryError, NotFiniteError
+from .parts import Parts
+from .pipeline import LatentPipeline, build_pipeline, denoise
+from .prompts import Conditioning, encode_prompts
+from .residency import Residency, free_cache, is_out_of_memory
+from .settings import RefineSettings
+
+LOG = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+# Bytes of activations per pixel of the working picture, computed for the real architecture (see
+# docs/memory.md): the UNet with guidance in fp16, the VAE in two-byte floats.
+UNET_BYTES_PER_PIXEL = 379
+ENCODE_BYTES_PER_PIXEL = 1286
+DECODE_BYTES_PER_PIXEL = 1536
+TEXT_BYTES = 64 * 2**20
+
+VAE_TILES = (None, 512, 256)
+"""The VAE's tile sides in pixels, tried one after another while memory runs out; None: no tiles."""
+
+
+@dataclass
+class Tile:
+    """One piece of work for the model.
+
+    Args:
+        pixels: (1, 3, H, W), 0 to 1; sides are multiples of 64.
+        latent_noise: (1, 4, H / 8, W / 8); what the VAE's posterior is sampled with.
+        start_noise: The same shape; what is added before the first step.
+        generator: For samplers that add noise at every step.
+        latents: Filled by `encode`, replaced by `refine`.
+    """
+
+    pixels: Tensor
+    latent_noise: Tensor
+    start_noise: Tensor
+    generator: torch.Generator
+    latents: Tensor | None = None
+
+
+class Stages:
+    """Runs the stages over a checkpoint's parts.
+
+    Args:
+        parts: The checkpoint, its dtypes chosen.
+        residency: Who moves its weights.
+        check: Called before every layer's work; an exception from it ends the work at once.
+    """
+
+    def __init__(
+        self, parts: Parts, residency: Residency, check: Callable[[], None] | None = None
+    ) -> None:
+        self.parts = parts
+        self.residency = residency
+        self.check = check
+        self._pipeline: LatentPipeline = build_pipeline(parts, residency.device)
+        self._vae_tile: int | None = None
+
+    @torch.no_grad()
+    def encode_prompts(self, prompt: str, negative_prompt: str | None) -> Conditioning:
+        """Encode the prompts; the result rests on the CPU. None: no guidance is wanted."""
+
+        def encode() -> Conditioning:
+            result = encode_prompts(self.parts, self.residency.device, prompt, negative_prompt)
+            return Conditioning(**result.to(torch.device("cpu"), self.parts.dtypes["unet"]))
+
+        # The base model has two encoders; each is small beside the UNet, so both may be there.
+        if self.parts.text_encoder is None:
+            return self._run("text_encoder_2", TEXT_BYTES, encode)
+        return self._run(
+            "text_encoder", TEXT_BYTES, lambda: self._run("text_encoder_2", TEXT_BYTES, encode)
+        )
+
+    @torch.no_grad()
+    def encode(self, tiles: list[Tile], before: Callable[[int], None]) -> None:
+        """Turn the tiles' pixels into latents.
+
+        Args:
+            tiles: Their `latents` are filled.
+            before: Called with each tile's number (from 0) before its turn.
+        """
+        dtype = self.parts.dtypes["vae"]
+
+        def encode_all() -> None:
+            for index, tile in enumerate(tiles):
+                before(index)
+                pixels = tile.pixels.to(self.residency.device, dtype) * 2 - 1
+                posterior = self._with_tiles(lambda p=pixels: self.parts.vae.encode(p)).latent_dist
+                sample = posterior.mean + posterior.std * tile.latent_noise.to(pixels)
+                tile.latents = sample.cpu() * self.parts.vae.config.scaling_factor
+
+        self._run("vae", self._vae_bytes(tiles, ENCODE_BYTES_PER_PIXEL), encode_all)
+
+    @torch.no_grad()
+    def refine(
+        self,
+        tiles: list[Tile],
+        conditionings: list[Conditioning],
+        settings: RefineSettings,
+        on_step: Callable[[int, int, Tensor], None],
+    ) -> None:
+        """Run the UNet's steps over the tiles' latents.
+
+        Args:
+            tiles: Encoded; their `latents` are replaced.
+            conditionings: The prompts of each tile.
+            settings: Strength, steps, guidance, scores.
+            on_step: Called with a tile's number (from 0), the step (from 1; 0 before the first)
+                and the clean latents guessed so far.
+        """
+        dtype = self.parts.dtypes["unet"]
+        device = self.residency.device
+        remaining = list(range(len(tiles)))  # a second try goes on where the first one stopped
+
+        def refine_rest() -> None:
+            while remaining:
+                index = remaining[0]
+                tile = tiles[index]
+                assert tile.latents is not None
+                on_step(index, 0, tile.latents)
+                result = denoise(
+                    self._pipeline,
+                    tile.latents.to(device, dtype),
+                    tile.start_noise.to(device, dtype),
+                    conditionings[index],
+                    settings,
+                    tile.generator,
+                    lambda step, clean, i=index: on_step(i, step, clean),
+                )
+                _require_finite(result, "The UNet", self.parts)
+                tile.latents = result.cpu()
+                remaining.pop(0)
+
+        pixels = max(tile.pixels[0, 0].numel() for tile in tiles)
+        doubled = 2 if dtype == torch.float32 else 1
+        self._run("unet", UNET_BYTES_PER_PIXEL * pixels * doubled, refine_rest)
+
+    @torch.no_grad()
+    def decode(self, tiles: list[Tile], before: Callable[[int], None]) -> list[Tensor]:
+        """Turn the tiles' latents into pixels (1, 3, H, W), 0 to 1, float32, on the CPU."""
+        dtype = self.parts.dtypes["vae"]
+        device = self.residency.device
+
+        def decode_all() -> list[Tensor]:
+            results = []
+            for index, tile in enumerate(tiles):
+                before(index)
+                assert tile.latents is not None
+                latents = tile.latents.to(device, dtype) / self.parts.vae.config.scaling_factor
+                decoded = self._with_tiles(
+                    lambda z=latents: self.parts.vae.decode(z, return_dict=False)[0]
+                )
+                _require_finite(decoded, "The VAE", self.parts)
+                results.append((decoded / 2 + 0.5).clamp(0, 1).to("cpu", torch.float32))
+            return results
+
+        return self._run("vae", self._vae_bytes(tiles, DECODE_BYTES_PER_PIXEL), decode_all)
+
+    def _run(self, part: str, working_bytes: int, work: Callable[[], Result]) -> Result:
+        """Do some work with a part on the device; when memory runs out, with less of it there."""
+        while True:
+            try:
+                with self.residency.use(part, working_bytes), self._checked(part):
+                    return work()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).partition("\n")[0]
+            # Outside the handler: the exception's frames hold tensors until it is left.
+            if not self.residency.shrink():
+                raise DeviceMemoryError(
+                    f"Memory ran out on {self.residency.device} while the refiner's {part} worked "
+                    f"({reason}), although every smaller way was tried: close other programs, "
+                    "choose memory_mode low_vram, or refine a smaller picture."
+                )
+
+    def _with_tiles(self, work: Callable[[], Result]) -> Result:
+        """Run the VAE; when memory runs out, in tiles of its own, which then stay."""
+        while True:
+            _set_vae_tile(self.parts.vae, self._vae_tile)
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                place = VAE_TILES.index(self._vae_tile) + 1
+                if not is_out_of_memory(error) or place == len(VAE_TILES):
+                    raise
+            free_cache(self.residency.device)
+            self._vae_tile = VAE_TILES[place]
+            LOG.warning("Out of memory: the VAE goes on in tiles of %d px.", self._vae_tile)
+
+    def _vae_bytes(self, tiles: list[Tile], bytes_per_pixel: int) -> int:
+        pixels = max(tile.pixels[0, 0].numel() for tile in tiles)
+        return pixels * bytes_per_pixel * (2 if self.parts.dtypes["vae"] == torch.float32 else 1)
+
+    def _checked(self, part: str) -> "_Checked":
+        return _Checked(self.parts.modules()[part], self.check)
+
+
+class _Checked:
+    """Calls `check` before every linear and convolution layer, so that a cancel need not wait.
+
+    One step of the real UNet takes over half a minute on a CPU.
+    """
+
+    def __init__(self, module: torch.nn.Module, check: Callable[[], None] | None) -> None:
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._module = module
+        self._check = check
+
+    def __enter__(self) -> None:
+        check = self._check
+        if check is None:
+            return
+        check()
+        for layer in self._module.modules():
+            if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
+                self._handles.append(layer.register_forward_pre_hook(lambda *_: check()))
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _set_vae_tile(vae: torch.nn.Module, side: int | None) -> None:
+    if side is None:
+        vae.disable_tiling()
+        return
+    vae.enable_tiling()
+    # Without these two, diffusers' tiling does nothing up to 1024 px.
+    vae.tile_sample_min_size = side
+    vae.tile_latent_min_size = side // 8
+
+
+def _require_finite(result: Tensor, who: str, parts: Parts) -> None:
+    if not bool(torch.isfinite(result).all()):
+        raise NotFiniteError(
+            f"{who} of {parts.origin} produced NaN or infinity, which would be a black picture: "
+            "try use_fp16=False, or another copy of the checkpoint."
+        )
