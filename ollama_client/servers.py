@@ -19,11 +19,6 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from .errors import ServerConfigError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 DEFAULT_URL = "http://127.0.0.1:11434"
 DEFAULT_NAME = "default"
 CONFIG_NAME = "image-refinery.toml"
@@ -216,10 +211,15 @@ def config_path() -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    # Imported here: it costs several milliseconds, and most people have no such file.
+    if not path.is_file():
+        return {}
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ServerConfigError(
             f"{path} cannot be read ({error}). Correct or remove the file."
