@@ -1,0 +1,176 @@
+"""The commands as a user types them: output, exit codes, and nothing left loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from image_refinery.__main__ import main
+from PIL import Image
+
+if TYPE_CHECKING:
+    from faulty_ollama import FaultyOllama
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def environment(ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Talk to the scripted server; have no configuration and no embedded models of one's own."""
+    monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("IMAGE_REFINERY_MODELS", str(tmp_path / "gguf"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "a photo.jpg"
+    Image.new("RGB", (400, 300), "teal").save(path)
+    return path
+
+
+def test_describe_prints_the_description_alone(photo: Path, capsys: Any) -> None:
+    assert main(["describe", str(photo)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "A red circle on a white background.\n"
+    assert "describe with llava" in printed.err
+
+
+def test_describe_and_rewrite_as_json_lines(photo: Path, ollama: FaultyOllama, capsys: Any) -> None:
+    assert main(["describe", str(photo), str(photo), "--instructions", "Shorten.", "--json"]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first == second
+    assert first == {
+        "image": str(photo),
+        "vision_model": "llava:latest",
+        "text_model": "llama3.2:latest",
+        "description": "A red circle on a white background.",
+        "refined_output": "A crimson disc floats on snow.",
+    }
+    assert ollama.unloads == {"llava:latest": 1, "llama3.2:latest": 1}
+
+
+def test_bad_files_are_named_and_the_others_go_on(photo: Path, capsys: Any) -> None:
+    cut = photo.with_name("cut.jpg")
+    cut.write_bytes(photo.read_bytes()[:400])
+    text = photo.with_name("text.png")
+    text.write_text("not a picture")
+    gone = photo.with_name("gone.png")
+    assert main(["describe", str(cut), str(text), str(gone), str(photo)]) == 1
+    printed = capsys.readouterr()
+    assert "A red circle" in printed.out
+    for path, words in ((cut, "damaged"), (text, "not an image"), (gone, "does not exist")):
+        assert f"{path}" in printed.err and words in printed.err
+
+
+def test_an_upside_down_photo_is_sent_upright(photo: Path, ollama: FaultyOllama) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to show"
+    with Image.open(photo) as image:
+        image.save(photo, exif=exif)
+    assert main(["describe", str(photo)]) == 0
+    (chat,) = [r for r in ollama.requests if r.kind == "chat"]
+    assert chat.image_sizes == [(300, 400)]
+
+
+def test_a_missing_model_is_one_sentence_and_exit_code_1(photo: Path, capsys: Any) -> None:
+    assert main(["describe", str(photo), "--vision-model", "bakllava"]) == 1
+    assert "ollama pull bakllava" in capsys.readouterr().err
+
+
+def test_wrong_arguments_are_exit_code_2(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["describe"])
+    assert ended.value.code == 2
+    assert "IMAGE" in capsys.readouterr().err
+
+
+def test_no_server_is_one_sentence(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
+    assert main(["describe", str(photo)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("Error: No Ollama server answers") and not printed.out
+
+
+def test_models_lists_what_the_server_has(capsys: Any) -> None:
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert "llava:latest" in printed and "completion, vision" in printed
+
+
+def test_models_pull_fetches_for_ollama(ollama: FaultyOllama, capsys: Any) -> None:
+    assert main(["models", "--pull", "llava"]) == 0
+    assert "llava is installed" in capsys.readouterr().out
+    assert main(["models", "--pull", "no-such-model"]) == 1
+    assert "check the spelling" in capsys.readouterr().err
+
+
+def test_doctor_says_what_is_missing(ollama: FaultyOllama, capsys: Any) -> None:
+    assert main(["doctor"]) == 0
+    assert "vision: llava:latest" in capsys.readouterr().out
+    del ollama.models["llava:latest"]
+    assert main(["doctor"]) == 1
+    assert "ollama pull llava" in capsys.readouterr().out
+
+
+def test_doctor_never_prints_a_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, ollama: FaultyOllama
+) -> None:
+    monkeypatch.setenv("OLLAMA_API_KEY", "very-secret")
+    monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url.replace("//", "//me:hidden@"))
+    main(["doctor"])
+    printed = "".join(capsys.readouterr())
+    assert "OLLAMA_API_KEY is set" in printed
+    assert "very-secret" not in printed and "hidden" not in printed
+
+
+def test_demo_leaves_a_picture_and_a_text(photo: Path, capsys: Any) -> None:
+    assert main(["demo", str(photo)]) == 0
+    output = photo.parent / "demo-output"
+    assert "A crimson disc floats on snow." in (output / "demo.txt").read_text("utf-8")
+    with Image.open(output / "demo.png") as sheet:
+        left = sheet.convert("RGB").getpixel((100, 100))
+        assert left == Image.open(photo).convert("RGB").getpixel((50, 50))
+    assert "A red circle" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process on Windows")
+def test_ctrl_c_stops_the_server_and_unloads(photo: Path, ollama: FaultyOllama) -> None:
+    from faulty_ollama import Reply
+
+    ollama.script("chat", Reply(prompt_s=30.0))
+    code = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('image_refinery', r'{ROOT}/__init__.py', "
+        f"submodule_search_locations=[r'{ROOT}'])\n"
+        "package = sys.modules['image_refinery'] = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(package)\n"
+        "from image_refinery.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "describe", str(photo)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not any(r.kind == "chat" for r in ollama.requests):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert err.endswith("Cancelled.\n") and "Traceback" not in err
+    assert ollama.unloads == {"llava:latest": 1}
+    assert [r.client_closed for r in ollama.requests if r.kind == "chat"] == [True]
