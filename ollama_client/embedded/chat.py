@@ -41,9 +41,10 @@ def chat_body(request: ChatRequest, model: Model) -> dict[str, Any]:
     if "thinking" in model.capabilities:
         # As in Ollama: a model that can think does, unless it is told not to.
         body["reasoning_format"] = "deepseek"
-        body["chat_template_kwargs"] = {"enable_thinking": request.think is not False}
+        settings: dict[str, Any] = {"enable_thinking": request.think is not False}
         if isinstance(request.think, str):
-            body["chat_template_kwargs"]["reasoning_effort"] = request.think
+            settings["reasoning_effort"] = request.think
+        body["chat_template_kwargs"] = settings
     else:
         body["reasoning_format"] = "none"
     return body

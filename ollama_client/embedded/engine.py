@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from http import HTTPStatus
@@ -150,7 +150,7 @@ class Engine:
     @contextlib.contextmanager
     def lease(
         self, model: Model, options: LoadOptions, keep_alive_s: float | None, client: Client
-    ) -> Iterator[Lease]:
+    ) -> Generator[Lease, None, None]:
         """Give the loaded model to one request, loading it first where need be.
 
         Args:
@@ -208,7 +208,7 @@ class Engine:
             client.on_gone(None)
 
     @contextlib.contextmanager
-    def _queued(self) -> Iterator[None]:
+    def _queued(self) -> Generator[None, None, None]:
         if self._waiting >= LONGEST_QUEUE:
             text = "server busy, please try again.  maximum pending requests exceeded"
             raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, text)
@@ -221,7 +221,11 @@ class Engine:
     def _begin_load(
         self, model: Model, num_ctx: int, options: LoadOptions, keep_alive_s: float | None
     ) -> _Slot:
-        worker = Worker(model, num_ctx, options)
+        try:
+            worker = Worker(model, num_ctx, options)
+        except OSError as error:
+            text = f"no process could be started for '{model.name}': {error}"
+            raise ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, text) from error
         keep_alive_s = default_keep_alive_s() if keep_alive_s is None else keep_alive_s
         slot = _Slot(model, num_ctx, options, worker, keep_alive_s)
         self._slots[model.name] = slot

@@ -131,7 +131,7 @@ class _Reader:
         if version not in _VERSIONS:
             raise GgufError(f"its GGUF version is {version}; 2 and 3 can be read")
         tensors, keys = self._scalar(_U64), self._scalar(_U64)
-        metadata = {}
+        metadata: dict[str, Any] = {}
         for _ in range(keys):
             key = self._string()
             metadata[key] = self._value(self._scalar(_U32))

@@ -116,14 +116,12 @@ class Library:
 
     def models(self) -> list[Model]:
         """Return every usable model, sorted by name; unusable files are logged and left out."""
-        models = []
+        models: list[Model] = []
         for name, files in self._candidates().items():
             try:
                 models.append(_describe(name, files))
             except UnreadableModel as error:
-                if str(error) not in self._reported:  # lists are asked for again and again
-                    self._reported.add(str(error))
-                    logger.warning("%s; the model is left out.", error)
+                self._report(f"{error}; the model is left out.")
         return sorted(models, key=lambda model: model.name)
 
     def find(self, name: str) -> Model:
@@ -153,9 +151,19 @@ class Library:
         places = default_places() if self._places is None else self._places
         found: dict[str, _Files] = {}
         for place in places:
-            for files in _scan(place):
+            try:
+                scanned = list(_scan(place))
+            except OSError as error:
+                self._report(f"No models are taken from {place}: {error}")
+                continue
+            for files in scanned:
                 found.setdefault(_name_of(files.path), files)
         return found
+
+    def _report(self, text: str) -> None:
+        if text not in self._reported:  # lists are asked for again and again
+            self._reported.add(text)
+            logger.warning("%s", text)
 
 
 def default_places() -> list[Path]:
@@ -237,7 +245,7 @@ def _group(paths: Iterable[Path], *, lone_projector: bool) -> Iterator[_Files]:
 
 def _projector_of(path: Path, projectors: list[Path], *, lone: bool) -> Path | None:
     base, quantisation = _split_stem(path)
-    own = []
+    own: list[tuple[bool, Path]] = []
     for projector in projectors:
         stem = _PROJECTOR.sub("-", projector.stem.lower()).strip("-._")
         projector_base, projector_quantisation = _split_quantisation(stem)

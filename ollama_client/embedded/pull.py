@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,8 +119,8 @@ def full_name(name: str) -> str:
     return wanted
 
 
-def pull_steps(name: str, *, folder: Path | None = None) -> Iterator[PullStatus]:
-    """Fetch a model and yield what `ollama pull` would say; closing the iterator stops it.
+def pull_steps(name: str, *, folder: Path | None = None) -> Generator[PullStatus, None, None]:
+    """Fetch a model and yield what `ollama pull` would say; closing the generator stops it.
 
     Raises:
         as `pull` does.
@@ -178,9 +178,10 @@ def _file_facts(session: requests.Session, source: Source) -> dict[str, tuple[in
     response = session.get(url, timeout=_TIMEOUT_S)
     response.raise_for_status()
     try:
-        entries = {entry["path"]: entry for entry in response.json()}
+        entries: dict[str, Any] = {entry["path"]: entry for entry in response.json()}
+        hashes: dict[str, Any] = {file: entries[file].get("lfs") or {} for file in source.files}
         return {
-            file: (int(entries[file]["size"]), str((entries[file].get("lfs") or {}).get("oid", "")))
+            file: (int(entries[file]["size"]), str(hashes[file].get("oid", "")))
             for file in source.files
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from datetime import datetime, timezone
 from http import HTTPStatus
@@ -20,6 +20,7 @@ from typing import Any, ClassVar, cast
 from urllib.parse import urlsplit
 
 from .chat import answer_fields, chat_body, check_capabilities
+from .describe import loaded_entry, shown_model, tag_entry, timestamp
 from .engine import ClientGone, Engine, Lease
 from .library import Library, Model, UnknownModel, UnreadableModel
 from .process import WorkerEnded
@@ -156,14 +157,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _route(self, method: str) -> None:
-        if not _is_loopback(self.headers.get("Host"), self.headers.get("Origin")):
-            self.close_connection = True  # its body stays unread
-            self._send(HTTPStatus.FORBIDDEN, b"", _JSON)
-            return
         methods = self._ROUTES.get(urlsplit(self.path).path)
         try:
+            # Read in any case: closing with a body unread would reset the connection, and the
+            # answer with it.
             body = self._read_body()
-            if methods is None:
+            if not _is_loopback(self.headers.get("Host"), self.headers.get("Origin")):
+                self._send(HTTPStatus.FORBIDDEN, b"", _JSON)
+            elif methods is None:
                 self._send(HTTPStatus.NOT_FOUND, b"404 page not found", "text/plain")
             elif method not in methods:
                 self._send(HTTPStatus.METHOD_NOT_ALLOWED, b"405 method not allowed", "text/plain")
@@ -195,22 +196,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json({"version": VERSION})
 
     def _tags(self, body: bytes) -> None:
-        self._send_json({"models": [_tag(model) for model in self._app.library.models()]})
+        self._send_json({"models": [tag_entry(model) for model in self._app.library.models()]})
 
     def _show(self, body: bytes) -> None:
-        self._send_json(_shown(self._app.library.find(_model_name(_json_object(body)))))
+        self._send_json(shown_model(self._app.library.find(_model_name(_json_object(body)))))
 
     def _ps(self, body: bytes) -> None:
-        models = [
-            {
-                **_identity(loaded.model),
-                "size": loaded.size,
-                "expires_at": _timestamp(loaded.expires_at),
-                "size_vram": loaded.size_vram,
-                "context_length": loaded.context_length,
-            }
-            for loaded in self._app.engine.loaded()
-        ]
+        models = [loaded_entry(loaded) for loaded in self._app.engine.loaded()]
         self._send_json({"models": models})
 
     # What takes its time
@@ -241,7 +233,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self._send_json(self._line(request, **empty, done=True, done_reason="load"))
 
     def _talk(self, request: ChatRequest, model: Model, lease: Lease, client: ClientWatch) -> None:
-        text, thinking = [], []
+        text: list[str] = []
+        thinking: list[str] = []
         for line in self._chat_lines(request, model, lease, client):
             if request.stream:
                 self._send_line(line)
@@ -323,7 +316,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _line(self, request: ChatRequest, **fields: Any) -> dict[str, Any]:
         now = datetime.now(timezone.utc)
-        return {"model": request.model, "created_at": _timestamp(now), **fields}
+        return {"model": request.model, "created_at": timestamp(now), **fields}
 
     def _fail(self, error: ApiError) -> None:
         if self._answered:
@@ -411,7 +404,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
         raise bad_request(f"invalid JSON: {error}") from error
     if not isinstance(value, dict):
         raise bad_request("the request body must be a JSON object")
-    return value
+    return cast("dict[str, Any]", value)
 
 
 def _model_name(body: dict[str, Any]) -> str:
@@ -421,43 +414,9 @@ def _model_name(body: dict[str, Any]) -> str:
     return name
 
 
-def _pull_lines(name: str, folder: Path | None) -> Iterator[dict[str, Any]]:
+def _pull_lines(name: str, folder: Path | None) -> Generator[dict[str, Any], None, None]:
     for step in pull_steps(name, folder=folder):
         line: dict[str, Any] = {"status": step.status}
         if step.digest:
             line |= {"digest": step.digest, "total": step.total, "completed": step.completed}
         yield line
-
-
-def _timestamp(when: datetime) -> str:
-    return when.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
-
-
-def _identity(model: Model) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "model": model.name,
-        "size": model.size,
-        "digest": model.digest,
-        "details": model.details,
-    }
-
-
-def _tag(model: Model) -> dict[str, Any]:
-    modified = datetime.fromtimestamp(model.modified, timezone.utc)
-    return {
-        **_identity(model),
-        "modified_at": _timestamp(modified),
-        "capabilities": model.capabilities,
-    }
-
-
-def _shown(model: Model) -> dict[str, Any]:
-    tag = _tag(model)
-    shown = {key: tag[key] for key in ("details", "modified_at", "capabilities")}
-    info = {**model.header.metadata, "general.parameter_count": model.header.parameters}
-    template = info.pop("tokenizer.chat_template", "")
-    shown |= {"parameters": "", "template": template, "model_info": info}
-    if model.projector:
-        shown["projector_info"] = model.projector.metadata
-    return shown

@@ -12,7 +12,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 NUM_CTX_DEFAULT = 4096
 """Ollama's context on a machine with little or no GPU memory."""
@@ -165,10 +165,7 @@ def parse_generate(body: dict[str, Any]) -> ChatRequest:
 
 
 def _request(body: dict[str, Any], messages: tuple[Message, ...]) -> ChatRequest:
-    options = body.get("options")
-    options = {} if options is None else options
-    if not isinstance(options, dict):
-        raise bad_request("options must be an object")
+    options = _object({} if body.get("options") is None else body["options"], "options")
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise bad_request("stream must be true or false")
@@ -230,12 +227,17 @@ def _list(body: dict[str, Any], key: str) -> list[Any]:
     value = body.get(key)
     if value is not None and not isinstance(value, list):
         raise bad_request(f"{key} must be a list")
-    return value or []
+    return cast("list[Any]", value or [])
 
 
-def _message(message: Any) -> Message:
-    if not isinstance(message, dict):
-        raise bad_request("each message must be an object")
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise bad_request(f"{what} must be an object")
+    return cast("dict[str, Any]", value)
+
+
+def _message(value: Any) -> Message:
+    message = _object(value, "each message")
     role = _text(message, "role")
     if role not in ROLES:
         raise bad_request(f"invalid role: {role}, must be one of [{' '.join(sorted(ROLES))}]")
@@ -305,9 +307,12 @@ def _sampling(options: dict[str, Any]) -> dict[str, Any]:
     sampling["max_tokens"] = max(-1, sampling["max_tokens"])  # -2: until the context is full, too
     stop = options.get("stop")
     if stop is not None:
-        if not isinstance(stop, list) or not all(isinstance(item, str) for item in stop):
+        if not isinstance(stop, list):
             raise _wrong_type("stop", "array")
-        sampling["stop"] = [item for item in stop if item]
+        words = cast("list[Any]", stop)
+        if not all(isinstance(word, str) for word in words):
+            raise _wrong_type("stop", "array")
+        sampling["stop"] = [word for word in words if word]
     return sampling
 
 

@@ -11,6 +11,7 @@ stdin closes: then the parent is gone.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -27,8 +28,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
     settings = json.loads(sys.stdin.buffer.readline())
     _die_with_parent_while_loading()
-    import xllamacpp
-
+    # By name: pyright knows neither its stubs (there are none) nor that it is optional.
+    xllamacpp: Any = importlib.import_module("xllamacpp")
     # After the import: on Windows a blocked read of stdin can block the loading of a library.
     threading.Thread(target=_end_when_stdin_closes, daemon=True).start()
     try:
@@ -51,6 +52,7 @@ def _parameters(xllamacpp: Any, settings: dict[str, Any]) -> Any:
     parameters.n_ctx = settings["num_ctx"]
     if settings["num_gpu"] is not None:
         parameters.n_gpu_layers = settings["num_gpu"]
+        parameters.mmproj_use_gpu = settings["num_gpu"] > 0
     if settings["num_batch"] is not None:
         parameters.n_batch = settings["num_batch"]
         parameters.n_ubatch = min(parameters.n_ubatch, settings["num_batch"])

@@ -82,9 +82,12 @@ class Api:
         self.url = server.url
         self._session = requests.Session()
         self._session.trust_env = False
+        self._connections: list[socket.socket] = []
 
     def close(self) -> None:
         self._session.close()
+        for connection in self._connections:
+            connection.close()
 
     def get(self, path: str, **kwargs: Any) -> requests.Response:
         return self._session.get(self.url + path, timeout=60, **kwargs)
@@ -114,10 +117,15 @@ class Api:
         message = {"role": "user", "content": text, **({"images": images} if images else {})}
         return {"model": model, "messages": [message], "options": options, **fields}
 
-    def raw(self, path: str, body: dict[str, Any]) -> socket.socket:
-        """Send a request by hand and return the socket, so that a test can close it any time."""
+    def connect(self) -> socket.socket:
         address = urlsplit(self.url)
         connection = socket.create_connection((address.hostname, address.port), timeout=WAIT_S)
+        self._connections.append(connection)
+        return connection
+
+    def raw(self, path: str, body: dict[str, Any]) -> socket.socket:
+        """Send a request by hand and return the socket, so that a test can close it any time."""
+        connection = self.connect()
         payload = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n"
         connection.sendall(head.encode() + payload)
@@ -159,9 +167,17 @@ def api(models: Path) -> Iterator[Api]:
 
 
 @pytest.fixture
-def make_api() -> type[Api]:
-    """`Api`, for a test that starts its own server."""
-    return Api
+def make_api() -> Iterator[Callable[[EmbeddedServer], Api]]:
+    """make_api(server): one more client, or that of a test's own server."""
+    made: list[Api] = []
+
+    def make(server: EmbeddedServer) -> Api:
+        made.append(Api(server))
+        return made[-1]
+
+    yield make
+    for api in made:
+        api.close()
 
 
 @pytest.fixture(name="until")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -128,6 +129,21 @@ def test_the_first_place_wins(tmp_path: Path, models: Path) -> None:
     library = Library([tmp_path / "missing", tmp_path / "one", tmp_path / "two"])
     assert library.find("a").path.parent.name == "one"
     assert len(library.models()) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
+def test_a_folder_that_cannot_be_read_is_left_out(
+    tmp_path: Path, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0)
+    try:
+        if os.access(locked, os.R_OK):
+            pytest.skip("this user reads everything")
+        assert Library([locked, models / "tiny.gguf"]).models()[0].name == "tiny:latest"
+        assert "No models are taken from" in caplog.text
+    finally:
+        locked.chmod(0o700)
 
 
 def test_a_single_file_can_be_a_place(models: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_refinery.ollama_client.embedded import EmbeddedServer, Library
+from image_refinery.ollama_client.embedded import EmbeddedServer, Library, engine
 
 pytestmark = pytest.mark.embedded
 
@@ -225,6 +225,18 @@ def test_a_client_that_leaves_the_queue_is_forgotten(api: Any) -> None:
     assert time.monotonic() - started < SOON_S
 
 
+def test_a_full_queue_says_busy(api: Any, until: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "LONGEST_QUEUE", 1)
+    api.raw("/api/chat", api.body("slow", options={"num_predict": 15000})).recv(4096)
+    api.raw("/api/chat", api.body("slow"))
+    until(lambda: api.server._http.engine._waiting, "one request waits")
+    response = api.post("/api/chat", api.body("slow"))
+    assert response.status_code == 503
+    assert response.json() == {
+        "error": "server busy, please try again.  maximum pending requests exceeded"
+    }
+
+
 def test_an_unload_waits_for_the_running_answer(api: Any, until: Any) -> None:
     body = api.body("slow", options={"num_predict": 60})
     with api.post("/api/chat", body, stream=True) as response:
@@ -235,16 +247,16 @@ def test_an_unload_waits_for_the_running_answer(api: Any, until: Any) -> None:
     until(lambda: not api.ps(), "unloaded")
 
 
-def test_two_requests_for_one_model_wait_for_each_other(api: Any) -> None:
-    answers = []
+def test_two_requests_for_one_model_wait_for_each_other(api: Any, make_api: Any) -> None:
     options = {"temperature": 0, "num_predict": 20}
     expected = api.say("tiny", options=options)
-    threads = [
-        threading.Thread(
-            target=lambda: answers.append(api.__class__(api.server).say("tiny", options=options))
-        )
-        for _ in range(4)
-    ]
+    answers: list[str] = []
+
+    def ask(client: Any) -> None:
+        answers.append(client.say("tiny", options=options))
+
+    clients = [make_api(api.server) for _ in range(4)]
+    threads = [threading.Thread(target=ask, args=(client,)) for client in clients]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -269,7 +281,6 @@ def test_close_ends_everything_even_in_the_middle(models: Path, runs: Any, make_
     assert not any(runs(pid) for pid in pids)
     with pytest.raises(OSError):
         api.raw("/api/version", {}).recv(1)
-    connection.close()
     end = time.monotonic() + SOON_S
     while threading.active_count() > threads and time.monotonic() < end:
         time.sleep(0.01)
@@ -285,7 +296,7 @@ PARENT = """
     package = importlib.util.module_from_spec(spec)
     sys.modules["image_refinery"] = package
     spec.loader.exec_module(package)
-    from image_refinery.ollama_client.embedded import EmbeddedServer, Library
+    from image_refinery.ollama_client.embedded import EmbeddedServer, Library, engine
     assert "xllamacpp" not in sys.modules
     import requests, threading, time
     server = EmbeddedServer(Library([Path(models)]))

@@ -21,6 +21,5 @@ def test_smollm2_says_something_true(make_api: Any) -> None:
         api = make_api(server)
         options = {"num_predict": 24, "temperature": 0, "num_ctx": 1024}
         answer = api.chat("smollm2", question, options=options)
-        api.close()
     assert "Paris" in answer["message"]["content"]
     assert answer["done_reason"] == "stop"

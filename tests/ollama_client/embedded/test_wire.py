@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any
 
 import pytest
@@ -179,6 +180,35 @@ def test_malformed_requests_are_400(body: dict[str, Any]) -> None:
     with pytest.raises(ApiError) as caught:
         parse_chat(body)
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (
+            [
+                "0.00.1 I srv: loading",
+                "0.00.2 E ggml_backend_cpu_alloc: failed to allocate buffer of size 9",
+                "0.00.3 E cmn  common_init_: failed to create context",
+            ],
+            "failed to allocate buffer of size 9",
+        ),
+        (
+            [
+                "0.00.1 E cmn  init: something before",
+                "0.00.2 E llama_model_load: error loading model: unknown model architecture: 'x'",
+            ],
+            "unknown model architecture: 'x'",
+        ),
+        (["/a/ggml.c:5: GGML_ASSERT(a == b) failed"], "GGML_ASSERT(a == b) failed"),
+    ],
+)
+def test_the_reason_of_a_failed_load_is_the_most_telling_line(
+    lines: list[str], reason: str
+) -> None:
+    worker = Worker.__new__(Worker)
+    worker._log = deque(lines)
+    assert worker._reason() == reason
 
 
 def test_memory_is_read_from_llama_cpps_log() -> None:
