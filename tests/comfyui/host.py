@@ -368,9 +368,10 @@ class ComfyHost:
             self._log.close()
             self._log = None
 
-    def restart(self) -> None:
-        """Stop and start with the same folders."""
+    def restart(self, **env: str) -> None:
+        """Stop and start with the same folders, and these variables changed."""
         self.stop()
+        self._env |= env
         self.start()
 
     @property
@@ -411,6 +412,12 @@ class ComfyHost:
         answer = self._session.get(f"{self.url}{path}", timeout=timeout_s)
         answer.raise_for_status()
         return answer.json()
+
+    def get_text(self, path: str) -> str:
+        """The text of a page."""
+        answer = self._session.get(f"{self.url}{path}", timeout=30)
+        answer.raise_for_status()
+        return answer.text
 
     def post(self, path: str, body: Any = None, timeout_s: float = 60.0) -> requests.Response:
         return self._session.post(f"{self.url}{path}", json=body, timeout=timeout_s)
