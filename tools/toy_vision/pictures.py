@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from resize import fitted_size, to_model_square
 from scenes import (
     COLOURS,
+    PLACES,
     SHAPES,
     SIZES,
     TRAINING_SEEDS,
@@ -35,15 +37,18 @@ SHARD = 2000
 SENTENCE = 22
 # The share of a patch that an object's surrounding square must cover for the patch to count as its.
 COVERED = 0.2
+# How many words there are of each kind that `patch_words` gives, "nothing" counted in.
+PATCH_WORDS = (1 + len(COLOURS), 1 + len(SHAPES), 1 + len(SIZES), 1 + len(PLACES), 1 + 3)
 
 
 class Sample(NamedTuple):
-    """One scene: pixels (side, side, 3), ids (SENTENCE,), patch words (patches, 3)."""
+    """One scene: pixels (side, side, 3), ids (SENTENCE,), patch words (patches, 5)."""
 
     pixels: NDArray[np.uint8]
     ids: NDArray[np.int16]
-    mirrored_ids: NDArray[np.int16]
     patches: NDArray[np.int8]
+    mirrored_ids: NDArray[np.int16]
+    mirrored_patches: NDArray[np.int8]
 
 
 def sample(seed: int, shape: Shape) -> Sample:
@@ -53,9 +58,22 @@ def sample(seed: int, shape: Shape) -> Sample:
     return Sample(
         to_model_square(picture, shape.image_size, smooth=seed % 5 != 4),
         sentence_ids(drawing.scene),
-        sentence_ids(mirror(drawing.scene)),
         patch_words(drawing, shape),
+        sentence_ids(mirror(drawing.scene)),
+        patch_words(mirror_drawing(drawing), shape),
     )
+
+
+def mirror_drawing(drawing: Drawing) -> Drawing:
+    """Exchange left and right of a drawing (its pixels are mirrored elsewhere)."""
+    scene = mirror(drawing.scene)
+    standing = {_mirrored_place(PLACES.index(p.object.place)): p for p in drawing.placed}
+    placed = []
+    for o in scene.objects:
+        was = standing[PLACES.index(o.place)]
+        centre = (drawing.width - was.centre[0], was.centre[1])
+        placed.append(replace(was, object=o, centre=centre))
+    return replace(drawing, scene=scene, placed=tuple(placed))
 
 
 def sentence_ids(scene: Scene) -> NDArray[np.int16]:
@@ -67,14 +85,14 @@ def sentence_ids(scene: Scene) -> NDArray[np.int16]:
 
 
 def patch_words(drawing: Drawing, shape: Shape) -> NDArray[np.int8]:
-    """Return for each patch the colour, shape and size of what covers it, 0 for nothing."""
+    """Return for each patch what covers it, 0 for nothing: colour, shape, size, place, order."""
     side, patch = shape.image_size, shape.patch_size
     width, height = fitted_size((drawing.width, drawing.height), side)
     left, top = (side - width) // 2, (side - height) // 2
     starts = np.arange(0, side, patch)
-    words = np.zeros((side // patch, side // patch, 3), np.int8)
+    words = np.zeros((side // patch, side // patch, len(PATCH_WORDS)), np.int8)
     most = np.full((side // patch, side // patch), COVERED)
-    for placed in drawing.placed:
+    for order, placed in enumerate(drawing.placed):
         x = left + placed.centre[0] * width / drawing.width
         y = top + placed.centre[1] * height / drawing.height
         reach = placed.half_width * width / drawing.width
@@ -84,9 +102,16 @@ def patch_words(drawing: Drawing, shape: Shape) -> NDArray[np.int8]:
             1 + list(COLOURS).index(o.colour),
             1 + SHAPES.index(o.shape),
             1 + list(SIZES).index(o.size),
+            1 + PLACES.index(o.place),
+            1 + order,
         )
         most = np.maximum(most, share)
-    return words.reshape(-1, 3)
+    return words.reshape(-1, len(PATCH_WORDS))
+
+
+def _mirrored_place(place: int) -> int:
+    row, column = divmod(place, 3)
+    return 3 * row + 2 - column
 
 
 def draw_shard(folder: Path, first: int, shape: Shape) -> None:

@@ -21,17 +21,16 @@ import torch.nn.functional as F
 import vocabulary
 from model import Shape, ToyVision
 from numpy.typing import NDArray
-from scenes import COLOURS, SHAPES, SIZES
+from pictures import PATCH_WORDS
 from torch import Tensor, nn
 
 BATCH = 64
 # How strongly the patches' words count beside the sentence.
-PATCH_WEIGHT = 0.5
+PATCH_WEIGHT = 0.4
 NO_PICTURE_WEIGHT = 0.02
 AVERAGING = 0.998
 WARM_UP_STEPS = 200
 SAVE_EVERY_S = 60.0
-PATCH_WORDS = (1 + len(COLOURS), 1 + len(SHAPES), 1 + len(SIZES))
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -61,15 +60,12 @@ class Pictures:
         order = self.random.permutation(count)
         for start in range(0, count - BATCH + 1, BATCH):
             picked = [divmod(int(i), size) for i in order[start : start + BATCH]]
-            pixels, patches = self._gather(picked, "pixels"), self._gather(picked, "patches")
-            ids = self._gather(picked, "ids")
             # Half of every batch is seen in a mirror.
-            half = BATCH // 2
-            pixels[:half] = pixels[:half].flip(2)
-            ids[:half] = self._gather(picked[:half], "mirrored_ids")
-            side = math.isqrt(patches.shape[1])
-            patches[:half] = patches[:half].unflatten(1, (side, side)).flip(2).flatten(1, 2)
-            yield pixels, ids.long(), patches.long()
+            as_is, mirrored = picked[: BATCH // 2], picked[BATCH // 2 :]
+            pixels = [self._gather(as_is, "pixels"), self._gather(mirrored, "pixels").flip(2)]
+            ids = [self._gather(as_is, "ids"), self._gather(mirrored, "mirrored_ids")]
+            words = [self._gather(as_is, "patches"), self._gather(mirrored, "mirrored_patches")]
+            yield torch.cat(pixels), torch.cat(ids).long(), torch.cat(words).long()
 
     def _gather(self, picked: list[tuple[int, int]], name: str) -> Tensor:
         return torch.from_numpy(np.stack([self.shards[s][name][i] for s, i in picked]))

@@ -1,0 +1,111 @@
+"""Measure the exported toy vision model through llama.cpp on scenes it has never seen.
+
+    python tools/toy_vision/evaluate.py [--folder FOLDER] [--count 300]
+
+prints, over all objects of the held-out scenes, the share with the right colour and shape, the
+share in the right place, and the share of sentences that are right to the letter; then the same
+with red and blue exchanged in the pictures and with the pictures mirrored, where the first
+respectively the second figure must fall. Needs xllamacpp.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import xllamacpp
+from PIL import Image, ImageOps
+from scenes import HELD_OUT_SEEDS, Scene, describe, draw_scene, score
+
+MODELS = Path(__file__).resolve().parents[2] / "ollama_client" / "embedded" / "models"
+CONTEXT = 512
+ERRORS_ONLY = 1
+
+
+def open_model(folder: Path, threads: int = 1) -> Any:
+    """Load the two files of a folder into llama.cpp."""
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(folder / "toy-vision.gguf")
+    parameters.mmproj.path = str(folder / "mmproj-toy-vision.gguf")
+    parameters.n_ctx = CONTEXT
+    parameters.cpuparams.n_threads = threads
+    parameters.verbosity = ERRORS_ONLY
+    return xllamacpp.Server(parameters)
+
+
+def ask(server: Any, picture: Image.Image | None, words: str = "Describe this image.") -> str:
+    """Return the model's answer to a chat request with one picture, the likeliest words."""
+    parts: list[dict[str, Any]] = [{"type": "text", "text": words}]
+    if picture is not None:
+        parts.append({"type": "image_url", "image_url": {"url": data_url(picture)}})
+    answer = server.handle_chat_completions(
+        {"messages": [{"role": "user", "content": parts}], "temperature": 0, "max_tokens": 64}
+    )
+    return answer["choices"][0]["message"]["content"]
+
+
+def data_url(picture: Image.Image) -> str:
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def swap_red_and_blue(picture: Image.Image) -> Image.Image:
+    red, green, blue = picture.split()
+    return Image.merge("RGB", (blue, green, red))
+
+
+def measure(
+    server: Any,
+    seeds: Iterable[int],
+    change: Callable[[Image.Image], Image.Image],
+    mistakes: bool = False,
+) -> tuple[int, int, float, float, float]:
+    """Return scenes, objects, and the shares right: colour and shape, place, whole sentences."""
+    scores, exact = [], []
+    for seed in seeds:
+        picture, scene = draw_scene(seed)
+        sentence = ask(server, change(picture))
+        scores += score(sentence, scene)
+        exact.append(sentence == describe(scene))
+        if mistakes and not exact[-1]:
+            print(_mistake(seed, sentence, scene))
+    return (
+        len(exact),
+        len(scores),
+        sum(s.colour_and_shape for s in scores) / len(scores),
+        sum(s.place for s in scores) / len(scores),
+        sum(exact) / len(exact),
+    )
+
+
+def _mistake(seed: int, sentence: str, scene: Scene) -> str:
+    return f"seed {seed}\n  said {sentence}\n  true {describe(scene)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=MODELS)
+    parser.add_argument("--count", type=int, default=len(HELD_OUT_SEEDS), help="scenes, from 1")
+    parser.add_argument("--mistakes", action="store_true", help="print each wrong sentence")
+    arguments = parser.parse_args()
+    server = open_model(arguments.folder)
+    print("pictures                scenes  objects  colour and shape  place   whole sentence")
+    for name, change in {
+        "as drawn": lambda picture: picture,
+        "red and blue exchanged": swap_red_and_blue,
+        "mirrored": ImageOps.mirror,
+    }.items():
+        seeds = HELD_OUT_SEEDS[: arguments.count]
+        mistakes = arguments.mistakes and name == "as drawn"
+        scenes, objects, pairs, places, exact = measure(server, seeds, change, mistakes)
+        row = f"{pairs:16.1%}  {places:6.1%}  {exact:14.1%}"
+        print(f"{name:22}  {scenes:6}  {objects:7}  {row}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
