@@ -58,6 +58,11 @@ def say(line: str) -> None:
     print(f"[dev] {line}", file=sys.stderr, flush=True)
 
 
+def script(name: str) -> Path:
+    """A command that pip has installed into .venv; Windows wants its whole name."""
+    return SCRIPTS / (f"{name}.exe" if os.name == "nt" else name)
+
+
 def run(*command: str | Path, cwd: Path | None = ROOT) -> int:
     """Run a command to its end and return its exit code."""
     return subprocess.run([str(part) for part in command], cwd=cwd, check=False).returncode
@@ -125,7 +130,7 @@ def setup(extra: list[str]) -> int:
 def demo(extra: list[str]) -> int:
     """Describe and rewrite a picture with the best models there are: demo [IMAGE]."""
     # Not -m: that would put the root on sys.path. The user's folder stays the current one.
-    return run(SCRIPTS / "image-refinery", "demo", *extra, cwd=None)
+    return run(script("image-refinery"), "demo", *extra, cwd=None)
 
 
 def pytest_arguments(extra: list[str]) -> list[str]:
@@ -140,7 +145,7 @@ def pytest_arguments(extra: list[str]) -> list[str]:
 def test(extra: list[str]) -> int:
     """Run the tests; arguments go to pytest."""
     # Not `python -m pytest`, which puts the checkout on sys.path.
-    return run(SCRIPTS / "pytest", *pytest_arguments(extra))
+    return run(script("pytest"), *pytest_arguments(extra))
 
 
 def check(extra: list[str]) -> int:
@@ -148,11 +153,11 @@ def check(extra: list[str]) -> int:
     fix = "--fix" in extra
     if set(extra) - {"--fix"}:
         raise DevError("check takes no arguments but --fix.")
-    ruff = SCRIPTS / "ruff"
+    ruff = script("ruff")
     codes = [
         run(ruff, "check", *(["--fix"] if fix else [])),
         run(ruff, "format", *([] if fix else ["--check"])),
-        run(SCRIPTS / "pyright", "--pythonpath", PYTHON),
+        run(script("pyright"), "--pythonpath", PYTHON),
     ]
     return max(codes)
 

@@ -248,6 +248,13 @@ FAULTS: dict[str, Reply] = {
             b'{"message":{"content":12,"thinking":false},"response":12,"done":1,"eval_count":"x"}',
         )
     ),
+    # for tags, ps, show and version
+    "wrong_body": Reply(
+        body=b'{"models":[7,{"name":null},{"model":3,"size":"big","details":[],"digest":{}},'
+        b'{"name":"odd","size":-1,"capabilities":"vision","size_vram":"x","context_length":[]}],'
+        b'"version":5,"capabilities":{"vision":true},"model_info":"none","details":7}'
+    ),
+    "wrong_list": Reply(body=b"[]"),
     # statuses
     "bad_request": Reply(status=400, error="invalid character 'x' looking for beginning of value"),
     "context_length": Reply(

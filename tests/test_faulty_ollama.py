@@ -467,13 +467,15 @@ def test_streams_that_break(server: FaultyOllama, name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["tags", "ps", "show", "version"])
 def test_small_answers_can_break_too(server: FaultyOllama, kind: Any) -> None:
-    server.script(kind, "cut_mid_stream", "not_json")
+    server.script(kind, "cut_mid_stream", "not_json", "wrong_body")
     body = {"model": "llava"} if kind == "show" else None
     method = "POST" if kind == "show" else "GET"
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
         requests.request(method, f"{server.url}/api/{kind}", json=body, timeout=5)
     answer = requests.request(method, f"{server.url}/api/{kind}", json=body, timeout=5)
     assert answer.content == b"this is not JSON"
+    answer = requests.request(method, f"{server.url}/api/{kind}", json=body, timeout=5)
+    assert answer.json()["models"][0] == 7
 
 
 def test_streams_that_end_wrongly(server: FaultyOllama) -> None:
