@@ -10,8 +10,7 @@ from comfy_api.latest import io
 from ..ollama_client.images import MAX_SIDE_PX, MIN_SIDE_PX
 from ..ollama_client.options import FREE_MEMORY, THINK_LEVELS, StageOptions
 from . import host
-
-OptionsType = io.Custom("REFINERY_OPTIONS")
+from .stage_inputs import OptionsType
 
 _UNSET = -1
 """A widget cannot be empty, so one value outside each range stands for "not set"."""
