@@ -158,10 +158,13 @@ def test_score_counts_each_object_by_itself(scenes: ModuleType) -> None:
 
     assert flags(scenes.describe(truth)) == [(True, True)] * 3
     # Sizes and backgrounds are not scored.
-    assert flags(
-        "A small red circle at the top left, a large pink star in the centre and "
-        "a small blue square at the bottom right, on a black background."
-    ) == [(True, True)] * 3
+    assert (
+        flags(
+            "A small red circle at the top left, a large pink star in the centre and "
+            "a small blue square at the bottom right, on a black background."
+        )
+        == [(True, True)] * 3
+    )
     # A wrong colour, a wrong place, and an object left out.
     assert flags(
         "A large blue circle at the top left and a medium pink star at the right, "

@@ -28,13 +28,14 @@ ERRORS_ONLY = 1
 
 def open_model(folder: Path, threads: int = 1) -> Any:
     """Load the two files of a folder into llama.cpp."""
-    parameters = xllamacpp.CommonParams()
+    llama: Any = xllamacpp  # its compiled half carries no types
+    parameters = llama.CommonParams()
     parameters.model.path = str(folder / "toy-vision.gguf")
     parameters.mmproj.path = str(folder / "mmproj-toy-vision.gguf")
     parameters.n_ctx = CONTEXT
     parameters.cpuparams.n_threads = threads
     parameters.verbosity = ERRORS_ONLY
-    return xllamacpp.Server(parameters)
+    return llama.Server(parameters)
 
 
 def ask(server: Any, picture: Image.Image | None, words: str = "Describe this image.") -> str:
@@ -88,7 +89,7 @@ def _mistake(seed: int, sentence: str, scene: Scene) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Measure the toy vision model through llama.cpp.")
     parser.add_argument("--folder", type=Path, default=MODELS)
     parser.add_argument("--count", type=int, default=len(HELD_OUT_SEEDS), help="scenes, from 1")
     parser.add_argument("--mistakes", action="store_true", help="print each wrong sentence")

@@ -2,20 +2,23 @@
 
     python tools/toy_vision/export.py CHECKPOINT [--folder FOLDER]
 
-Needs torch and gguf. The files are toy-vision.gguf (the text part, architecture llama) and
-mmproj-toy-vision.gguf (the image tower and projector, architecture clip), in half precision.
+Needs torch, safetensors and gguf. The files are toy-vision.gguf (the text part, architecture
+llama) and mmproj-toy-vision.gguf (image tower and projector, architecture clip), matrices in half
+precision.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
-import torch
 import vocabulary
 from gguf import GGUFWriter, TokenType
 from model import LAYER_NORM_EPS, MEAN, RMS_EPS, ROPE_BASE, STD, Shape, ToyVision
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 MODELS = Path(__file__).resolve().parents[2] / "ollama_client" / "embedded" / "models"
@@ -40,10 +43,14 @@ CHAT_TEMPLATE = (
 
 def load(checkpoint: Path) -> ToyVision:
     """Return the model that a checkpoint of train.py holds (its averaged weights)."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model = ToyVision(Shape(**state["shape"]))
-    model.load_state_dict(state["averaged"])
-    return model.eval()
+    with safe_open(checkpoint, "pt") as file:
+        shape = Shape(**json.loads(file.metadata()["shape"]))
+    model = ToyVision(shape)
+    averaged = "averaged."
+    tensors = load_file(checkpoint).items()
+    kept = {name.removeprefix(averaged): t for name, t in tensors if name.startswith(averaged)}
+    model.load_state_dict(kept)
+    return model
 
 
 def write_text_part(model: ToyVision, path: Path) -> None:
@@ -63,22 +70,23 @@ def write_text_part(model: ToyVision, path: Path) -> None:
     writer.add_rope_freq_base(ROPE_BASE)
     writer.add_vocab_size(vocabulary.SIZE)
     _add_tokenizer(writer)
-    _add(writer, "token_embd.weight", model.embed.weight)
-    _add(writer, "output_norm.weight", model.norm.weight)
-    _add(writer, "output.weight", model.output.weight)
-    for i, block in enumerate(model.text):
-        query, key, value = block.qkv.weight.chunk(3)
-        gate, up = block.gate_up.weight.chunk(2)
+    weights = model.state_dict()
+    _add(writer, "token_embd.weight", weights["embed.weight"])
+    _add(writer, "output_norm.weight", weights["norm.weight"])
+    _add(writer, "output.weight", weights["output.weight"])
+    for i in range(shape.text_layers):
+        query, key, value = weights[f"text.{i}.qkv.weight"].chunk(3)
+        gate, up = weights[f"text.{i}.gate_up.weight"].chunk(2)
         for name, tensor in {
-            "attn_norm": block.attn_norm.weight,
+            "attn_norm": weights[f"text.{i}.attn_norm.weight"],
             "attn_q": query,
             "attn_k": key,
             "attn_v": value,
-            "attn_output": block.out.weight,
-            "ffn_norm": block.ffn_norm.weight,
+            "attn_output": weights[f"text.{i}.out.weight"],
+            "ffn_norm": weights[f"text.{i}.ffn_norm.weight"],
             "ffn_gate": gate,
             "ffn_up": up,
-            "ffn_down": block.down.weight,
+            "ffn_down": weights[f"text.{i}.down.weight"],
         }.items():
             _add(writer, f"blk.{i}.{name}.weight", tensor)
     _finish(writer)
@@ -108,26 +116,30 @@ def write_vision_part(model: ToyVision, path: Path) -> None:
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", LAYER_NORM_EPS)
     writer.add_array("clip.vision.image_mean", [MEAN] * 3)
     writer.add_array("clip.vision.image_std", [STD] * 3)
-    patch = model.patch.weight.view(shape.width, 3, shape.patch_size, shape.patch_size)
-    _add(writer, "v.patch_embd.weight", patch)
-    writer.add_tensor("v.position_embd.weight", _float32(model.position))
-    _add_layer(writer, "v.pre_ln", model.pre_ln)
-    _add_layer(writer, "v.post_ln", model.post_ln)
-    _add_layer(writer, "mm.0", model.project_in)
-    _add_layer(writer, "mm.2", model.project_out)
-    for i, block in enumerate(model.vision):
-        for name, part in {
-            "ln1": block.ln1,
-            "ln2": block.ln2,
-            "attn_out": block.out,
-            "ffn_up": block.up,
-            "ffn_down": block.down,
+    weights = model.state_dict()
+    kernel = (shape.width, 3, shape.patch_size, shape.patch_size)
+    _add(writer, "v.patch_embd.weight", weights["patch.weight"].view(kernel))
+    writer.add_tensor("v.position_embd.weight", _float32(weights["position"]))
+    for name, ours in {
+        "v.pre_ln": "pre_ln",
+        "v.post_ln": "post_ln",
+        "mm.0": "project_in",
+        "mm.2": "project_out",
+    }.items():
+        _add_layer(writer, name, weights, ours)
+    for i in range(shape.vision_layers):
+        for name, ours in {
+            "ln1": "ln1",
+            "ln2": "ln2",
+            "attn_out": "out",
+            "ffn_up": "up",
+            "ffn_down": "down",
         }.items():
-            _add_layer(writer, f"v.blk.{i}.{name}", part)
-        weights, biases = block.qkv.weight.chunk(3), block.qkv.bias.chunk(3)
-        for letter, weight, bias in zip("qkv", weights, biases, strict=True):
-            _add(writer, f"v.blk.{i}.attn_{letter}.weight", weight)
-            _add(writer, f"v.blk.{i}.attn_{letter}.bias", bias)
+            _add_layer(writer, f"v.blk.{i}.{name}", weights, f"vision.{i}.{ours}")
+        for kind in ("weight", "bias"):
+            parts = weights[f"vision.{i}.qkv.{kind}"].chunk(3)
+            for letter, part in zip("qkv", parts, strict=True):
+                _add(writer, f"v.blk.{i}.attn_{letter}.{kind}", part)
     _finish(writer)
 
 
@@ -156,9 +168,9 @@ def _add(writer: GGUFWriter, name: str, tensor: Tensor) -> None:
     writer.add_tensor(name, array.astype(np.float16) if array.ndim > 1 else array)
 
 
-def _add_layer(writer: GGUFWriter, name: str, layer: torch.nn.Linear | torch.nn.LayerNorm) -> None:
-    _add(writer, f"{name}.weight", layer.weight)
-    _add(writer, f"{name}.bias", layer.bias)
+def _add_layer(writer: GGUFWriter, name: str, weights: dict[str, Tensor], ours: str) -> None:
+    for kind in ("weight", "bias"):
+        _add(writer, f"{name}.{kind}", weights[f"{ours}.{kind}"])
 
 
 def _finish(writer: GGUFWriter) -> None:
@@ -169,7 +181,7 @@ def _finish(writer: GGUFWriter) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Write a checkpoint as GGUF files.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--folder", type=Path, default=MODELS)
     arguments = parser.parse_args()

@@ -79,6 +79,9 @@ class TextBlock(nn.Module):
 
 
 class ToyVision(nn.Module):
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, shape: Shape | None = None) -> None:
         super().__init__()
         self.shape = shape = shape or Shape()
@@ -100,7 +103,7 @@ class ToyVision(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def see(self, pixels: Tensor) -> Tensor:
-        """Turn uint8 pictures (batch, height, width, 3) into image tokens (batch, patches, width)."""
+        """Turn uint8 pictures (batch, side, side, 3) into image tokens (batch, patches, width)."""
         x = self.patch(to_patches(pixels, self.shape.patch_size)) + self.position
         x = self.pre_ln(x)
         for block in self.vision:

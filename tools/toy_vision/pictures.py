@@ -122,7 +122,12 @@ def draw_shard(folder: Path, first: int, shape: Shape) -> None:
     samples = [sample(first + i, shape) for i in range(SHARD)]
     unfinished = path.with_suffix(".part.npz")
     np.savez(
-        unfinished, **{name: np.stack([getattr(s, name) for s in samples]) for name in Sample._fields}
+        unfinished,
+        pixels=np.stack([s.pixels for s in samples]),
+        ids=np.stack([s.ids for s in samples]),
+        patches=np.stack([s.patches for s in samples]),
+        mirrored_ids=np.stack([s.mirrored_ids for s in samples]),
+        mirrored_patches=np.stack([s.mirrored_patches for s in samples]),
     )
     unfinished.rename(path)
 
@@ -136,7 +141,7 @@ def _overlap(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Draw training pictures.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--first", type=int, default=TRAINING_SEEDS.start)
     parser.add_argument("--count", type=int, default=60_000)

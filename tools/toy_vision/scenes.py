@@ -13,12 +13,13 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-TRAINING_SEEDS = range(0, 10_000_000)
+TRAINING_SEEDS = range(10_000_000)
 HELD_OUT_SEEDS = range(10_000_000, 10_000_300)
 
 RGB = tuple[int, int, int]
@@ -140,9 +141,7 @@ def draw_scene(
     return picture, drawing.scene
 
 
-def compose(
-    seed: int, size: tuple[int, int] | None = None, objects: int | None = None
-) -> Drawing:
+def compose(seed: int, size: tuple[int, int] | None = None, objects: int | None = None) -> Drawing:
     """Settle what a seed's scene holds and where each shape stands, without painting it."""
     if objects is not None and objects not in (1, 2, 3):
         raise ValueError(f"A scene holds 1, 2 or 3 objects, not {objects}.")
@@ -257,11 +256,13 @@ def _place_words(place: str) -> str:
     return f"{'in' if place == 'centre' else 'at'} the {place}"
 
 
-# The longest words first: "top left" must not be read as "top".
+def _any_of(words: Iterable[str]) -> str:
+    # The longest first: "top left" must not be read as "top".
+    return "(" + "|".join(sorted(words, key=len, reverse=True)) + ")"
+
+
 _OBJECT = re.compile(
-    "[Aa] ({}) ({}) ({}) (?:at|in) the ({})".format(
-        "|".join(SIZES), "|".join(COLOURS), "|".join(SHAPES), "|".join(sorted(PLACES, key=len)[::-1])
-    )
+    f"[Aa] {_any_of(SIZES)} {_any_of(COLOURS)} {_any_of(SHAPES)} (?:at|in) the {_any_of(PLACES)}"
 )
 
 
@@ -321,7 +322,8 @@ def _paint_object(picture: Image.Image, placed: PlacedObject) -> None:
     reach = math.ceil(placed.half_width * 1.2) + 1
     left, top = round(placed.centre[0]) - reach, round(placed.centre[1]) - reach
     middle = ((placed.centre[0] - left), (placed.centre[1] - top))
-    big = Image.new("L", (2 * reach * SUPERSAMPLING,) * 2)
+    side = 2 * reach * SUPERSAMPLING
+    big = Image.new("L", (side, side))
     points = [
         ((middle[0] + x) * SUPERSAMPLING, (middle[1] + y) * SUPERSAMPLING)
         for x, y in _outline(placed.object.shape, placed.half_width, placed.turn)

@@ -2,14 +2,15 @@
 
     python tools/toy_vision/train.py PICTURES CHECKPOINT --minutes 60
 
-saves CHECKPOINT about every minute and carries on from it when it is there. Needs torch. The
-README says how the committed weights were trained.
+saves CHECKPOINT (safetensors) about every minute and carries on from it when it is there. Needs
+torch and safetensors. The README says how the committed weights were trained.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -19,10 +20,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import vocabulary
-from model import Shape, ToyVision
+from model import ToyVision
 from numpy.typing import NDArray
 from pictures import PATCH_WORDS
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 BATCH = 64
 # How strongly the patches' words count beside the sentence.
@@ -31,6 +35,7 @@ NO_PICTURE_WEIGHT = 0.02
 AVERAGING = 0.998
 WARM_UP_STEPS = 200
 SAVE_EVERY_S = 60.0
+REPORT_STEPS = 100
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -74,6 +79,8 @@ class Pictures:
 class Trainee(nn.Module):
     """The model and, for training only, linear heads that name what covers each patch."""
 
+    no_picture: Tensor
+
     def __init__(self, model: ToyVision) -> None:
         super().__init__()
         self.model = model
@@ -116,77 +123,112 @@ def rate_at(step: int, elapsed: float) -> float:
     return warm * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, elapsed))))
 
 
+class Training:
+    """Everything that one training run holds and that a checkpoint keeps."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.rate: float = arguments.rate
+        self.bf16: bool = arguments.bf16
+        self.checkpoint: Path = arguments.checkpoint
+        self.trainee = Trainee(ToyVision())
+        self.averaged = AveragedModel(
+            self.trainee.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING)
+        )
+        self.steppers = optimizers(self.trainee, self.rate)
+        self.parts = {"trainee": self.trainee, "averaged": self.averaged.module}
+        self.step, self.spent_s = 0, 0.0
+        if self.checkpoint.exists():
+            self.step, self.spent_s = restore(self.checkpoint, self.parts, self.steppers)
+        self.run = torch.compile(self.trainee) if arguments.compile else self.trainee
+
+    def learn(self, batch: Batch, elapsed: float) -> Tensor:
+        """Take one step; return the losses on the sentences and on the patches (2,)."""
+        for group in (group for stepper in self.steppers for group in stepper.param_groups):
+            group["lr"] = self.rate * rate_at(self.step, elapsed)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            sentence, seen = self.run(*batch)
+        (sentence + PATCH_WEIGHT * seen).backward()
+        nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
+        for stepper in self.steppers:
+            stepper.step()
+            stepper.zero_grad()
+        self.averaged.update_parameters(self.trainee.model)
+        self.step += 1
+        return torch.stack([sentence.detach(), seen.detach()])
+
+    def save(self) -> None:
+        notes = {
+            "step": str(self.step),
+            "spent_s": str(self.spent_s),
+            "shape": json.dumps(dataclasses.asdict(self.trainee.model.shape)),
+        }
+        save(self.checkpoint, self.parts, self.steppers, notes)
+
+
 def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
-    trainee = Trainee(ToyVision())
-    averaged = torch.optim.swa_utils.AveragedModel(
-        trainee.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGING)
-    )
-    steppers = optimizers(trainee, arguments.rate)
-    step, spent = 0, 0.0
-    if arguments.checkpoint.exists():
-        state = torch.load(arguments.checkpoint, weights_only=True)
-        step, spent = state["step"], state["spent_s"]
-        trainee.load_state_dict(state["trainee"])
-        averaged.module.load_state_dict(state["averaged"])
-        for stepper, kept in zip(steppers, state["steppers"], strict=True):
-            stepper.load_state_dict(kept)
-    pictures = Pictures(arguments.pictures, seed=step)
-    run = torch.compile(trainee) if arguments.compile else trainee
-    started, budget, saved = time.monotonic() - spent, 60 * arguments.minutes, time.monotonic()
-    sums = torch.zeros(2)
-    while True:
+    training = Training(arguments)
+    pictures = Pictures(arguments.pictures, seed=training.step)
+    started, budget_s = time.monotonic() - training.spent_s, 60 * arguments.minutes
+    saved, losses = time.monotonic(), []
+    while training.spent_s < budget_s:
         print(f"{pictures.refresh():,} scenes", flush=True)
         for batch in pictures.epoch():
-            spent = time.monotonic() - started
-            for stepper, group in ((s, g) for s in steppers for g in s.param_groups):
-                group["lr"] = arguments.rate * rate_at(step, spent / budget)
-            with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
-                sentence, seen = run(*batch)
-            (sentence + PATCH_WEIGHT * seen).backward()
-            nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
-            for stepper in steppers:
-                stepper.step()
-                stepper.zero_grad()
-            averaged.update_parameters(trainee.model)
-            sums += torch.stack([sentence.detach(), seen.detach()])
-            step += 1
-            if step % 100 == 0:
-                told, patches = (sums / 100).tolist()
-                sums.zero_()
-                line = f"{spent:6.0f} s step {step} sentence {told:.4f} patches {patches:.4f}"
-                print(line, flush=True)
-            if spent >= budget or time.monotonic() - saved > SAVE_EVERY_S:
+            losses.append(training.learn(batch, training.spent_s / budget_s))
+            training.spent_s = time.monotonic() - started
+            if training.step % REPORT_STEPS == 0:
+                told, seen = torch.stack(losses).mean(0).tolist()
+                losses = []
+                place = f"{training.spent_s:6.0f} s step {training.step}"
+                print(f"{place} sentence {told:.4f} patches {seen:.4f}", flush=True)
+            if training.spent_s >= budget_s or time.monotonic() - saved > SAVE_EVERY_S:
                 saved = time.monotonic()
-                _save(arguments.checkpoint, trainee, averaged.module, steppers, step, spent)
-            if spent >= budget:
-                return
+                training.save()
+            if training.spent_s >= budget_s:
+                break
 
 
-def _save(
+def save(
     path: Path,
-    trainee: Trainee,
-    averaged: nn.Module,
+    parts: dict[str, nn.Module],
     steppers: list[torch.optim.Optimizer],
-    step: int,
-    spent: float,
+    notes: dict[str, str],
 ) -> None:
-    state = {
-        "shape": dataclasses.asdict(trainee.model.shape),
-        "step": step,
-        "spent_s": spent,
-        "trainee": trainee.state_dict(),
-        "averaged": averaged.state_dict(),
-        "steppers": [stepper.state_dict() for stepper in steppers],
-    }
+    """Write weights and optimizer states as one safetensors file, all or nothing."""
+    tensors = {f"{n}.{k}": v for n, part in parts.items() for k, v in part.state_dict().items()}
+    for index, stepper in enumerate(steppers):
+        for number, kept in stepper.state_dict()["state"].items():
+            tensors |= {f"stepper.{index}.{number}.{key}": value for key, value in kept.items()}
     unfinished = path.with_suffix(".part")
-    torch.save(state, unfinished)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, notes)
     unfinished.replace(path)
 
 
+def restore(
+    path: Path, parts: dict[str, nn.Module], steppers: list[torch.optim.Optimizer]
+) -> tuple[int, float]:
+    """Read what `save` wrote into the same parts; return the step and the seconds spent."""
+    with safe_open(path, "pt") as file:
+        notes = file.metadata()
+    tensors = load_file(path)
+    for name, part in parts.items():
+        part.load_state_dict(_below(tensors, f"{name}."))
+    for index, stepper in enumerate(steppers):
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _below(tensors, f"stepper.{index}.").items():
+            number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = tensor
+        stepper.load_state_dict({**stepper.state_dict(), "state": state})
+    return int(notes["step"]), float(notes["spent_s"])
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train the toy vision model.")
     parser.add_argument("pictures", type=Path)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--minutes", type=float, default=60, help="the whole training, in minutes")
