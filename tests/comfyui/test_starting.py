@@ -1,4 +1,4 @@
-"""ComfyUI starts, and describes the node, as fast with Ollama hanging or absent as with it there."""
+"""ComfyUI starts and describes the node as fast with Ollama hanging or absent as with it."""
 
 from __future__ import annotations
 
