@@ -1,6 +1,21 @@
 """Fixtures of the refiner's tests: a tiny refiner with the true architecture, and drawn scenes."""
 
+import importlib
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
 import pytest
+import torch
+from PIL import Image
+
+from image_refinery.refine import ImageRefiner
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / "tools"
+TINY_FILE = TOOLS / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
 
 # diffusers 0.39 hands a torch tensor to numpy.array, which NumPy 2.4 announces to forbid.
 NUMPY_COPY = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
@@ -9,3 +24,100 @@ NUMPY_COPY = "ignore:__array__ implementation doesn't accept a copy keyword:Depr
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.filterwarnings(NUMPY_COPY))
+
+
+def load_tool(folder: str, name: str) -> ModuleType:
+    """Import a module of tools/ as its scripts import one another."""
+    sys.path.insert(0, str(TOOLS / folder))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_file() -> Path:
+    """The tiny refiner as one checkpoint file, its description beside it."""
+    return TINY_FILE
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny refiner as a diffusers folder."""
+    folder = tmp_path_factory.mktemp("tiny") / "folder"
+    pipeline = plain_pipeline(tiny_file, torch.float16)
+    load_tool("tiny_refiner", "tiny_export").save_folder(pipeline, folder)
+    for name in ("vocab.json", "merges.txt"):
+        source = tiny_file.with_suffix("") / "tokenizer_2" / name
+        (folder / "tokenizer_2" / name).write_bytes(source.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[[int, tuple[int, int]], Image.Image]:
+    """Draws the undamaged scene of a held-out seed: draw(0, (width, height))."""
+    scenes = load_tool("toy_vision", "scenes")
+
+    def draw_scene(index: int, size: tuple[int, int]) -> Image.Image:
+        return scenes.paint(scenes.compose(scenes.HELD_OUT_SEEDS[index], size))
+
+    return draw_scene
+
+
+@pytest.fixture(scope="session")
+def refiner(tiny_file: Path) -> ImageRefiner:
+    """A refiner that tests share; none may leave it in another state."""
+    return ImageRefiner("cpu", model=tiny_file)
+
+
+@pytest.fixture(scope="session")
+def one_call(tiny_file: Path) -> Callable[..., torch.Tensor]:
+    """diffusers' single call: one_call(image, seed=0, **arguments) gives BHWC, 0 to 1."""
+    pipeline = plain_pipeline(tiny_file, torch.float32)
+
+    def call(image: Image.Image, *, seed: int = 0, **arguments: object) -> torch.Tensor:
+        defaults = {
+            "prompt": "",
+            "strength": 0.3,
+            "guidance_scale": 7.5,
+            "num_inference_steps": 20,
+        }
+        generator = [torch.Generator().manual_seed(seed)]
+        result = pipeline(
+            image=image, generator=generator, output_type="pt", **{**defaults, **arguments}
+        )
+        return result.images.movedim(1, -1)
+
+    return call
+
+
+def plain_pipeline(tiny_file: Path, dtype: torch.dtype):
+    """Load the tiny refiner with diffusers alone."""
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    pipeline = StableDiffusionXLImg2ImgPipeline.from_single_file(
+        str(tiny_file),
+        config=str(tiny_file.with_suffix("")),
+        torch_dtype=dtype,
+        add_watermarker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    logging.enable_progress_bar()
+    return pipeline
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """Refuses and records every look-up and connection; the test fails if there was one."""
+    attempts: list[object] = []
+
+    def refuse(*arguments: object, **_: object) -> None:
+        attempts.append(arguments)
+        raise OSError("The network is switched off for this test.")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+    yield attempts

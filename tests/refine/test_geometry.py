@@ -1,5 +1,6 @@
 """Working sizes, tiles and regions."""
 
+import itertools
 import math
 
 import pytest
@@ -66,7 +67,7 @@ def test_tiles_cover_everything_overlap_enough_and_fit_the_model(rows: int, colu
         spans = sorted({(box[start], box[end]) for box in boxes})
         assert spans[0][0] == 0
         assert spans[-1][1] == length
-        assert all(one[1] - other[0] >= TILE_OVERLAP for one, other in zip(spans, spans[1:]))
+        assert all(one[1] - other[0] >= TILE_OVERLAP for one, other in itertools.pairwise(spans))
         assert all(low % LATENT == 0 for low, _ in spans)
         assert all((high - low) % MULTIPLE == 0 and high - low <= TILE_SIDE for low, high in spans)
 

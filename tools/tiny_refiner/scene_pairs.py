@@ -31,7 +31,7 @@ def draw(seed: int, size: tuple[int, int]) -> Image.Image:
 
 
 def damage(picture: Image.Image, rng: np.random.Generator, kind: str) -> Image.Image:
-    """Damage a picture visibly: "noise" (standard deviation 10 to 40 of 255) or "jpeg" (5 to 25)."""
+    """Damage a picture: "noise" (standard deviation 10 to 40 of 255) or "jpeg" (quality 5 to 25)."""
     if kind == "noise":
         pixels = np.asarray(picture, np.float32)
         pixels = pixels + rng.standard_normal(pixels.shape, np.float32) * rng.uniform(10, 40)
@@ -66,7 +66,7 @@ def clean_crop(seed: int, side: int) -> Tensor:
     rng = np.random.default_rng((seed, 3))
     if seed % CLOUD_SHARE == 0:
         return _clouds(rng, side)
-    native = int(round(np.exp(rng.uniform(np.log(160), np.log(1024)))))
+    native = round(float(np.exp(rng.uniform(np.log(160), np.log(1024)))))
     picture = draw(seed, (max(native, side),) * 2)
     left, top = (int(v) for v in rng.integers(0, max(native, side) - side + 1, 2))
     return to_tensor(picture.crop((left, top, left + side, top + side)))

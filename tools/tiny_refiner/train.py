@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-from model import SCHEDULER, build_pipeline
+from tiny_model import SCHEDULER, build_pipeline
 from safetensors.torch import load_file, save_file
 from scene_pairs import clean_crop, scene_pair
 from torch import Tensor

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
-from model import build_tokenizer
+from tiny_model import build_tokenizer
 from safetensors.torch import save_file
 from torch import Tensor
 

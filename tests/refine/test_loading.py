@@ -1,0 +1,314 @@
+"""Files, folders and hub ids: local ones load with no network, wrong ones say what they are."""
+
+import json
+import shutil
+import struct
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from image_refinery.refine import (
+    CheckpointError,
+    HubError,
+    ImageRefiner,
+    VocabularyError,
+    read_checkpoint,
+)
+from image_refinery.refine.loading import load_parts, shipped_config
+from image_refinery.refine.vocabulary import find_vocabulary
+
+SMALL = {"num_inference_steps": 4, "working_size": "as it is"}
+
+
+@pytest.fixture
+def no_vocabulary_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without ComfyUI and with an empty hub cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.delitem(sys.modules, "comfy", raising=False)
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def write_header(path: Path, shapes: dict[str, list[int]]) -> Path:
+    """Write a valid safetensors file with tensors of these names, all zeros."""
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
+    return path
+
+
+def test_a_file_loads_with_no_network(tiny_file: Path, no_network: list) -> None:
+    refined = ImageRefiner("cpu", model=tiny_file).refine(Image.new("RGB", (64, 64)), **SMALL)
+    assert refined.size == (64, 64)
+    assert no_network == []
+
+
+def test_a_folder_loads_with_no_network_and_gives_the_same_picture(
+    tiny_file: Path, tiny_folder: Path, no_network: list
+) -> None:
+    image = Image.radial_gradient("L").convert("RGB").resize((64, 64))
+    pictures = [
+        ImageRefiner("cpu", model=model).refine(image, **SMALL).tobytes()
+        for model in (tiny_file, tiny_folder)
+    ]
+    assert pictures[0] == pictures[1]
+    assert no_network == []
+
+
+def test_a_hub_id_in_the_hubs_cache_loads_with_no_network(
+    tiny_folder: Path, tmp_path: Path, no_network: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    repo = tmp_path / "models--somebody--tiny"
+    shutil.copytree(tiny_folder, repo / "snapshots" / "0")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0")
+    for weights in (repo / "snapshots" / "0").glob("*/*.safetensors"):
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    refiner = ImageRefiner("cpu", model="somebody/tiny")
+    assert refiner.refine(Image.new("RGB", (64, 64)), **SMALL).size == (64, 64)
+    assert no_network == []
+
+
+def test_a_hub_id_without_network_is_one_sentence(
+    tmp_path: Path, no_network: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(HubError, match=r"^somebody/nothing could not be fetched .* check the conn"):
+        load_parts("somebody/nothing")
+    assert no_network
+    before = len(no_network)
+    with pytest.raises(HubError, match="downloads are switched off"):
+        load_parts("somebody/nothing", local_files_only=True)
+    assert len(no_network) == before
+
+
+def test_the_model_comes_from_the_environment(
+    tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(tiny_file))
+    assert ImageRefiner("cpu").model == str(tiny_file)
+    monkeypatch.delenv("IMAGE_REFINERY_REFINER")
+    assert ImageRefiner("cpu").model == "stabilityai/stable-diffusion-xl-refiner-1.0"
+
+
+def test_a_second_run_opens_no_file(tiny_file: Path, tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("Windows does not rename a mapped file")
+    shutil.copy(tiny_file, tmp_path / "moved.safetensors")
+    shutil.copytree(tiny_file.with_suffix(""), tmp_path / "moved")
+    refiner = ImageRefiner("cpu", model=tmp_path / "moved.safetensors")
+    image = Image.radial_gradient("L").convert("RGB").resize((64, 64))
+    first = refiner.refine(image, **SMALL).tobytes()
+    (tmp_path / "moved.safetensors").rename(tmp_path / "gone")
+    assert refiner.refine(image, **SMALL).tobytes() == first
+    refiner.unload()
+    assert refiner.refine(image, **SMALL).tobytes() == first
+    refiner.close()
+    with pytest.raises(CheckpointError, match="There is no checkpoint file at"):
+        refiner.refine(image, **SMALL)
+
+
+UNET = "model.diffusion_model.input_blocks.0.0.weight"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ({"cond_stage_model.transformer.x": [1], UNET: [8, 4, 3, 3]}, "a Stable Diffusion 1.x model"),
+        ({"cond_stage_model.model.x": [1], UNET: [8, 4, 3, 3]}, "a Stable Diffusion 2.x model"),
+        ({"double_blocks.0.img_attn.qkv.weight": [1]}, "a FLUX model"),
+        ({"model.diffusion_model.double_blocks.0.x": [1]}, "a FLUX model"),
+        ({"model.diffusion_model.joint_blocks.0.x": [1]}, "a Stable Diffusion 3 model"),
+        ({"lora_unet_down_blocks_0.lora_up.weight": [1]}, "a LoRA"),
+        ({"unet.down_blocks.0.to_q.lora_A.weight": [1]}, "a LoRA"),
+        ({"control_model.input_hint_block.0.weight": [1]}, "a ControlNet"),
+        ({"encoder.conv_in.weight": [1], "decoder.conv_in.weight": [1]}, "a VAE"),
+        ({"first_stage_model.encoder.conv_in.weight": [1]}, "a VAE"),
+        ({"text_model.embeddings.x": [1]}, "a text encoder"),
+        ({"down_blocks.0.resnets.0.conv1.weight": [1]}, "a UNet in diffusers' layout"),
+        ({"something": [1]}, "an unknown kind of model"),
+    ],
+)
+def test_other_models_are_named(tmp_path: Path, shapes: dict, words: str) -> None:
+    path = write_header(tmp_path / "model.safetensors", shapes)
+    with pytest.raises(CheckpointError) as caught:
+        load_parts(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} is {words}, which cannot refine images: choose")
+    assert message.count(". ") == 0
+
+
+@pytest.mark.parametrize(
+    ("left_out", "words"), [("conditioner.", "no text encoder"), ("first_stage_model.", "no VAE")]
+)
+def test_a_checkpoint_with_a_part_missing_says_which(
+    tiny_file: Path, tmp_path: Path, left_out: str, words: str
+) -> None:
+    tensors = load_file(tiny_file)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(left_out)}
+    save_file(kept, tmp_path / "part.safetensors")
+    with pytest.raises(CheckpointError, match=words):
+        load_parts(tmp_path / "part.safetensors")
+
+
+def test_an_inpainting_checkpoint_is_refused(tiny_file: Path, tmp_path: Path) -> None:
+    tensors = load_file(tiny_file)
+    tensors[UNET] = torch.zeros(24, 9, 3, 3)
+    save_file(tensors, tmp_path / "inpaint.safetensors")
+    with pytest.raises(CheckpointError, match="an inpainting or editing model"):
+        load_parts(tmp_path / "inpaint.safetensors")
+
+
+def test_missing_unet_weights_are_one_sentence(tiny_file: Path, tmp_path: Path) -> None:
+    tensors = load_file(tiny_file)
+    kept = {name: t for name, t in tensors.items() if "output_blocks.3" not in name}
+    save_file(kept, tmp_path / "holes.safetensors")
+    shutil.copytree(tiny_file.with_suffix(""), tmp_path / "holes")
+    with pytest.raises(CheckpointError, match=r"could not be loaded as an SDXL checkpoint \(.+\):"):
+        load_parts(tmp_path / "holes.safetensors")
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, 20_000, -1])
+def test_a_truncated_file_is_named_as_such(tiny_file: Path, tmp_path: Path, length: int) -> None:
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(tiny_file.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match="damaged or not fully downloaded"):
+        load_parts(path)
+
+
+def test_junk_is_named_as_such(tmp_path: Path) -> None:
+    for number, junk in enumerate((b"<html>404</html>" * 99, struct.pack("<Q", 9) + b"{not json")):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(junk)
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_parts(path)
+
+
+def test_pickles_are_refused_unopened(tmp_path: Path) -> None:
+    for name in ("model.ckpt", "model.pt", "model.bin"):
+        with pytest.raises(CheckpointError, match="can run code when it is opened"):
+            ImageRefiner("cpu", model=tmp_path / name)
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"")
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="pickled weights are not loaded"):
+        load_parts(tmp_path)
+
+
+def test_missing_paths_are_found_at_once(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="There is no checkpoint file at"):
+        ImageRefiner("cpu", model=tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError, match="There is no checkpoint at"):
+        ImageRefiner("cpu", model=tmp_path / "none")
+    with pytest.raises(CheckpointError, match="no model_index.json"):
+        load_parts(tmp_path)
+    with pytest.raises(CheckpointError, match="no hub id"):
+        load_parts("three/part/name")
+
+
+def test_the_vocabulary_is_found_beside_in_comfyui_and_in_the_hubs_cache(
+    tiny_file: Path, tmp_path: Path, no_vocabulary_anywhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tiny_file.with_suffix("") / "tokenizer_2"
+    checkpoint = tmp_path / "models" / "alone.safetensors"
+
+    cached = (
+        tmp_path / "cache/models--stabilityai--stable-diffusion-xl-base-1.0/snapshots/0/tokenizer_2"
+    )
+    shutil.copytree(files, cached)
+    (cached.parents[2] / "refs").mkdir()
+    (cached.parents[2] / "refs" / "main").write_text("0")
+    assert find_vocabulary(checkpoint) == cached
+
+    comfy = ModuleType("comfy")
+    comfy.__path__ = [str(tmp_path / "ComfyUI" / "comfy")]
+    monkeypatch.setitem(sys.modules, "comfy", comfy)
+    assert find_vocabulary(checkpoint) == cached
+    shutil.copytree(files, tmp_path / "ComfyUI" / "comfy" / "sd1_tokenizer")
+    assert find_vocabulary(checkpoint) == tmp_path / "ComfyUI" / "comfy" / "sd1_tokenizer"
+
+    shutil.copytree(files, tmp_path / "models" / "alone" / "tokenizer_2")
+    assert find_vocabulary(checkpoint) == tmp_path / "models" / "alone" / "tokenizer_2"
+    assert find_vocabulary(checkpoint, files) == files
+
+
+def test_without_a_vocabulary_one_sentence_says_where_to_put_it(
+    tiny_file: Path, tmp_path: Path, no_vocabulary_anywhere: None, no_network: list
+) -> None:
+    shutil.copy(tiny_file, tmp_path / "alone.safetensors")
+    with pytest.raises(VocabularyError) as caught:
+        load_parts(tmp_path / "alone.safetensors")
+    assert str(tmp_path / "alone" / "tokenizer_2") in str(caught.value)
+    with pytest.raises(VocabularyError, match="holds no vocab.json"):
+        load_parts(tmp_path / "alone.safetensors", vocabulary=tmp_path)
+    assert no_network == []
+
+
+def test_the_shipped_configuration_is_the_published_architecture() -> None:
+    """Parameter counts of the models as published; built without memory."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    expected = {"refiner": 2_259_526_660, "base": 2_567_463_684, "ssd-1b": 1_331_334_404}
+    for family, count in expected.items():
+        config = shipped_config(family)
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(config["unet/config.json"])
+            vae = AutoencoderKL.from_config(config["vae/config.json"])
+        assert sum(p.numel() for p in unet.parameters()) == count
+        assert sum(p.numel() for p in vae.parameters()) == 83_653_863
+    size = sum(file.stat().st_size for file in Path(__file__).parents[2].glob("refine/configs/*"))
+    assert size < 8_000
+
+
+@pytest.mark.parametrize("name", ["sdxl_lightning_8step", "SDXL-Turbo"])
+def test_turbo_and_lightning_are_told_by_name_and_advised(
+    tiny_file: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(tiny_file, tmp_path / f"{name}.safetensors")
+    shutil.copytree(tiny_file.with_suffix(""), tmp_path / name)
+    (tmp_path / name / "scheduler" / "scheduler_config.json").unlink()
+    (tmp_path / name / "model_index.json").unlink()
+    info = read_checkpoint(tmp_path / f"{name}.safetensors")
+    assert info.variant in name.lower()
+    assert "guidance_scale 1 or less" in info.advice
+    refiner = ImageRefiner("cpu", model=info.path)
+    image = Image.radial_gradient("L").convert("RGB").resize((64, 64))
+    settings = {"guidance_scale": 1.0, "num_inference_steps": 8, "working_size": "as it is"}
+    first = refiner.refine(image, **settings)
+    assert first.tobytes() == refiner.refine(image, **settings).tobytes()
+    assert refiner._stages.parts.scheduler.config.timestep_spacing == "trailing"
+    assert info.advice in caplog.text
+
+
+def test_the_tiny_refiner_is_told_to_be_a_refiner(tiny_file: Path) -> None:
+    info = read_checkpoint(tiny_file)
+    assert (info.family, info.variant, info.dtype, info.advice) == ("refiner", "", "F16", "")
+    assert info.size_bytes == tiny_file.stat().st_size < 10_000_000
+
+
+def test_weights_stay_mapped_in_their_stored_type(tiny_file: Path) -> None:
+    parts = load_parts(tiny_file)
+    assert {p.dtype for module in parts.modules().values() for p in module.parameters()} == {
+        torch.float16
+    }
+    if sys.platform == "linux":
+        assert str(tiny_file) in Path("/proc/self/maps").read_text()
+
+
+def test_json_beside_a_file_overrides_what_ships(tiny_file: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_file, tmp_path / "other.safetensors")
+    shutil.copytree(tiny_file.with_suffix(""), tmp_path / "other")
+    scheduler = tmp_path / "other" / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "steps_offset": 0}))
+    assert load_parts(tmp_path / "other.safetensors").scheduler.config.steps_offset == 0
+    assert load_parts(tiny_file).scheduler.config.steps_offset == 1
