@@ -153,7 +153,7 @@ def test_the_root_answers_get_and_head(server: FaultyOllama) -> None:
 
 
 def test_loads_and_unloads_are_counted_and_confirmed_by_ps(server: FaultyOllama) -> None:
-    server.models["llava:latest"] = vision_model(unload_s=0.2)
+    server.models["llava:latest"] = vision_model(unload_s=1.0)
     load = {"model": "llava", "keep_alive": "5m"}
     unload = {"model": "llava", "keep_alive": 0}
     first = requests.post(f"{server.url}/api/generate", json=load, timeout=5).json()
@@ -161,7 +161,7 @@ def test_loads_and_unloads_are_counted_and_confirmed_by_ps(server: FaultyOllama)
     chat(server, "llava")
     begun = time.monotonic()
     last = requests.post(f"{server.url}/api/generate", json=unload, timeout=5).json()
-    assert last["done_reason"] == "unload" and time.monotonic() - begun < 0.15
+    assert last["done_reason"] == "unload" and time.monotonic() - begun < 0.8
     assert server.loaded == ["llava:latest"] and server.unloads == {}
     assert server.wait_until(lambda: server.loaded == [])
     assert server.loads == {"llava:latest": 1} and server.unloads == {"llava:latest": 1}
@@ -181,7 +181,7 @@ def test_keep_alive_zero_unloads_after_the_answer(server: FaultyOllama) -> None:
 
 
 def test_keep_alive_runs_out(server: FaultyOllama) -> None:
-    chat(server, keep_alive="100ms")
+    chat(server, keep_alive="700ms")
     assert server.loaded == ["llama3.2:latest"]
     assert server.wait_until(lambda: server.loaded == [])
     chat(server, keep_alive=-1)
@@ -371,7 +371,7 @@ def test_a_closed_connection_is_noticed_at_once(model: Any, reply: Any, settle_s
             closed = time.monotonic()
         assert server.wait_until(lambda: record.ended is not None, 2)
         assert record.client_closed and record.closed_at is not None
-        assert record.closed_at - closed < 0.2
+        assert record.closed_at - closed < 0.5
         assert server.aborted_loads == ({"llama3.2:latest": 1} if model.load_s else {})
         assert server.loads == ({} if model.load_s else {"llama3.2:latest": 1})
         server.models["llama3.2:latest"] = text_model()
