@@ -129,9 +129,6 @@ class NodeWatcher(Watcher):
             server.send_progress_text("\n".join(lines), self._node_id)
 
 
-FIXED: Any = getattr(getattr(io, "ControlAfterGenerate", None), "fixed", True)
-"""Seeds stay as they are; ComfyUI 0.3.64 cannot say so here, and web/js does it there."""
-
 _failed_runs = 0
 
 

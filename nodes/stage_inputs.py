@@ -180,7 +180,7 @@ def seed_input(tooltip: str) -> Any:
         default=0,
         min=0,
         max=0xFFFF_FFFF_FFFF_FFFF,
-        control_after_generate=host.FIXED,
+        control_after_generate=True,
         optional=True,
         tooltip=tooltip,
     )

@@ -28,8 +28,9 @@ app.registerExtension({
     }
   },
 
-  // A seed that changes by itself would ask the models again in every run. This is called before
-  // a saved workflow's values are put in, so those stay.
+  // A seed that changes by itself would ask the models again in every run, so it starts "fixed".
+  // (The schema could say so, but some pages take that word for the widget's name.) This is called
+  // before a saved workflow's values are put in, so those stay.
   nodeCreated(node) {
     if (!OURS.test(node.comfyClass ?? "")) return;
     const control = node.widgets?.find((widget) => widget.name === "control_after_generate");
