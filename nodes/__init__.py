@@ -2,12 +2,14 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .llm_describe import LLMDescribe
 from .llm_image_refine import LLMImageRefine
 from .ollama_options import OllamaOptions
+from .ollama_process import OllamaProcess
 
 
 class ImageRefineryExtension(ComfyExtension):
     """The list of nodes that ComfyUI asks for."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LLMImageRefine, OllamaOptions]
+        return [LLMImageRefine, LLMDescribe, OllamaProcess, OllamaOptions]

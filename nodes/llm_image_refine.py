@@ -13,7 +13,7 @@ from ..ollama_client.options import text_options, vision_options
 from ..ollama_client.prompts import DEFAULT_INSTRUCTIONS
 from ..ollama_client.stages import Job, Result, Watcher, run
 from . import convert, host, stage_inputs
-from .stage_run import ask_server, spoken
+from .stage_run import AsksOllama, ask_server, spoken
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ _VISION_NUMBERS = stage_inputs.vision_numbers("vision_")
 _TEXT_NUMBERS = stage_inputs.text_numbers("text_")
 
 
-class LLMImageRefine(io.ComfyNode):
+class LLMImageRefine(AsksOllama):
     """The node of spec/llm-image-refine: (image, description, refined_output)."""
 
     @classmethod
@@ -65,14 +65,7 @@ class LLMImageRefine(io.ComfyNode):
                 stage_inputs.options_input("text_options", "Ollama Options for the rewrite."),
             ],
             outputs=[
-                io.Image.Output(
-                    display_name="image", is_output_list=True, tooltip="The images, untouched."
-                ),
-                io.String.Output(
-                    display_name="description",
-                    is_output_list=True,
-                    tooltip="What the vision model saw, one text per image.",
-                ),
+                *stage_inputs.described_outputs(),
                 io.String.Output(
                     display_name="refined_output",
                     is_output_list=True,
@@ -86,11 +79,6 @@ class LLMImageRefine(io.ComfyNode):
     def validate_inputs(cls, vision_model: Any, text_model: Any, server: Any) -> bool:
         """Accept any name: a workflow from a machine with other models must load and queue."""
         return True
-
-    @classmethod
-    def fingerprint_inputs(cls, **_: Any) -> int:
-        """Changes after each run that ended in a message, so that a failure is never cached."""
-        return host.failed_runs()
 
     @classmethod
     def execute(cls, image: list[torch.Tensor], **inputs: list[Any]) -> io.NodeOutput:

@@ -256,6 +256,20 @@ def options_input(id: str, tooltip: str) -> Any:
     return OptionsType.Input(id, optional=True, tooltip=tooltip)
 
 
+def described_outputs() -> list[Any]:
+    """The images, and a description of each."""
+    return [
+        io.Image.Output(
+            display_name="image", is_output_list=True, tooltip="The images, untouched."
+        ),
+        io.String.Output(
+            display_name="description",
+            is_output_list=True,
+            tooltip="What the vision model saw, one text per image.",
+        ),
+    ]
+
+
 def one(inputs: Inputs, id: str, default: Any) -> Any:
     """Return the value of an input that a whole run shares; a list of different ones is refused."""
     values = [value for value in inputs.get(id) or () if value is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from comfy_api.latest import io
 
@@ -15,6 +15,15 @@ from . import host
 from .stage_inputs import Inputs, one, stops_on_error
 
 Results = TypeVar("Results")
+
+
+class AsksOllama(io.ComfyNode):
+    """Base of these nodes."""
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        """Changes after each run that ended in a message, so that a failure is never cached."""
+        return host.failed_runs()
 
 
 def ask_server(

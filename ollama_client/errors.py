@@ -3,6 +3,7 @@
     OllamaError
     |-- ServerConfigError      the address, the name or the file of a server is not usable
     |-- UnusableImage          the image cannot be read or sent
+    |-- NoPrompt               there is nothing to ask
     |-- ServerUnreachable      nothing answers at the address
     |-- ServerTimeout          something answers, but too slowly
     |-- ModelNotFound          the model is not installed on the server
@@ -33,6 +34,7 @@ __all__ = [
     "EmptyAnswer",
     "IncompleteAnswer",
     "ModelNotFound",
+    "NoPrompt",
     "NoThinking",
     "NoVision",
     "OllamaError",
@@ -56,6 +58,10 @@ class ServerConfigError(OllamaError):
 
 class UnusableImage(OllamaError):
     """An image cannot be read, or has no pixels; nothing was sent."""
+
+
+class NoPrompt(OllamaError):
+    """Nothing was written that could be asked; nothing was sent."""
 
 
 class ServerUnreachable(OllamaError):

@@ -1,13 +1,15 @@
 """Describe images with a vision model, then rewrite the descriptions with a text model.
 
-Stage by stage: all descriptions first, one swap of models, then all rewrites. The node and the
-command line both call `run`; what happens to memory around a stage is the caller's `Memory`.
+Stage by stage: all descriptions first, one swap of models, then all rewrites. The nodes and the
+command line call `run`, or `process` where the texts are there already; what happens to memory
+around a stage is the caller's `Memory`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from threading import Lock
@@ -82,7 +84,14 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class _Rules:
+    keep_loaded_s: float = 0.0
+    clean: bool = True
+    stop_on_error: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(_Rules):
     """What `run` is to do.
 
     Attributes:
@@ -102,9 +111,22 @@ class Job:
     instructions: Sequence[str] = ("",)
     custom_prompts: Sequence[str] = ("",)
     one_question: bool = False
-    keep_loaded_s: float = 0.0
-    clean: bool = True
-    stop_on_error: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextJob(_Rules):
+    """What `process` is to do; keep_loaded_s, clean and stop_on_error are those of a `Job`.
+
+    Attributes:
+        stage: the one stage.
+        texts: the material, one for each request.
+        instructions: in the same way. The longer of the two lists counts, and the shorter repeats
+            its last. Where only one of the two is there, it is the whole prompt.
+    """
+
+    stage: Stage
+    texts: Sequence[str]
+    instructions: Sequence[str] = ("",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +145,7 @@ class Watcher:
         return False
 
     def stage(self, title: str, model: str, count: int) -> None:
-        """A stage begins: "describe" or "rewrite", its model, how many requests it will make."""
+        """A stage begins: "describe", "rewrite" or "process", its model, and how many requests."""
 
     def loading(self, model: str) -> None:
         """The server is asked to load a model."""
@@ -164,48 +186,94 @@ def run(
         Cancelled: the watcher said so; nothing keeps running on the server.
         OllamaError: the first error, when `job.stop_on_error`.
     """
-    return _Run(client, job, memory, watcher or Watcher()).results(images)
+    run = _Run(client, job, memory, watcher or Watcher())
+    groups = [list(images)] if job.one_question else [[image] for image in images]
+    run.plan(
+        job.vision,
+        characters=2 * max(map(len, job.custom_prompts)),
+        images=len(images) if job.one_question else 1,
+    )
+    if job.text is not None:
+        described = int(job.vision.options.get("num_predict", 0)) * _CHARACTERS_PER_TOKEN
+        run.plan(job.text, characters=2 * max(map(len, job.instructions)) + described)
+    with run.loaded():
+        descriptions = run.describe(job.vision, groups, job.custom_prompts)
+        if job.text is None:
+            return [Result(description=outcome) for outcome in descriptions]
+        if not same_model(job.vision.model, job.text.model):
+            run.release()
+        refined = run.rewrite(job.text, descriptions, job.instructions)
+    return [Result(description=d, refined=r) for d, r in zip(descriptions, refined, strict=True)]
+
+
+def process(
+    client: OllamaClient,
+    job: TextJob,
+    *,
+    memory: Memory | None = None,
+    watcher: Watcher | None = None,
+) -> list[Outcome]:
+    """Return one outcome per text: what the model made of it by the instructions.
+
+    Errors are treated as by `run`; a text and instructions that are both blank are one.
+
+    Raises:
+        Cancelled, OllamaError: as `run`.
+    """
+    run = _Run(client, job, memory, watcher or Watcher())
+    count = max(len(job.texts), len(job.instructions))
+    given = list(zip(_spread(job.texts, count), _spread(job.instructions, count), strict=True))
+    run.plan(job.stage, characters=max(len(text) + len(wanted) for text, wanted in given))
+    with run.loaded():
+        return run.process(job.stage, given)
 
 
 class _Run:
     """The state of one run: what the server lists, what was looked up, what we hold loaded."""
 
     def __init__(
-        self, client: OllamaClient, job: Job, memory: Memory | None, watcher: Watcher
+        self, client: OllamaClient, rules: _Rules, memory: Memory | None, watcher: Watcher
     ) -> None:
         self.client = client
-        self.job = job
+        self.rules = rules
         self.memory = memory
         self.watcher = watcher
-        self.installed: list[Model] = []
+        self.installed: list[Model] | None = None
         self.found: dict[str, Model] = {}
         self.held: list[Model] = []
-        self.image_count = 0
-        self.one_model = job.text is not None and same_model(job.vision.model, job.text.model)
+        self.planned: list[tuple[Stage, Callable[[int | None], int]]] = []
 
-    def results(self, images: Sequence[ImageSource]) -> list[Result]:
-        self.image_count = len(images)
-        groups = [list(images)] if self.job.one_question else [[image] for image in images]
+    def plan(self, stage: Stage, *, characters: int, images: int = 0) -> None:
+        """Say how much one request of a stage will hold, for the num_ctx of its model."""
+
+        def context(longest: int | None) -> int:
+            return context_size(
+                characters=_PROMPT_CHARACTERS + characters,
+                images=images,
+                num_predict=int(stage.options.get("num_predict", 0)),
+                longest=longest,
+            )
+
+        self.planned.append((stage, context))
+
+    @contextmanager
+    def loaded(self) -> Generator[None]:
+        """Give back at the end what the stages inside loaded."""
         try:
-            described = self._describe(groups)
-            if self.job.text is None:
-                return [Result(description=outcome) for outcome in described]
-            if not self.one_model:
-                self._release()
-            refined = self._rewrite(described, self.job.text)
+            yield
         except Cancelled:
-            self._release(cancelled=True)
+            self.release(cancelled=True)
             raise
         finally:
-            self._release()
-        return [Result(description=d, refined=r) for d, r in zip(described, refined, strict=True)]
+            self.release()
 
-    def _describe(self, groups: list[list[ImageSource]]) -> list[Outcome]:
-        stage = self.job.vision
-        wanted = _spread(self.job.custom_prompts, len(groups))
+    def describe(
+        self, stage: Stage, groups: list[list[ImageSource]], custom_prompts: Sequence[str]
+    ) -> list[Outcome]:
+        """Ask the vision model about each group of images."""
+        wanted = _spread(custom_prompts, len(groups))
 
         def prepare() -> Model:
-            self.installed = self.client.models(self.watcher.cancelled)
             model = self._find(stage.model)
             if model.lacks("vision"):
                 raise NoVision(model.name, self.client.url)
@@ -228,8 +296,11 @@ class _Run:
         with ahead:
             return self._stage("describe", stage, len(groups), prepare, ask)
 
-    def _rewrite(self, described: list[Outcome], stage: Stage) -> list[Outcome | None]:
-        wanted = _spread(self.job.instructions, len(described))
+    def rewrite(
+        self, stage: Stage, described: list[Outcome], instructions: Sequence[str]
+    ) -> list[Outcome | None]:
+        """Rewrite the descriptions that there are, where there are instructions."""
+        wanted = _spread(instructions, len(described))
         # A failed description is not rewritten: its error stands in both places.
         refined: list[Outcome | None] = [
             outcome if isinstance(outcome, OllamaError) else None for outcome in described
@@ -243,10 +314,7 @@ class _Run:
         def ask(client: OllamaClient, position: int) -> Answer:
             index, description = todo[position]
             messages = prompts.rewrite_messages(description, wanted[index])
-            answer = self._ask(client, stage, messages, position)
-            if not self.job.clean or stage.settings.format is not None:
-                return answer
-            return replace(answer, text=prompts.clean(answer.text))
+            return self._cleaned(stage, self._ask(client, stage, messages, position))
 
         if todo:
             outcomes = self._stage(
@@ -255,6 +323,20 @@ class _Run:
             for (index, _), outcome in zip(todo, outcomes, strict=True):
                 refined[index] = outcome
         return refined
+
+    def process(self, stage: Stage, given: list[tuple[str, str]]) -> list[Outcome]:
+        """Ask the text model once for each pair of text and instructions."""
+
+        def ask(client: OllamaClient, index: int) -> Answer:
+            messages = prompts.process_messages(*given[index])
+            return self._cleaned(stage, self._ask(client, stage, messages, index))
+
+        return self._stage("process", stage, len(given), lambda: self._find(stage.model), ask)
+
+    def _cleaned(self, stage: Stage, answer: Answer) -> Answer:
+        if not self.rules.clean or stage.settings.format is not None:
+            return answer
+        return replace(answer, text=prompts.clean(answer.text))
 
     def _stage(
         self,
@@ -286,7 +368,7 @@ class _Run:
                     raise
                 except OllamaError as error:
                     outcome = error
-                    if self.job.stop_on_error or isinstance(error, _SAME_FOR_ALL):
+                    if self.rules.stop_on_error or isinstance(error, _SAME_FOR_ALL):
                         stop.error = error
             self.watcher.finished(index, outcome)
             return outcome
@@ -296,7 +378,7 @@ class _Run:
             outcomes = [one(index, self.client) for index in range(count)]
         else:
             outcomes = self._in_parallel(one, count, workers)
-        if self.job.stop_on_error and stop.error is not None:
+        if self.rules.stop_on_error and stop.error is not None:
             raise stop.error
         return outcomes
 
@@ -325,7 +407,7 @@ class _Run:
         self, client: OllamaClient, stage: Stage, messages: list[Message], index: int
     ) -> Answer:
         model = self._find(stage.model)
-        keep_s = self.job.keep_loaded_s or RUN_KEEP_ALIVE_S
+        keep_s = self.rules.keep_loaded_s or RUN_KEEP_ALIVE_S
         tokens = client.chat(
             model.name,
             messages,
@@ -339,6 +421,8 @@ class _Run:
         return collect(tokens, lambda piece: self.watcher.token(index, piece))
 
     def _find(self, name: str) -> Model:
+        if self.installed is None:
+            self.installed = self.client.models(self.watcher.cancelled)
         if name not in self.found:
             model = self.client.pick(self.installed, name)
             self.found[name] = self.client.with_capabilities(model, self.watcher.cancelled)
@@ -355,15 +439,15 @@ class _Run:
         self.client.load(
             model.name,
             options=self._options(stage, model),
-            keep_alive=self.job.keep_loaded_s or RUN_KEEP_ALIVE_S,
+            keep_alive=self.rules.keep_loaded_s or RUN_KEEP_ALIVE_S,
             timeout_s=stage.settings.timeout_s,
             cancelled=self.watcher.cancelled,
         )
 
-    def _release(self, *, cancelled: bool = False) -> None:
+    def release(self, *, cancelled: bool = False) -> None:
         while self.held:
             model = self.held.pop()
-            if self.memory is not None and (cancelled or not self.job.keep_loaded_s):
+            if self.memory is not None and (cancelled or not self.rules.keep_loaded_s):
                 self.memory.after(self.client, model, cancelled=cancelled)
 
     def _options(self, stage: Stage, model: Model) -> dict[str, Any]:
@@ -372,25 +456,14 @@ class _Run:
         if own is not None:
             return dict(stage.options)
         sizes = [
-            self._context(other, model)
-            for other in (self.job.vision, self.job.text)
-            if other is not None and same_model(other.model, model.name)
+            context(model.context_length)
+            for planned, context in self.planned
+            if same_model(planned.model, model.name)
         ]
         return dict(stage.options) | {"num_ctx": max(sizes)}
 
-    def _context(self, stage: Stage, model: Model) -> int:
-        is_vision = stage is self.job.vision
-        written = max(map(len, self.job.custom_prompts if is_vision else self.job.instructions))
-        described = int(self.job.vision.options.get("num_predict", 0)) * _CHARACTERS_PER_TOKEN
-        return context_size(
-            characters=_PROMPT_CHARACTERS + 2 * written + (0 if is_vision else described),
-            images=(self.image_count if self.job.one_question else 1) if is_vision else 0,
-            num_predict=int(stage.options.get("num_predict", 0)),
-            longest=model.context_length,
-        )
-
     def _all_failed(self, error: OllamaError, count: int) -> list[Outcome]:
-        if self.job.stop_on_error:
+        if self.rules.stop_on_error:
             raise error
         for index in range(count):
             self.watcher.finished(index, error)

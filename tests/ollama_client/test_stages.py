@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 from image_refinery.memory import StageMemory
 from image_refinery.ollama_client import Answer, OllamaClient, Server, StageOptions, errors
-from image_refinery.ollama_client.stages import Job, Outcome, Result, Stage, Watcher, run
+from image_refinery.ollama_client.stages import (
+    Job,
+    Outcome,
+    Result,
+    Stage,
+    TextJob,
+    Watcher,
+    process,
+    run,
+)
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -270,3 +279,25 @@ def test_the_watcher_sees_every_token_of_its_request(ollama: FaultyOllama) -> No
         "describe llava 1 #0": "A red circle on a white background.",
         "rewrite llama3.2 1 #0": "A crimson disc floats on snow.",
     }
+
+
+def make_texts(ollama: FaultyOllama, texts: list[str], **fields: Any) -> list[Outcome]:
+    with OllamaClient(Server(url=ollama.url)) as client:
+        the_job = TextJob(**({"stage": TEXT, "texts": texts, "instructions": ["Up."]} | fields))
+        return process(client, the_job, memory=StageMemory())
+
+
+def test_texts_alone_cost_one_load(ollama: FaultyOllama) -> None:
+    outcomes = make_texts(ollama, ["a", "b", "c"])
+    assert [text_of(outcome) for outcome in outcomes] == ["A crimson disc floats on snow."] * 3
+    assert kinds(ollama) == ["tags", "load", *["chat"] * 3, "ps", "unload", "ps"]
+
+
+def test_one_bad_text_does_not_stop_the_others(ollama: FaultyOllama) -> None:
+    ollama.script("chat", "empty")
+    first, second = make_texts(ollama, ["a", "b"])
+    assert isinstance(first, errors.EmptyAnswer) and isinstance(second, Answer)
+    blank, third = make_texts(ollama, [" ", "b"], instructions=[""])
+    assert isinstance(blank, errors.NoPrompt) and isinstance(third, Answer)
+    with pytest.raises(errors.NoPrompt):
+        make_texts(ollama, ["", "b"], instructions=[""], stop_on_error=True)
