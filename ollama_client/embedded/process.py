@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 _WORKER = Path(__file__).with_name("worker.py")
 _MIB = 1 << 20
 _LOG_LINES = 200
+_SIGKILL = 9  # not in the signal module on Windows, where no exit status is -9
 _BUFFER = re.compile(r"(\w+):\s+(\S+)\s+(\w+) buffer size =\s+([\d.]+) MiB")
 _PROJECTOR_DEVICE = re.compile(r"CLIP using (\S+) backend")
 _PROJECTOR_SIZE = re.compile(r"load_hparams: model size:\s+([\d.]+) MiB")
@@ -199,6 +200,8 @@ class Worker:
             self._buffers["projector", self._projector_device, "model"] = float(match[1])
 
     def _reason(self) -> str:
+        if self._process.returncode == -_SIGKILL and not self._killed:
+            return "the system killed it, most likely because it was out of memory"
         lines = list(self._log)
         for pattern in _REASONS:
             found = next((match for match in map(pattern.search, lines) if match), None)

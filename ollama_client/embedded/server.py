@@ -5,12 +5,13 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import selectors
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import datetime, timezone
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -81,6 +82,7 @@ class EmbeddedServer:
 class _HttpServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
+    timeout = 0  # handle_request takes what is there and does not wait
 
     def __init__(self, library: Library, pull_folder: Path | None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -90,12 +92,18 @@ class _HttpServer(ThreadingHTTPServer):
         self._closing = False
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
+        self._wake, self._waker = socket.socketpair()
 
     def serve(self) -> None:
         # serve_forever wakes up twice a second to see whether it should end; this sleeps.
-        while not self._closing:
-            self.handle_request()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.socket, selectors.EVENT_READ)
+            selector.register(self._wake, selectors.EVENT_READ)
+            while not self._closing:
+                selector.select()
+                self.handle_request()
         self.server_close()
+        self._wake.close()
 
     def end(self) -> None:
         with self._lock:
@@ -106,8 +114,7 @@ class _HttpServer(ThreadingHTTPServer):
         self.engine.close()
         for connection in connections:
             _shut(connection)
-        # Wakes the accepting thread, which then sees that it should end.
-        socket.create_connection(("127.0.0.1", self.server_address[1])).close()
+        self._waker.close()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         with self._lock:
@@ -363,10 +370,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _shut(connection: socket.socket) -> None:
-    try:
+    with suppress(OSError):  # it is closed already
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        logger.debug("A connection was closed already.")
 
 
 def _is_loopback(host: str | None, origin: str | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import select
+import selectors
 import socket
 import threading
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from types import TracebackType
 class ClientWatch:
     """Watches one connection for the length of one request; a context manager.
 
-    A thread sleeps in `select` until the client closes or the request ends. What the client sends
+    A thread sleeps until the client closes or the request ends. What the client sends
     meanwhile is left unread (the next request of a kept connection); it ends the watching.
     """
 
@@ -64,7 +64,11 @@ class ClientWatch:
                     self._callback()
 
     def _watch(self) -> None:
-        readable, _, _ = select.select([self._connection, self._wake], [], [])
+        # Not select.select, which refuses descriptors above 1023: large programs have them.
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._connection, selectors.EVENT_READ)
+            selector.register(self._wake, selectors.EVENT_READ)
+            readable = [key.fileobj for key, _ in selector.select()]
         if self._wake in readable:
             return
         closed = True  # a reset connection raises instead of reading as empty

@@ -152,6 +152,15 @@ def test_a_crash_within_an_answer_is_an_error_line(api: Any) -> None:
     assert api.say("tiny")
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_a_process_that_the_system_kills_was_too_large(api: Any) -> None:
+    with api.post("/api/chat", api.body("slow", options={"num_predict": 5000}), stream=True) as r:
+        lines = r.iter_lines()
+        next(lines)
+        os.kill(only_pid(api), signal.SIGKILL)  # as Linux does when memory runs out
+        assert "out of memory" in json.loads(list(lines)[-1])["error"]
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system has no SIGSTOP")
 def test_a_client_that_leaves_ends_the_load(api: Any, until: Any, runs: Any) -> None:
     connection = api.raw("/api/chat", api.body("slow"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections import deque
 from typing import Any
 
@@ -207,7 +209,9 @@ def test_the_reason_of_a_failed_load_is_the_most_telling_line(
     lines: list[str], reason: str
 ) -> None:
     worker = Worker.__new__(Worker)
-    worker._log = deque(lines)
+    worker._log, worker._killed = deque(lines), False
+    worker._process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+    worker._process.wait()
     assert worker._reason() == reason
 
 
