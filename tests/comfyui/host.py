@@ -55,7 +55,7 @@ class FoundHost:
     version: tuple[int, ...]
 
 
-def _interpreter(home: Path) -> Path:
+def interpreter(home: Path) -> Path:
     """COMFYUI_PYTHON, else the virtual environment beside ComfyUI, else the running Python."""
     named = os.environ.get("COMFYUI_PYTHON")
     if named:
@@ -81,7 +81,7 @@ def find_host() -> FoundHost | str:
     home = Path(named).expanduser() if named else Path.home() / "comfy" / "ComfyUI"
     if not (home / "main.py").is_file():
         return f"no ComfyUI at {home}: set COMFYUI_PATH (and COMFYUI_PYTHON) to run this"
-    python = _interpreter(home)
+    python = interpreter(home)
     probe = [str(python), "-c", "import aiohttp, torch, transformers"]
     answer = subprocess.run(probe, capture_output=True, text=True, check=False)
     if answer.returncode != 0:

@@ -1,0 +1,152 @@
+"""Does installing the pack break ComfyUI? Try it on copies of its environment.
+
+    python tools/check_environments.py ~/comfy/ComfyUI --transformers 4.57.6 --transformers 5.23.0
+
+For each version of transformers: make a virtual environment with what ComfyUI's own environment
+has, put that transformers into it, install requirements.txt as ComfyUI-Manager does (one line at a
+time), and see that `from transformers import CLIPTokenizer` still works, that ComfyUI starts, and
+that the pack loads in it. Exit code 0: nothing broke.
+
+Not one of the quick tests: it downloads what is not cached, and starts ComfyUI once per version. It
+needs `uv`, and what tests/comfyui needs. ComfyUI itself and its environment are only read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TextIO
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOWN = ("torch", "numpy", "transformers", "tokenizers", "huggingface-hub", "diffusers")
+SHOWN += ("accelerate", "safetensors", "pillow")
+
+
+class BrokenEnvironment(Exception):
+    """Something does not work any more; the text says what."""
+
+
+def _host_module() -> ModuleType:
+    """tests/comfyui/host.py: it knows how ComfyUI is started."""
+    spec = importlib.util.spec_from_file_location("host", ROOT / "tests" / "comfyui" / "host.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["host"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(command: Sequence[str | Path], what: str) -> str:
+    """Return what a command printed, or raise BrokenEnvironment with its last words."""
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-12:]
+        raise BrokenEnvironment("\n".join([f"{what} failed:", *said]))
+    return done.stdout
+
+
+def versions(python: Path, uv: str) -> dict[str, str]:
+    """Installed versions by project name."""
+    listed = run([uv, "pip", "freeze", "-p", python], "Listing packages")
+    pairs = (line.split("==", 1) for line in listed.splitlines() if "==" in line)
+    return dict(pairs)
+
+
+def requirement_lines(file: Path) -> list[str]:
+    """The requirements in a file, without comments."""
+    lines = (line.partition("#")[0].strip() for line in file.read_text("utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def copy_environment(source: Path, target: Path, transformers: str, uv: str) -> Path:
+    """A new environment with the packages of `source`, but this transformers; its interpreter."""
+    run([uv, "venv", "--seed", "-q", "-p", source, target], "Making an environment")
+    inside = "Scripts/python.exe" if sys.platform == "win32" else "bin/python"
+    python = target / inside
+    # what transformers pins is left to the resolver, the rest stays as it is
+    free = {"transformers", "tokenizers", "huggingface-hub"}
+    kept = [f"{k}=={v}" for k, v in versions(source, uv).items() if k not in free]
+    wanted = [*kept, f"transformers=={transformers}"]
+    run([uv, "pip", "install", "-q", "-p", python, *wanted], "Copying ComfyUI's environment")
+    return python
+
+
+def install_like_the_manager(python: Path, lines: Sequence[str]) -> None:
+    """One `pip install` per line, each seeing only what is there and itself."""
+    for line in lines:
+        command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-q", line]
+        run(command, f"pip install {line!r}")
+
+
+def check_start(home: Path, python: Path, base: Path) -> str:
+    """Start ComfyUI with the pack in it; returns its line of the import table."""
+    host = _host_module()
+    found = host.FoundHost(home, python, ())
+    try:
+        with host.ComfyHost(found, base) as running:
+            info = running.object_info("RefineryLLMImageRefine")
+            line = running.import_line()
+    except AssertionError as error:
+        raise BrokenEnvironment(f"ComfyUI did not start:\n{error}") from error
+    if not info:
+        raise BrokenEnvironment(f"ComfyUI started without the pack:\n{line}")
+    return line
+
+
+def check(home: Path, source: Path, transformers: str, lines: Sequence[str], out: TextIO) -> None:
+    """Try one version of transformers; raises BrokenEnvironment."""
+    uv = shutil.which("uv")
+    if uv is None:
+        raise BrokenEnvironment("uv is not installed: pip install uv")
+    with tempfile.TemporaryDirectory(prefix="environment-") as folder:
+        python = copy_environment(source, Path(folder, "venv"), transformers, uv)
+        before = versions(python, uv)
+        install_like_the_manager(python, lines)
+        after = versions(python, uv)
+        for name in sorted({*SHOWN, *(k for k in after if before.get(k) != after[k])}):
+            was, now = before.get(name, "-"), after.get(name, "-")
+            out.write(f"  {name:18} {was:14} {now if now != was else 'unchanged'}\n")
+        importing = "from transformers import CLIPTokenizer; print(CLIPTokenizer.__name__)"
+        run([python, "-c", importing], "from transformers import CLIPTokenizer")
+        out.write("  from transformers import CLIPTokenizer: works\n")
+        pipelines = "from diffusers import StableDiffusionXLImg2ImgPipeline"
+        run([python, "-c", pipelines], pipelines)
+        out.write(f"  {pipelines}: works\n")
+        line = check_start(home, python, Path(folder, "base"))
+        out.write(f"  ComfyUI starts, and its import table says: {line.split(':')[0]}\n")
+
+
+def main() -> int:
+    """Check what the command line names; 1 when something broke."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("comfyui", type=Path, help="ComfyUI's folder, with its .venv or venv")
+    parser.add_argument("--python", type=Path, help="ComfyUI's interpreter, where it is elsewhere")
+    parser.add_argument("--transformers", action="append", required=True, metavar="VERSION")
+    parser.add_argument("--requirements", type=Path, default=ROOT / "requirements.txt")
+    asked = parser.parse_args()
+    home = asked.comfyui.expanduser().resolve()
+    python = asked.python or _host_module().interpreter(home)
+    lines = requirement_lines(asked.requirements)
+    broken = 0
+    for version in asked.transformers:
+        sys.stdout.write(f"transformers {version}, then {', '.join(lines)}\n")
+        try:
+            check(home, python, version, lines, sys.stdout)
+        except BrokenEnvironment as error:
+            broken += 1
+            sys.stdout.write(f"  BROKEN: {error}\n")
+        sys.stdout.flush()
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
