@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 _WORKER = Path(__file__).with_name("worker.py")
 _MIB = 1 << 20
 _LOG_LINES = 200
+_DYING_S = 1.0
 _SIGKILL = 9  # not in the signal module on Windows, where no exit status is -9
 _BUFFER = re.compile(r"(\w+):\s+(\S+)\s+(\w+) buffer size =\s+([\d.]+) MiB")
 _PROJECTOR_DEVICE = re.compile(r"CLIP using (\S+) backend")
@@ -154,8 +155,13 @@ class Worker:
             self._stdin.close()
 
     def end_reason(self) -> str:
-        """Return one sentence on why the process is no longer there."""
-        self._process.wait()
+        """Return one sentence on why the process broke off; ends it where it still runs."""
+        try:
+            # A crash closes the connection a moment before the process is gone.
+            self._process.wait(_DYING_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.wait()
         return f"llama.cpp has stopped (exit status {self._process.returncode}): {self._reason()}"
 
     def open_chat(self, body: dict[str, Any]) -> Answer:

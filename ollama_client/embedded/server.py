@@ -281,7 +281,6 @@ class _Handler(BaseHTTPRequestHandler):
         except WorkerEnded as error:
             if client.gone:
                 raise ClientGone from error
-            worker.kill()
             text = worker.end_reason()
             raise ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, text) from error
         finally:
