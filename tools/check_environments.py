@@ -2,10 +2,10 @@
 
     python tools/check_environments.py ~/comfy/ComfyUI --transformers 4.57.6 --transformers 5.23.0
 
-For each version of transformers: make a virtual environment with what ComfyUI's own environment
-has, put that transformers into it, install requirements.txt as ComfyUI-Manager does (one line at a
-time), and see that `from transformers import CLIPTokenizer` still works, that ComfyUI starts, and
-that the pack loads in it. Exit code 0: nothing broke.
+For each version of transformers: make a virtual environment with ComfyUI's own requirements, that
+transformers, and the torch that ComfyUI's environment has; install requirements.txt over it as
+ComfyUI-Manager does (one line at a time); see that `from transformers import CLIPTokenizer` still
+works, that ComfyUI starts, and that the pack loads in it. Exit code 0: nothing broke.
 
 Not one of the quick tests: it downloads what is not cached, and starts ComfyUI once per version. It
 needs `uv`, and what tests/comfyui needs. ComfyUI itself and its environment are only read.
@@ -67,16 +67,18 @@ def requirement_lines(file: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def copy_environment(source: Path, target: Path, transformers: str, uv: str) -> Path:
-    """A new environment with the packages of `source`, but this transformers; its interpreter."""
+def fresh_environment(home: Path, source: Path, target: Path, transformers: str, uv: str) -> Path:
+    """An environment as a new ComfyUI has it, with this transformers; returns its interpreter.
+
+    torch and its sisters are those of `source`: they must be of one release.
+    """
     run([uv, "venv", "--seed", "-q", "-p", source, target], "Making an environment")
     inside = "Scripts/python.exe" if sys.platform == "win32" else "bin/python"
     python = target / inside
-    # what transformers pins is left to the resolver, the rest stays as it is
-    free = {"transformers", "tokenizers", "huggingface-hub"}
-    kept = [f"{k}=={v}" for k, v in versions(source, uv).items() if k not in free]
-    wanted = [*kept, f"transformers=={transformers}"]
-    run([uv, "pip", "install", "-q", "-p", python, *wanted], "Copying ComfyUI's environment")
+    present = versions(source, uv)
+    torch = [f"{name}=={present[name]}" for name in ("torch", "torchvision", "torchaudio")]
+    wanted = [*torch, f"transformers=={transformers}", "-r", home / "requirements.txt"]
+    run([uv, "pip", "install", "-q", "-p", python, *wanted], "Installing ComfyUI's requirements")
     return python
 
 
@@ -108,7 +110,7 @@ def check(home: Path, source: Path, transformers: str, lines: Sequence[str], out
     if uv is None:
         raise BrokenEnvironment("uv is not installed: pip install uv")
     with tempfile.TemporaryDirectory(prefix="environment-") as folder:
-        python = copy_environment(source, Path(folder, "venv"), transformers, uv)
+        python = fresh_environment(home, source, Path(folder, "venv"), transformers, uv)
         before = versions(python, uv)
         install_like_the_manager(python, lines)
         after = versions(python, uv)
