@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from . import __version__
 from .ollama_client.errors import Cancelled, OllamaError
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_describe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_describe(commands: Any) -> None:
     describe = commands.add_parser("describe", help="describe images, and rewrite the descriptions")
     describe.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     describe.add_argument(
@@ -74,7 +75,7 @@ def _add_describe(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     describe.set_defaults(run=_describe)
 
 
-def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_models(commands: Any) -> None:
     models = commands.add_parser("models", help="list the models, or fetch one")
     models.add_argument(
         "--pull", metavar="NAME", help="smolvlm: for the embedded engine; else: for Ollama"

@@ -304,7 +304,7 @@ def _split_lines(response: requests.Response, url: str) -> Iterator[list[bytes]]
     size = None if chunked else 65536 if has_length else 64
     rest: list[bytes] = []
     held = 0
-    for piece in cast("Iterator[bytes]", response.iter_content(size)):
+    for piece in response.iter_content(size):
         *complete, last = piece.split(b"\n")
         if complete:
             complete[0] = b"".join([*rest, complete[0]])
@@ -363,16 +363,17 @@ def _new_session(server: Server) -> requests.Session:
     class SecurePool(HTTPSConnectionPool):
         ConnectionCls = SecureConnection  # pyright: ignore[reportAssignmentType]
 
+    pools: dict[str, Any] = {"http": Pool, "https": SecurePool}
+
     class Adapter(HTTPAdapter):
         def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
             super().init_poolmanager(*args, **kwargs)
-            self.poolmanager.pool_classes_by_scheme = {"http": Pool, "https": SecurePool}
+            self.poolmanager.pool_classes_by_scheme = dict(pools)
 
         def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
             manager = super().proxy_manager_for(*args, **kwargs)
-            if not hasattr(manager, "connection_from_host"):
-                return manager
-            manager.pool_classes_by_scheme = {"http": Pool, "https": SecurePool}
+            if manager.proxy is not None:  # SOCKS has pools of its own
+                manager.pool_classes_by_scheme = dict(pools)
             return manager
 
     session = requests.Session()
