@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from .pixels import Source, read_mask, take_apart
 from .progress import Progress, ProgressCallback, Stage
 from .prompts import Conditioning
 from .settings import RefineSettings
-from .stages import Stages
+
+if TYPE_CHECKING:
+    from .stages import Stages
 
 GROUP_PIXELS = 8 * MEGAPIXEL
 """Pictures go through the stages in groups of about this size: weights move once a group, and a
@@ -82,7 +84,7 @@ class Batch:
         self._total = settings.steps * sum(len(x.boxes) for x in layouts if x is not None)
         self._done = 0
 
-    def run(self, stages: Stages, cache: PromptCache, tell: ProgressCallback) -> list[Any]:
+    def run(self, stages: "Stages", cache: PromptCache, tell: ProgressCallback) -> list[Any]:
         """Refine everything.
 
         Args:
@@ -127,7 +129,7 @@ class Batch:
         if group:
             yield group
 
-    def _prepare(self, place: _Place, source: Source, stages: Stages) -> Job | None:
+    def _prepare(self, place: _Place, source: Source, stages: "Stages") -> Job | None:
         entry = self._entries[place.entry]
         layout = self._layout(place)
         if layout is None:
@@ -143,16 +145,15 @@ class Batch:
         self,
         group: list[_Place],
         jobs: list[Job | None],
-        stages: Stages,
+        stages: "Stages",
         cache: PromptCache,
         tell: ProgressCallback,
     ) -> None:
         """Fill the cache with the prompts of a group, each once."""
-        wanted = {
-            self._prompt_key(place): place
-            for place, job in zip(group, jobs, strict=True)
-            if job is not None
-        }
+        wanted: dict[tuple[str, str | None], _Place] = {}
+        for place, job in zip(group, jobs, strict=True):
+            if job is not None:
+                wanted.setdefault(self._prompt_key(place), place)
         for key in [key for key in cache if key not in wanted][: len(wanted)]:
             if len(cache) + len(wanted) > CACHED_PROMPTS:
                 del cache[key]
@@ -169,7 +170,7 @@ class Batch:
         self,
         group: list[_Place],
         jobs: list[Job | None],
-        stages: Stages,
+        stages: "Stages",
         cache: PromptCache,
         tell: ProgressCallback,
     ) -> list[Tensor]:
@@ -189,8 +190,6 @@ class Batch:
 
         def on_step(number: int, step: int, clean: Tensor) -> None:
             place, job, index = work[number]
-            if step == 0:
-                job.learn_colours(index)
             self._done += step > 0
             tell(self._event("refine", place, index, job, step, clean))
 

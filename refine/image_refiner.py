@@ -238,9 +238,11 @@ class ImageRefiner:
     def _load(self) -> "Stages":
         from .loading import load_parts
 
-        parts = load_parts(
-            self.model, vocabulary=self._vocabulary, local_files_only=self._local_files_only
-        )
+        # ComfyUI runs its nodes under inference_mode; weights made there work nowhere else.
+        with torch.inference_mode(False):
+            parts = load_parts(
+                self.model, vocabulary=self._vocabulary, local_files_only=self._local_files_only
+            )
         parts.choose_dtypes(self.device, self.use_fp16)
         if parts.advice:
             LOG.warning("%s", parts.advice)

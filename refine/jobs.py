@@ -11,7 +11,7 @@ from .geometry import LATENT, Box, Size, padded_size, region_box, tile_boxes, wo
 from .pixels import Source
 from .previews import Canvas, fit_colours
 from .settings import RefineSettings
-from .stages import Tile
+from .tile import Tile
 
 LATENT_CHANNELS = 4
 
@@ -39,27 +39,27 @@ class Job:
         composite: (1, 3, H, W); the picture over grey.
         mask: (1, 1, H, W), or None: refine everything.
         layout: Where and how large.
+        work: (1, 3, h, w); cut out, enlarged and padded.
         tiles: What the model gets.
-        canvas: For previews.
     """
 
     composite: Tensor
     mask: Tensor | None
     layout: Layout
+    work: Tensor
     tiles: list[Tile]
-    canvas: Canvas
-    colours: dict[int, Tensor] = field(default_factory=dict)
+    _canvas: Canvas | None = None
+    _colours: dict[int, Tensor] = field(default_factory=dict)
 
     def preview(self, index: int, clean: Tensor) -> Image.Image:
         """Paint a tile's clean latents into the preview and return the whole of it."""
-        self.canvas.put(self.layout.boxes[index], clean, self.colours[index])
-        return self.canvas.image()
-
-    def learn_colours(self, index: int) -> None:
-        """Find out how a tile's latents look; to be called while they are still the input's."""
-        tile = self.tiles[index]
-        if index not in self.colours and tile.latents is not None:
-            self.colours[index] = fit_colours(tile.latents, tile.pixels)
+        if self._canvas is None:
+            self._canvas = Canvas(self.work)
+        if index not in self._colours:
+            tile = self.tiles[index]
+            self._colours[index] = fit_colours(tile.input_latents, tile.pixels)
+        self._canvas.put(self.layout.boxes[index], clean, self._colours[index])
+        return self._canvas.image()
 
 
 def lay_out(
@@ -90,7 +90,7 @@ def prepare(
     """
     work = blend.resize(composite[(..., *layout.region.slices)], layout.size)
     work = blend.pad(work, padded_size(*layout.size))
-    return Job(composite, mask, layout, _cut(work, layout.boxes, seed, dtype), Canvas(work))
+    return Job(composite, mask, layout, work, _cut(work, layout.boxes, seed, dtype))
 
 
 def finish(job: Job, refined: list[Tensor], settings: RefineSettings) -> Tensor:

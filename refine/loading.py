@@ -246,8 +246,15 @@ def _take_parts(pipeline: Any, origin: str, advice: str) -> Parts:
         origin=origin,
         advice=advice,
     )
-    for module in parts.modules().values():
+    for name, module in parts.modules().items():
         module.requires_grad_(False).eval()
+        # diffusers leaves what it did not find without data, and does not always say so.
+        lacking = [key for key, tensor in module.state_dict().items() if tensor.is_meta]
+        if lacking:
+            raise CheckpointError(
+                f"{origin} lacks weights of its {name} (for one, {lacking[0]}): "
+                "download it again, or choose another one."
+            )
     return parts
 
 

@@ -44,6 +44,10 @@ class Residency(Protocol):
         """
         ...
 
+    def has_room(self, working_bytes: int) -> bool:
+        """Within `use`: say whether so much may be taken at once; False: work in tiles."""
+        ...
+
     def shrink(self) -> bool:
         """After an out-of-memory error: give up some speed for room; False if nothing is left."""
         ...
@@ -95,6 +99,13 @@ class LocalResidency:
         finally:
             if self.mode != "gpu":
                 self._move_out(part)
+
+    def has_room(self, working_bytes: int) -> bool:
+        """See Residency."""
+        if self.mode == "low_vram":
+            return working_bytes <= LOW_VRAM_BYTES
+        # A computer swaps rather than fails, and tiles change the picture a little.
+        return self.device.type == "cpu" or working_bytes <= free_bytes(self.device)
 
     def shrink(self) -> bool:
         """See Residency."""

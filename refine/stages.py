@@ -6,7 +6,6 @@ numbers of diffusers' single call, at the memory of the largest stage instead of
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -18,6 +17,7 @@ from .pipeline import LatentPipeline, build_pipeline, denoise
 from .prompts import Conditioning, encode_prompts
 from .residency import Residency, free_cache, is_out_of_memory
 from .settings import RefineSettings
+from .tile import Tile
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -31,25 +31,6 @@ TEXT_BYTES = 64 * 2**20
 
 VAE_TILES = (None, 512, 256)
 """The VAE's tile sides in pixels, tried one after another while memory runs out; None: no tiles."""
-
-
-@dataclass
-class Tile:
-    """One piece of work for the model.
-
-    Args:
-        pixels: (1, 3, H, W), 0 to 1; sides are multiples of 64.
-        latent_noise: (1, 4, H / 8, W / 8); what the VAE's posterior is sampled with.
-        start_noise: The same shape; what is added before the first step.
-        generator: For samplers that add noise at every step.
-        latents: Filled by `encode`, replaced by `refine`.
-    """
-
-    pixels: Tensor
-    latent_noise: Tensor
-    start_noise: Tensor
-    generator: torch.Generator
-    latents: Tensor | None = None
 
 
 class Stages:
@@ -102,8 +83,9 @@ class Stages:
                 posterior = self._with_tiles(lambda p=pixels: self.parts.vae.encode(p)).latent_dist
                 sample = posterior.mean + posterior.std * tile.latent_noise.to(pixels)
                 tile.latents = sample.cpu() * self.parts.vae.config.scaling_factor
+                tile.input_latents = tile.latents
 
-        self._run("vae", self._vae_bytes(tiles, ENCODE_BYTES_PER_PIXEL), encode_all)
+        self._run_vae(tiles, ENCODE_BYTES_PER_PIXEL, encode_all)
 
     @torch.no_grad()
     def refine(
@@ -130,7 +112,6 @@ class Stages:
             while remaining:
                 index = remaining[0]
                 tile = tiles[index]
-                assert tile.latents is not None
                 on_step(index, 0, tile.latents)
                 result = denoise(
                     self._pipeline,
@@ -159,7 +140,6 @@ class Stages:
             results = []
             for index, tile in enumerate(tiles):
                 before(index)
-                assert tile.latents is not None
                 latents = tile.latents.to(device, dtype) / self.parts.vae.config.scaling_factor
                 decoded = self._with_tiles(
                     lambda z=latents: self.parts.vae.decode(z, return_dict=False)[0]
@@ -168,7 +148,7 @@ class Stages:
                 results.append((decoded / 2 + 0.5).clamp(0, 1).to("cpu", torch.float32))
             return results
 
-        return self._run("vae", self._vae_bytes(tiles, DECODE_BYTES_PER_PIXEL), decode_all)
+        return self._run_vae(tiles, DECODE_BYTES_PER_PIXEL, decode_all)
 
     def _run(self, part: str, working_bytes: int, work: Callable[[], Result]) -> Result:
         """Do some work with a part on the device; when memory runs out, with less of it there."""
@@ -202,9 +182,24 @@ class Stages:
             self._vae_tile = VAE_TILES[place]
             LOG.warning("Out of memory: the VAE goes on in tiles of %d px.", self._vae_tile)
 
-    def _vae_bytes(self, tiles: list[Tile], bytes_per_pixel: int) -> int:
+    def _run_vae(
+        self, tiles: list[Tile], bytes_per_pixel: int, work: Callable[[], Result]
+    ) -> Result:
+        """Run VAE work; in tiles from the start where the residency sees no room for more.
+
+        Waiting for an error is not enough: some drivers never raise one, but go on in the
+        computer's memory, a hundred times slower.
+        """
         pixels = max(tile.pixels[0, 0].numel() for tile in tiles)
-        return pixels * bytes_per_pixel * (2 if self.parts.dtypes["vae"] == torch.float32 else 1)
+        wide = 2 if self.parts.dtypes["vae"] == torch.float32 else 1
+        working_bytes = pixels * bytes_per_pixel * wide
+
+        def work_in_room() -> Result:
+            if self._vae_tile is None and not self.residency.has_room(working_bytes):
+                self._vae_tile = VAE_TILES[1]
+            return work()
+
+        return self._run("vae", working_bytes, work_in_room)
 
     def _checked(self, part: str) -> "_Checked":
         return _Checked(self.parts.modules()[part], self.check)

@@ -9,9 +9,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from PIL import Image
-
 from image_refinery.refine import ImageRefiner
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
@@ -33,6 +32,12 @@ def load_tool(folder: str, name: str) -> ModuleType:
         return importlib.import_module(name)
     finally:
         sys.path.pop(0)
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str, str], ModuleType]:
+    """Imports a module of tools/: tool(folder, name)."""
+    return load_tool
 
 
 @pytest.fixture(scope="session")

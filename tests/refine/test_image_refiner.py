@@ -6,9 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
-
 from image_refinery.refine import ImageError, ImageRefiner, RefineSettings, SettingsError
+from PIL import Image, ImageDraw
 
 Draw = Callable[[int, tuple[int, int]], Image.Image]
 

@@ -9,9 +9,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
-
 from image_refinery.refine import (
     CheckpointError,
     HubError,
@@ -21,6 +18,8 @@ from image_refinery.refine import (
 )
 from image_refinery.refine.loading import load_parts, shipped_config
 from image_refinery.refine.vocabulary import find_vocabulary
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 SMALL = {"num_inference_steps": 4, "working_size": "as it is"}
 
@@ -124,7 +123,10 @@ UNET = "model.diffusion_model.input_blocks.0.0.weight"
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
-        ({"cond_stage_model.transformer.x": [1], UNET: [8, 4, 3, 3]}, "a Stable Diffusion 1.x model"),
+        (
+            {"cond_stage_model.transformer.x": [1], UNET: [8, 4, 3, 3]},
+            "a Stable Diffusion 1.x model",
+        ),
         ({"cond_stage_model.model.x": [1], UNET: [8, 4, 3, 3]}, "a Stable Diffusion 2.x model"),
         ({"double_blocks.0.img_attn.qkv.weight": [1]}, "a FLUX model"),
         ({"model.diffusion_model.double_blocks.0.x": [1]}, "a FLUX model"),
@@ -186,6 +188,17 @@ def test_a_truncated_file_is_named_as_such(tiny_file: Path, tmp_path: Path, leng
         load_parts(path)
 
 
+def test_a_part_without_all_its_weights_says_what_it_lacks(
+    tiny_file: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(tiny_file)
+    del tensors["conditioner.embedders.0.model.ln_final.weight"]
+    save_file(tensors, tmp_path / "lacks.safetensors")
+    shutil.copytree(tiny_file.with_suffix(""), tmp_path / "lacks")
+    with pytest.raises(CheckpointError, match=r"lacks weights of its text_encoder_2 \(for one, "):
+        load_parts(tmp_path / "lacks.safetensors")
+
+
 def test_junk_is_named_as_such(tmp_path: Path) -> None:
     for number, junk in enumerate((b"<html>404</html>" * 99, struct.pack("<Q", 9) + b"{not json")):
         path = tmp_path / f"{number}.safetensors"
@@ -210,7 +223,7 @@ def test_missing_paths_are_found_at_once(tmp_path: Path) -> None:
         ImageRefiner("cpu", model=tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match="There is no checkpoint at"):
         ImageRefiner("cpu", model=tmp_path / "none")
-    with pytest.raises(CheckpointError, match="no model_index.json"):
+    with pytest.raises(CheckpointError, match=r"no model_index\.json"):
         load_parts(tmp_path)
     with pytest.raises(CheckpointError, match="no hub id"):
         load_parts("three/part/name")
@@ -249,7 +262,7 @@ def test_without_a_vocabulary_one_sentence_says_where_to_put_it(
     with pytest.raises(VocabularyError) as caught:
         load_parts(tmp_path / "alone.safetensors")
     assert str(tmp_path / "alone" / "tokenizer_2") in str(caught.value)
-    with pytest.raises(VocabularyError, match="holds no vocab.json"):
+    with pytest.raises(VocabularyError, match=r"holds no vocab\.json"):
         load_parts(tmp_path / "alone.safetensors", vocabulary=tmp_path)
     assert no_network == []
 

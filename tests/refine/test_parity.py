@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from PIL import Image
-
 from image_refinery.refine import ImageRefiner, RefineSettings
 from image_refinery.refine.pixels import take_apart
+from PIL import Image
 
 Draw = Callable[[int, tuple[int, int]], Image.Image]
 OneCall = Callable[..., torch.Tensor]

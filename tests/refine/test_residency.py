@@ -1,0 +1,217 @@
+"""Who holds the weights: modes give one picture, unloading frees, out of memory has a way out."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_refinery.refine import DeviceMemoryError, ImageRefiner, LocalResidency, NotFiniteError
+from image_refinery.refine import residency as residency_module
+from image_refinery.refine.residency import choose_mode, is_out_of_memory
+from PIL import Image
+
+Draw = Callable[[int, tuple[int, int]], Image.Image]
+SMALL = {"num_inference_steps": 7, "working_size": "as it is"}
+GIB = 2**30
+REFINER = {"unet": int(4.21 * GIB), "text_encoder_2": int(1.29 * GIB), "vae": int(0.16 * GIB)}
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "mode"),
+    [(24, "gpu"), (10, "gpu"), (7.5, "offload"), (6, "low_vram"), (4, "low_vram")],
+)
+def test_auto_takes_the_fastest_mode_that_fits(free_gib: float, mode: str) -> None:
+    assert choose_mode(int(free_gib * GIB), REFINER, working_bytes=int(1.5 * GIB)) == mode
+
+
+@pytest.mark.parametrize("mode", ["gpu", "offload", "low_vram", "auto"])
+def test_every_memory_mode_gives_the_same_picture(
+    refiner: ImageRefiner,
+    tiny_file: Path,
+    draw: Draw,
+    mode: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A third of the tiny UNet stays, the rest is streamed, as with the real one.
+    monkeypatch.setattr(residency_module, "LOW_VRAM_BYTES", 3_000_000)
+    image = draw(0, (128, 128))
+    other = ImageRefiner("cpu", model=tiny_file, memory_mode=mode)
+    assert other.refine(image, **SMALL).tobytes() == refiner.refine(image, **SMALL).tobytes()
+    held = other._stages.residency.held_bytes()
+    assert held > 9_000_000 if mode in ("gpu", "auto") else held == 0
+
+
+def test_low_vram_holds_no_more_than_its_share(
+    tiny_file: Path, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency_module, "LOW_VRAM_BYTES", 3_000_000)
+    held: list[int] = []
+
+    def note(progress: object) -> None:
+        if progress.stage == "refine" and progress.step:
+            held.append(refiner._stages.residency.held_bytes())
+
+    refiner = ImageRefiner("cpu", model=tiny_file, memory_mode="low_vram")
+    refiner.refine(draw(0, (64, 64)), on_progress=note, **SMALL)
+    assert held
+    assert 1_500_000 < max(held) <= 3_000_000
+
+
+def test_unload_frees_the_copies_and_refining_goes_on(tiny_file: Path, draw: Draw) -> None:
+    refiner = ImageRefiner("cpu", model=tiny_file)
+    assert refiner.unload() == 0
+    image = draw(0, (64, 64))
+    first = refiner.refine(image, **SMALL)
+    weight = refiner._stages.parts.unet.conv_in.weight
+    copies = weakref.ref(weight.data.untyped_storage())
+    freed = refiner.unload()
+    gc.collect()
+    # The UNet, the VAE and the text encoder as fp32.
+    assert 9_000_000 < freed < 12_000_000
+    assert copies() is None
+    assert weight.dtype == torch.float16
+    assert refiner.unload() == 0
+    assert refiner.refine(image, **SMALL).tobytes() == first.tobytes()
+
+
+def test_leaving_the_context_forgets_the_checkpoint(tiny_file: Path, draw: Draw) -> None:
+    with ImageRefiner("cpu", model=tiny_file) as refiner:
+        refiner.refine(draw(0, (64, 64)), **SMALL)
+        unet = weakref.ref(refiner._stages.parts.unet)
+    gc.collect()
+    assert unet() is None
+
+
+def test_weights_move_under_inference_mode_too(tiny_file: Path, draw: Draw) -> None:
+    refiner = ImageRefiner("cpu", model=tiny_file)
+    image = draw(0, (64, 64))
+    with torch.inference_mode():
+        first = refiner.refine(image, **SMALL)
+        refiner.unload()
+        second = refiner.refine(image, **SMALL)
+    refiner.unload()
+    third = refiner.refine(image, **SMALL)
+    assert first.tobytes() == second.tobytes() == third.tobytes()
+
+
+def test_another_owner_of_the_weights_is_asked_for_each_part(tiny_file: Path, draw: Draw) -> None:
+    """A host with its own memory manager brings a Residency; the code path is the same."""
+    asked: list[tuple[str, int]] = []
+
+    class Host(LocalResidency):
+        def use(self, part: str, working_bytes: int):
+            asked.append((part, working_bytes))
+            return super().use(part, working_bytes)
+
+    refiner = ImageRefiner("cpu", model=tiny_file, residency=Host)
+    refiner.refine(draw(0, (64, 64)), **SMALL)
+    refiner.refine(draw(0, (64, 64)), **SMALL)
+    # The second run knows the prompt already.
+    assert [part for part, _ in asked] == [
+        "text_encoder_2",
+        "vae",
+        "unet",
+        "vae",
+        "vae",
+        "unet",
+        "vae",
+    ]
+    assert all(size > 0 for _, size in asked)
+
+
+class Shortage:
+    """Makes a module raise as CUDA does when memory runs out, while `is_short` says so."""
+
+    def __init__(self, module: torch.nn.Module, is_short: Callable[[], bool]) -> None:
+        self.calls = 0
+        self._is_short = is_short
+        self._handle = module.register_forward_pre_hook(self._check)
+
+    def _check(self, *_: object) -> None:
+        if self._is_short():
+            self.calls += 1
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+
+def test_out_of_memory_in_the_unet_steps_down_and_goes_on(
+    refiner: ImageRefiner, tiny_file: Path, draw: Draw, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = torch.stack([torch.full((64, 64, 3), shade) for shade in (0.2, 0.6, 0.9)])
+    short = ImageRefiner("cpu", model=tiny_file)
+    short.load()
+    shortage = Shortage(
+        short._stages.parts.unet.mid_block, lambda: short._stages.residency.mode != "low_vram"
+    )
+    out = short.refine(images, **SMALL)
+    assert shortage.calls == 2
+    assert torch.equal(out, refiner.refine(images, **SMALL))
+    assert "goes on in memory mode offload" in caplog.text
+    assert "goes on in memory mode low_vram" in caplog.text
+
+
+def test_out_of_memory_in_the_vae_goes_on_in_its_tiles(
+    refiner: ImageRefiner, tiny_file: Path, draw: Draw, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = torch.from_numpy(np.array(draw(0, (640, 576)), np.float32) / 255)
+    short = ImageRefiner("cpu", model=tiny_file)
+    short.load()
+    vae = short._stages.parts.vae
+    Shortage(vae.decoder.mid_block, lambda: not vae.use_tiling)
+    out = short.refine(image, keep_colours=False, **SMALL)
+    assert "the VAE goes on in tiles of 512 px" in caplog.text
+    assert (out - refiner.refine(image, keep_colours=False, **SMALL)).abs().mean() < 0.05
+
+
+def test_where_there_is_no_room_the_vae_works_in_tiles_from_the_start(
+    tiny_file: Path, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency_module, "LOW_VRAM_BYTES", 512 * 512 * 3072)
+    refiner = ImageRefiner("cpu", model=tiny_file, memory_mode="low_vram")
+    refiner.load()
+    vae = refiner._stages.parts.vae
+    seen: list[bool] = []
+    vae.decoder.register_forward_pre_hook(lambda *_: seen.append(vae.use_tiling))
+    refiner.refine(draw(0, (512, 512)), **SMALL)
+    assert seen == [False]
+    refiner.refine(draw(0, (576, 512)), **SMALL)
+    assert len(seen) > 2
+    assert all(seen[1:])
+
+
+@pytest.mark.parametrize("mode", ["auto", "gpu"])
+def test_out_of_memory_after_every_fallback_is_one_sentence(
+    tiny_file: Path, draw: Draw, mode: str
+) -> None:
+    refiner = ImageRefiner("cpu", model=tiny_file, memory_mode=mode)
+    refiner.load()
+    Shortage(refiner._stages.parts.unet.mid_block, lambda: True)
+    with pytest.raises(DeviceMemoryError, match=r"Memory ran out on cpu while the refiner's unet"):
+        refiner.refine(draw(0, (64, 64)), **SMALL)
+    assert refiner._stages.residency.held_bytes() == 0
+
+
+@pytest.mark.parametrize(("part", "who"), [("unet", "The UNet"), ("vae", "The VAE")])
+def test_nan_is_an_error_not_a_black_picture(
+    tiny_file: Path, draw: Draw, part: str, who: str
+) -> None:
+    refiner = ImageRefiner("cpu", model=tiny_file)
+    refiner.load()
+    module = getattr(refiner._stages.parts, part)
+    layer = module.conv_out if part == "unet" else module.decoder.conv_out
+    layer.register_forward_hook(lambda _, __, out: out * float("nan"))
+    with pytest.raises(NotFiniteError, match=f"^{who} of .* produced NaN"):
+        refiner.refine(draw(0, (64, 64)), **SMALL)
+
+
+def test_what_counts_as_out_of_memory() -> None:
+    assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory."))
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+    assert is_out_of_memory(
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+    )
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))

@@ -1,0 +1,119 @@
+"""The specification's Python snippet runs as it stands, with a stand-in for the 3D pipeline."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import image_refinery.refine
+import pytest
+import torch
+from image_refinery.refine import ImageRefiner
+from PIL import Image
+
+SNIPPET = """
+from trellis.pipelines import TrellisImageTo3DPipeline
+from library.image_refiner import ImageRefiner
+from PIL import Image
+
+# Load pipeline and refiner
+pipeline = TrellisImageTo3DPipeline.from_pretrained("JeffreyXiang/TRELLIS-image-large")
+pipeline.cuda()
+
+refiner = ImageRefiner(device="cuda", use_fp16=True)
+
+# Load and refine image
+image = Image.open("input.png")
+refined_image = refiner.refine(
+    image,
+    strength=0.3,  # 0.0-1.0, lower = more faithful to original
+    guidance_scale=7.5,
+    num_inference_steps=20,
+)
+
+# Clean up refiner before TRELLIS
+refiner.unload()
+
+# Generate 3D from refined image
+outputs = pipeline.run(refined_image, seed=1)
+"""
+
+
+class StandInPipeline:
+    """Takes what TRELLIS takes, and keeps what it was given."""
+
+    @classmethod
+    def from_pretrained(cls, name: str) -> "StandInPipeline":
+        assert name == "JeffreyXiang/TRELLIS-image-large"
+        return cls()
+
+    def __getattr__(self, name: str) -> object:
+        # The snippet moves its pipeline to the GPU; there may be none here.
+        return (lambda: self) if name == "cuda" else super().__getattribute__(name)
+
+    def run(self, image: Image.Image, seed: int) -> dict[str, object]:
+        return {"image": image.copy(), "seed": seed}
+
+
+def test_the_snippet_runs(
+    tiny_file: Path, draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(0, (518, 518)).convert("RGBA").save(tmp_path / "input.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(tiny_file))
+    trellis = ModuleType("trellis.pipelines")
+    trellis.TrellisImageTo3DPipeline = StandInPipeline
+    monkeypatch.setitem(sys.modules, "trellis", ModuleType("trellis"))
+    monkeypatch.setitem(sys.modules, "trellis.pipelines", trellis)
+    monkeypatch.setitem(sys.modules, "library", ModuleType("library"))
+    monkeypatch.setitem(sys.modules, "library.image_refiner", image_refinery.refine)
+    names: dict[str, object] = {}
+    if torch.cuda.is_available():
+        _run(names)
+    else:
+        with pytest.warns(RuntimeWarning, match="no CUDA device") as caught:
+            _run(names)
+        assert [w.category for w in caught].count(RuntimeWarning) == 1
+    outputs = names["outputs"]
+    assert outputs["seed"] == 1
+    assert (outputs["image"].size, outputs["image"].mode) == ((518, 518), "RGBA")
+    refiner = names["refiner"]
+    assert isinstance(refiner, ImageRefiner)
+    assert refiner._stages.residency.held_bytes() == 0
+    # A second refinement after unload works.
+    assert refiner.refine(names["image"], strength=0.1, num_inference_steps=10).size == (518, 518)
+
+
+def _run(names: dict[str, object]) -> None:
+    code = compile(SNIPPET, "snippet", "exec")
+    exec(code, names)
+
+
+def test_importing_the_package_imports_neither_torch_nor_diffusers() -> None:
+    import subprocess
+
+    root = Path(__file__).resolve().parents[2]
+    program = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location(
+    "pack", {str(root / "__init__.py")!r}, submodule_search_locations=[{str(root)!r}])
+sys.modules["pack"] = importlib.util.module_from_spec(spec)
+import pack.refine
+from pack.refine import CheckpointInfo, RefineError, RefineSettings, count_steps, read_checkpoint
+RefineSettings()
+heavy = {{"torch", "diffusers", "transformers", "numpy", "PIL"}} & set(sys.modules)
+assert not heavy, heavy
+from pack.refine import ImageRefiner
+heavy = {{"diffusers", "transformers"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_there() -> None:
+    names = image_refinery.refine.__all__
+    assert names == sorted(names)
+    for name in names:
+        assert getattr(image_refinery.refine, name) is not None
+    with pytest.raises(AttributeError):
+        image_refinery.refine.nothing  # noqa: B018
