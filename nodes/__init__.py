@@ -6,10 +6,11 @@ from .llm_describe import LLMDescribe
 from .llm_image_refine import LLMImageRefine
 from .ollama_options import OllamaOptions
 from .ollama_process import OllamaProcess
+from .sdxl_refiner import SDXLRefiner
 
 
 class ImageRefineryExtension(ComfyExtension):
     """The list of nodes that ComfyUI asks for."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LLMImageRefine, LLMDescribe, OllamaProcess, OllamaOptions]
+        return [LLMImageRefine, LLMDescribe, OllamaProcess, OllamaOptions, SDXLRefiner]

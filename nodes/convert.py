@@ -37,3 +37,72 @@ def pixels(image: torch.Tensor) -> Callable[[], NDArray[np.uint8]]:
         return scaled.nan_to_num_(0.0).add_(0.5).clamp_(0.0, 255.0).to(torch.uint8).numpy()
 
     return convert
+
+
+def rejoin(batches: list[torch.Tensor], singles: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Undo `single_images`: one batch for each of `batches`, of the images that became of them.
+
+    Where nothing became of a whole batch, the very same object comes back.
+    """
+    import torch
+
+    joined: list[torch.Tensor] = []
+    first = 0
+    for batch in batches:
+        rows = singles[first : first + batch.shape[0]]
+        first += batch.shape[0]
+        untouched = all(
+            row.data_ptr() == batch[index].data_ptr() and row.shape == batch[:1].shape
+            for index, row in enumerate(rows)
+        )
+        joined.append(batch if untouched else rows[0] if len(rows) == 1 else torch.cat(rows))
+    return joined
+
+
+def single_masks(masks: list[torch.Tensor], batches: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return one mask (1, H, W) for each image of a list of batches, at the image's size.
+
+    Args:
+        masks: (H, W) or (M, H, W), 0 to 1: one for all batches, or one for each batch, or one for
+            each image. M is 1, or the batch's length.
+        batches: (B, H, W, C) each.
+
+    Raises:
+        ValueError: masks and images cannot be paired; the message says how many there are.
+    """
+    count = sum(batch.shape[0] for batch in batches)
+    given = [mask if mask.ndim == 3 else mask[None] for mask in masks]
+    if len(given) == 1:
+        given = given * len(batches)
+    if len(given) == count:
+        rows = [mask[:1] for mask in given]
+    elif len(given) == len(batches):
+        rows = []
+        for mask, batch in zip(given, batches, strict=True):
+            if mask.shape[0] not in (1, batch.shape[0]):
+                raise ValueError(f"{mask.shape[0]} masks came for a batch of {batch.shape[0]}.")
+            rows += [mask[i % mask.shape[0]][None] for i in range(batch.shape[0])]
+    else:
+        raise ValueError(f"{len(given)} masks came for {count} images.")
+    return [
+        _at_size(row, *single.shape[1:3])
+        for row, single in zip(rows, single_images(batches), strict=True)
+    ]
+
+
+def empty_mask(batch: torch.Tensor) -> torch.Tensor:
+    """Return a mask (B, H, W) of zeros for a batch (B, H, W, C)."""
+    import torch
+
+    return torch.zeros(batch.shape[:3])
+
+
+def _at_size(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Masks come in other sizes too: LoadImage gives 64 x 64 zeros for an opaque picture."""
+    if tuple(mask.shape[1:]) == (height, width):
+        return mask
+    from torch.nn import functional
+
+    return functional.interpolate(
+        mask[None].float(), size=(height, width), mode="bilinear", align_corners=False
+    )[0].clamp(0.0, 1.0)

@@ -1,0 +1,54 @@
+"""A refinement shown on its node: a bar over all steps, words, and previews of the picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import comfy.utils
+from server import PromptServer
+
+if TYPE_CHECKING:
+    from ..refine.progress import Progress
+
+_PREVIEW_SIDE = 512
+
+
+class NodeProgress:
+    """What `ImageRefiner` tells, on the node; ComfyUI's bar also ends the work on a cancel.
+
+    Args:
+        node_id: The running node's id; None outside a graph.
+        images: How many images the whole run has.
+    """
+
+    def __init__(self, node_id: str | None, images: int) -> None:
+        self._node_id = node_id
+        self._images = images
+        self._first = 0
+        self._bar = comfy.utils.ProgressBar(1, node_id=node_id)
+
+    def start_at(self, index: int) -> None:
+        """Count the images of the call that follows from `index` (from 0)."""
+        self._first = index
+
+    def __call__(self, event: Progress) -> None:
+        """Show one event; ComfyUI's InterruptProcessingException passes through."""
+        if self._images > event.images:
+            event = replace(event, image=event.image + self._first, images=self._images)
+            # Images that come one by one are taken to be of one size.
+            before, total = self._first * event.total, self._images * event.total
+        else:
+            before, total = 0, event.total
+        self.say(event.text)
+        if event.stage != "refine":
+            return
+        preview = event.preview() if event.step else None
+        shown = None if preview is None else ("JPEG", preview, _PREVIEW_SIDE)
+        self._bar.update_absolute(before + event.done, total, shown)
+
+    def say(self, text: str) -> None:
+        """Show a text on the node."""
+        server = getattr(PromptServer, "instance", None)
+        if server is not None and self._node_id is not None:
+            server.send_progress_text(text, self._node_id)
