@@ -95,12 +95,12 @@ def check_start(home: Path, python: Path, base: Path) -> str:
     found = host.FoundHost(home, python, ())
     try:
         with host.ComfyHost(found, base) as running:
-            info = running.object_info("RefineryLLMImageRefine")
             line = running.import_line()
+            if "FAILED" in line:
+                raise BrokenEnvironment(f"ComfyUI started, but not the pack:\n{running.log}")
+            running.object_info("RefineryLLMImageRefine")
     except AssertionError as error:
         raise BrokenEnvironment(f"ComfyUI did not start:\n{error}") from error
-    if not info:
-        raise BrokenEnvironment(f"ComfyUI started without the pack:\n{line}")
     return line
 
 

@@ -341,6 +341,34 @@ def test_stop_the_workflow_ends_it_with_the_sentence(comfyui: ComfyHost, ollama:
     assert "ollama serve" in run.error["exception_message"]
 
 
+BROKEN = [
+    *("drop", "reset", "reset_mid_stream", "cut_mid_stream", "error_line", "oom_line", "no_done"),
+    *("no_line", "empty", "empty_length", "thinking_only", "not_json", "bad_request", "signin"),
+    *("forbidden", "not_found", "too_many_requests", "oom_old", "oom", "oom_runtime"),
+    *("load_failure", "load_timeout", "bad_gateway", "busy", "proxy_page", "html"),
+]
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_whatever_the_server_does_the_node_says_one_sentence_and_passes_the_image_on(
+    comfyui: ComfyHost, ollama: FaultyOllama, fault: str
+):
+    """Which sentence it is for which fault is tested in tests/ollama_client."""
+    ollama.always("chat", fault)
+    graph = single(comfyui)
+    graph["20"] = node("ProbeSame", first=["1", 0], second=["2", 0])
+    run = comfyui.run(graph)
+    assert run.ok, run.error
+    (description,) = run.texts("11")
+    assert run.texts("12") == [description]
+    assert description.startswith("Error: ") and len(description) > len("Error: ") + 20
+    assert description.rstrip()[-1] in ".:)" or "ollama" in description.lower()
+    assert "Traceback" not in description
+    (row,) = compared(run, "20")["rows"]
+    assert row["same"] is True
+    assert ollama.wait_until(lambda: ollama.loaded == [], 5.0)
+
+
 # what the user sees meanwhile
 
 
@@ -386,6 +414,73 @@ def test_no_other_branch_loads_a_model_between_our_unload_and_our_answer(
     models = [call["at"] for call in calls if call["name"].startswith("model_")]
     assert len(models) == 4
     assert [at for at in models if unloaded <= at <= answered] == []
+
+
+def unloads_of_comfyui(host: ComfyHost) -> list[dict[str, Any]]:
+    return [call for call in host.get("/probe/calls") if call["name"] == "unload_all_models"]
+
+
+def with_a_model_loaded(host: ComfyHost) -> None:
+    """Let ComfyUI hold a model, and begin with an empty record."""
+    sampled = node("ProbeModel", seconds=0.0, salt=single_count() + 5000)
+    run = host.run({"1": sampled, "2": node("PreviewAny", source=["1", 0])})
+    assert run.ok, run.error
+    host.post("/probe/forget")
+
+
+def test_a_batch_of_eight_costs_one_load_and_one_confirmed_unload_of_each_model(
+    comfyui: ComfyHost, seeing: FaultyOllama
+):
+    with_a_model_loaded(comfyui)
+    graph = {
+        "1": pictures(*[(16, 16, name) for name in [*COLOURS, *COLOURS][:8]], batch=True),
+        "2": refine(["1", 0]),
+    } | previews("2")
+    run = comfyui.run(graph)
+    assert run.ok, run.error
+    assert run.texts("11") == [*COLOURS, *COLOURS][:8]
+    assert seeing.loads == {VISION: 1, TEXT: 1}
+    assert seeing.unloads == {VISION: 1, TEXT: 1}
+    assert unloads_of_comfyui(comfyui)[0]["at"] < seeing.of("load")[0].started
+    for model in (VISION, TEXT):
+        asked = next(one for one in seeing.of("unload") if one.model == model)
+        assert asked.ended is not None
+        assert any(look.started > asked.ended for look in seeing.of("ps")), "nobody looked"
+
+
+def test_a_cloud_model_leaves_comfyui_s_models_alone(comfyui: ComfyHost, ollama: FaultyOllama):
+    with_a_model_loaded(comfyui)
+    cloud = vision_model("seer:cloud", remote_host="https://ollama.com:443", size=384)
+    ollama.models[cloud.key] = cloud
+    run = comfyui.run(single(comfyui, vision_model=cloud.key, text_model=cloud.key))
+    assert run.ok, run.error
+    assert run.texts("11") == ["A red circle on a white background."]
+    assert unloads_of_comfyui(comfyui) == []
+
+
+@pytest.mark.parametrize(
+    ("choice", "size", "unloads"),
+    [
+        ("always", 1000, True),
+        ("never", 10**15, False),
+        ("when needed", 1000, False),
+        ("when needed", 10**15, True),
+    ],
+)
+def test_free_memory_does_what_it_says(
+    comfyui: ComfyHost, ollama: FaultyOllama, choice: str, size: int, unloads: bool
+):
+    with_a_model_loaded(comfyui)
+    ollama.vram_bytes = 10**16
+    model = vision_model("sized", size=size)
+    ollama.models[model.key] = model
+    graph = single(comfyui, vision_model=model.key, text_model=model.key)
+    graph["5"] = node("RefineryOllamaOptions", free_memory=choice)
+    graph["2"]["inputs"] |= {"vision_options": ["5", 0], "text_options": ["5", 0]}
+    run = comfyui.run(graph)
+    assert run.ok, run.error
+    assert run.texts("11") == ["A red circle on a white background."]
+    assert bool(unloads_of_comfyui(comfyui)) is unloads
 
 
 # cancel
