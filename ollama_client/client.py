@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, cast
 
 from .errors import (
@@ -142,7 +142,7 @@ class OllamaClient:
                 url = embedded.start_shared()
             except embedded.EngineMissing as error:
                 raise ServerConfigError(str(error)) from error
-            self.server = Server(name=self.server.name, url=url, shares_gpu=False)
+            self.server = replace(self.server, url=url)
         self._transport = Transport(self.server, self.timeouts)
 
     def __enter__(self) -> OllamaClient:
