@@ -149,20 +149,12 @@ def test_outputs_have_the_spec_s_names_and_are_lists(comfyui: ComfyHost):
     assert info["output_is_list"] == [True, True, True]
 
 
-def test_bypassed_it_passes_its_image_on(comfyui: ComfyHost):
+def test_bypassed_its_image_output_can_only_be_its_image_input(comfyui: ComfyHost):
     """The page joins an output of a bypassed node with the first linked input of its type."""
     info = comfyui.object_info(NODE)
     everything = info["input"]["required"] | info["input"]["optional"]
     same_type = [name for name, (kind, _) in everything.items() if kind == info["output"][0]]
     assert same_type == ["image"]
-    name = comfyui.save_input(Image.new("RGB", (8, 8)))
-    run = comfyui.run({"1": node("LoadImage", image=name)} | previews_of_bypassed())
-    assert run.ok
-
-
-def previews_of_bypassed() -> Graph:
-    """What the page sends for our node bypassed: its text outputs are linked to nothing."""
-    return {"10": node("PreviewAny", source=["1", 0])}
 
 
 # one image, a batch, a list

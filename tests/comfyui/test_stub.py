@@ -54,6 +54,8 @@ WANTED = [
     "folder_paths:get_filename_list",
     "folder_paths:get_full_path",
     "folder_paths:base_path",
+    "folder_paths:models_dir",
+    "folder_paths:folder_names_and_paths",
     "nodes:before_node_execution",
     "nodes:interrupt_processing",
 ]
