@@ -7,10 +7,20 @@ from .llm_image_refine import LLMImageRefine
 from .ollama_options import OllamaOptions
 from .ollama_process import OllamaProcess
 from .sdxl_refiner import SDXLRefiner
+from .text_to_filename import TextToFilename
+from .wildcard_processor import WildcardProcessor
 
 
 class ImageRefineryExtension(ComfyExtension):
     """The list of nodes that ComfyUI asks for."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LLMImageRefine, LLMDescribe, OllamaProcess, OllamaOptions, SDXLRefiner]
+        return [
+            LLMImageRefine,
+            SDXLRefiner,
+            LLMDescribe,
+            OllamaProcess,
+            OllamaOptions,
+            WildcardProcessor,
+            TextToFilename,
+        ]

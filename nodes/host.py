@@ -33,6 +33,14 @@ def config_file() -> Path:
     return Path(folder_paths.get_user_directory()) / CONFIG_NAME
 
 
+PACK_FOLDER = Path(__file__).resolve().parent.parent
+
+
+def own_folder(name: str) -> Path:
+    """A folder for the user's own files of this pack, beside the folders of ComfyUI's users."""
+    return Path(folder_paths.get_user_directory()) / "image-refinery" / name
+
+
 def server_named(name: str) -> Server:
     """Return the server that a workflow's `server` widget names."""
     return find_server(name, config=config_file())
@@ -124,9 +132,7 @@ class NodeWatcher(Watcher):
 
     def _show(self, *lines: str) -> None:
         self._shown_at = time.monotonic()
-        server = getattr(PromptServer, "instance", None)
-        if server is not None and self._node_id is not None:
-            server.send_progress_text("\n".join(lines), self._node_id)
+        show(self._node_id, *lines)
 
 
 _failed_runs = 0
@@ -141,3 +147,10 @@ def count_failed_run() -> None:
 def failed_runs() -> int:
     """How many runs ended in a message since ComfyUI started."""
     return _failed_runs
+
+
+def show(node_id: str | None, *lines: str) -> None:
+    """Show a text on a running node; nothing where there is no page or no node."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node_id is not None:
+        server.send_progress_text("\n".join(lines), node_id)

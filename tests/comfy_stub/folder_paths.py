@@ -36,3 +36,7 @@ def get_filename_list(folder_name: str) -> list[str]:
 def get_full_path(folder_name: str, filename: str) -> str | None:
     file = Path(_folder("models"), folder_name, filename)
     return str(file) if file.is_file() else None
+
+
+models_dir = _folder("models")
+folder_names_and_paths: dict[str, tuple[list[str], set[str]]] = {}

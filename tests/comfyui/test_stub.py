@@ -15,6 +15,7 @@ DESCRIBE = Path(__file__).resolve().parent / "describe_api.py"
 
 IO = "comfy_api.latest:io."
 TYPES = ("Boolean", "Int", "Float", "String", "Combo", "MultiType", "Image", "Mask", "AnyType")
+LEAVES = ("Linear", "Conv2d", "GroupNorm", "LayerNorm", "Embedding")
 WANTED = [
     *(f"{IO}{kind}.Input.__init__" for kind in TYPES),
     *(f"{IO}{kind}.Output.__init__" for kind in ("Boolean", "Int", "Image", "Mask", "AnyType")),
@@ -39,6 +40,15 @@ WANTED = [
     "comfy.model_management:get_free_memory",
     "comfy.model_management:get_total_memory",
     "comfy.model_management:loaded_models",
+    "comfy.model_management:LoadedModel.model",
+    "comfy.model_management:LoadedModel.model_unload",
+    "comfy.model_management:current_loaded_models",
+    "comfy.model_management:load_models_gpu",
+    "comfy.model_management:is_device_cpu",
+    "comfy.model_management:should_use_fp16",
+    *(f"comfy.model_patcher:ModelPatcher.{name}" for name in ("__init__", "model_size", "detach")),
+    *(f"comfy.model_patcher:ModelPatcher.{name}" for name in ("loaded_size", "partially_load")),
+    *(f"comfy.ops:manual_cast.{name}.forward" for name in LEAVES),
     "comfy.utils:set_progress_bar_global_hook",
     "comfy.utils:ProgressBar.__init__",
     "comfy.utils:ProgressBar.update_absolute",

@@ -1,0 +1,141 @@
+"""The wildcard files of some folders, and the lines in them.
+
+A name is looked up among the files that were found, and is never joined to a path: no name can
+lead out of the folders.
+"""
+
+from __future__ import annotations
+
+import codecs
+import fnmatch
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+COMMENT_MARKS = ("#", "//", ";")
+_SUFFIX = ".txt"
+_WEIGHT = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*::")
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A line of a wildcard file, and how likely it is; each is equal to itself only."""
+
+    weight: float
+    text: str
+
+
+class WildcardFiles:
+    """Every .txt below `folders`, by its name: its path without the ending, in small letters.
+
+    Where two folders have a file of one name, that of the first counts. Links that lead out of a
+    folder are left out. The folders are looked through once, at the first question.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
+        self._found: dict[str, Path] | None = None
+        self._lines: dict[Path, tuple[Line, ...]] = {}
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._files())
+
+    def stamp(self) -> tuple[tuple[str, int, int], ...]:
+        """Changes when a file is added, removed or edited."""
+        paths = [path for path in sorted(self._files().values()) if path.exists()]
+        states = ((path, path.stat()) for path in paths)
+        return tuple((str(path), state.st_mtime_ns, state.st_size) for path, state in states)
+
+    def lines(self, name: str) -> tuple[Line, ...]:
+        """Return the lines that a name stands for; none where there is no such file.
+
+        A `*` in the name stands for anything. A name without a folder is looked for at the top,
+        then in all folders.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        return tuple(line for path in self._find(name) for line in self._read(path))
+
+    def _find(self, name: str) -> list[Path]:
+        files = self._files()
+        wanted = name.replace("\\", "/").lower()
+        if "*" in wanted:
+            return [path for own, path in sorted(files.items()) if _fits(own, wanted)]
+        if wanted in files:
+            return [files[wanted]]
+        if "/" in wanted:
+            return []
+        return [path for own, path in sorted(files.items()) if own.endswith(f"/{wanted}")]
+
+    def _files(self) -> dict[str, Path]:
+        if self._found is None:
+            self._found = {}
+            for folder in self._folders:
+                for name, path in _text_files(folder):
+                    self._found.setdefault(name, path)
+        return self._found
+
+    def _read(self, path: Path) -> tuple[Line, ...]:
+        if path not in self._lines:
+            self._lines[path] = tuple(_parse(decode(path.read_bytes())))
+        return self._lines[path]
+
+
+def decode(data: bytes) -> str:
+    """Return a text file's content: by its mark, else as UTF-8, else as Windows-1252.
+
+    >>> decode(b"caf\\xc3\\xa9") == decode(b"caf\\xe9") == decode("caf\\u00e9".encode("utf-16"))
+    True
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", errors="replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def split_weight(text: str) -> tuple[float, str]:
+    """Return the weight that a choice begins with, and the rest; 1.0 where it has none.
+
+    >>> split_weight("2::a"), split_weight(" 0.5 :: b"), split_weight("a::b")
+    ((2.0, 'a'), (0.5, ' b'), (1.0, 'a::b'))
+    """
+    found = _WEIGHT.match(text)
+    return (1.0, text) if found is None else (float(found[1]), text[found.end() :])
+
+
+def _text_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    top = folder.resolve()
+    for place, inner, names in os.walk(top):
+        inner.sort()
+        for name in sorted(names):
+            path = Path(place, name)
+            if path.suffix.lower() != _SUFFIX or not path.is_file():
+                continue
+            if not path.is_symlink() or path.resolve().is_relative_to(top):
+                yield path.relative_to(top).with_suffix("").as_posix().lower(), path
+
+
+def _parse(text: str) -> Iterator[Line]:
+    for raw in text.splitlines():
+        line = raw.strip()
+        if line and not line.startswith(COMMENT_MARKS):
+            weight, rest = split_weight(line)
+            # an escaped mark begins a line that is no comment, such as a hex colour
+            yield Line(weight, rest[1:] if rest.startswith("\\#") else rest)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """
+    >>> _fits("colours/warm", "colour*"), _fits("colours/warm", "**/warm"), _fits("warm", "**/warm")
+    (True, True, True)
+    >>> _fits("warm", "w[a]rm"), _fits("warm", "w?rm")
+    (False, False)
+    """
+    plain = pattern.replace("[", "[[]").replace("?", "[?]")
+    return fnmatch.fnmatchcase(name, plain) or fnmatch.fnmatchcase(name, plain.removeprefix("**/"))

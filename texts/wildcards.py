@@ -1,0 +1,282 @@
+"""Wildcards and choices in a text: docs/wildcards.md says what is written how.
+
+    __name__  __folder/name__  __colour*__     one random line of a file, or of several
+    {a|b|c}  {2::a|b}                          one of these; the first twice as likely
+    {2$$a|b|c}  {1-2$$ and $$a|b|c}            some of these, put together
+    {2$$__name__}  {all$$__name__}             some lines, or all in their order
+    \\{  \\}  \\__  and in braces \\|  \\$$  \\::    these signs themselves
+
+Everything else stays as it is: the texts come from a language model as often as from a person.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from .wildcard_files import COMMENT_MARKS, Line, WildcardFiles, split_weight
+
+DEEPEST = 40
+"""Levels of choices and files inside each other."""
+_MOST_STEPS = 10_000
+_MOST_CHARACTERS = 1_000_000
+"""Bounds of one text: a file may name itself twice in a line."""
+_MOST_JSON_TRIES = 100
+_SEPARATOR = ", "
+
+_TOKEN = re.compile(r"\\(?:[{}]|__)|\{|__")
+_CHOICE_TOKEN = re.compile(r"\\(?:[{}|]|__|\$\$|::)|\{|__")
+_NAME = re.compile(r"__(?![\s_])(?P<name>(?:(?!__)[^{}|\r\n]){1,200})(?<![\s\\])__")
+_ONLY_NAME = re.compile(rf"\s*{_NAME.pattern}\s*")
+_COUNT = re.compile(
+    r"\s*(?P<count>all|\d+-\d+|\d+-|-\d+|\d+)\s*\$\$(?:(?P<between>(?:(?!\$\$)[^{}|])*)\$\$)?"
+)
+_SPLIT = re.compile(r"\\[{}|]|[{|]")
+_JSON_BEGINS = re.compile(r"\{\s*[\"}]")
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """A text with its wildcards and choices replaced.
+
+    Attributes:
+        text: the result.
+        problems: one sentence for each thing that stayed as it was written.
+    """
+
+    text: str
+    problems: tuple[str, ...] = ()
+
+
+def expand(text: str, files: WildcardFiles, seed: int) -> Expanded:
+    """Replace wildcards and choices; the same text, files and seed give the same result.
+
+    No line of a file comes twice while others of it are left. Nesting is bounded, and so is the
+    length of what is put in.
+    """
+    expander = _Expander(files, random.Random(seed))
+    result = expander.expand(_Source.of(text), 0, len(text), 0)
+    return Expanded(result, tuple(dict.fromkeys(expander.problems)))
+
+
+def without_comments(text: str) -> str:
+    """Return a text without its lines that begin with `#`, `//` or `;`.
+
+    >>> without_comments("# colours\\nred // not here\\n  ; nor blue\\ngreen")
+    'red // not here\\ngreen'
+    """
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.lstrip().startswith(COMMENT_MARKS))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A text, and where each of its braces closes."""
+
+    text: str
+    closing: dict[int, int]
+
+    @classmethod
+    def of(cls, text: str) -> _Source:
+        closing: dict[int, int] = {}
+        opened: list[int] = []
+        for found in re.finditer(r"\\[{}]|[{}]", text):
+            if found[0] == "{":
+                opened.append(found.start())
+            elif found[0] == "}" and opened:
+                closing[opened.pop()] = found.start()
+        return cls(text, closing)
+
+
+@dataclass
+class _Expander:
+    """The state of one text."""
+
+    files: WildcardFiles
+    rng: random.Random
+    problems: list[str] = field(default_factory=list[str])
+    used: set[Line] = field(default_factory=set[Line])
+    steps: int = 0
+    characters: int = 0
+    json_tries: int = 0
+
+    def expand(self, source: _Source, start: int, end: int, depth: int) -> str:
+        token = _CHOICE_TOKEN if depth else _TOKEN
+        pieces: list[str] = []
+        while found := token.search(source.text, start, end):
+            at = found.start()
+            pieces.append(source.text[start:at])
+            piece, start = self._token(source, found, end, depth)
+            pieces.append(piece)
+        pieces.append(source.text[start:end])
+        return "".join(pieces)
+
+    def _token(
+        self, source: _Source, found: re.Match[str], end: int, depth: int
+    ) -> tuple[str, int]:
+        """Return what stands for the token, and where the text goes on."""
+        at = found.start()
+        if found[0].startswith("\\"):
+            return found[0][1:], found.end()
+        if found[0] == "__":
+            return self._reference(source.text, at, end, depth)
+        if json_end := self._json_end(source.text, at, end):
+            return self._json(source.text[at:json_end], depth), json_end
+        close = source.closing.get(at, end)
+        if close >= end:
+            return "{", at + 1
+        return self._braces(source, at, close, depth), close + 1
+
+    def _reference(self, text: str, at: int, end: int, depth: int) -> tuple[str, int]:
+        found = _NAME.match(text, at, end)
+        if found is None:
+            return "_", at + 1
+        lines = self._lines(found["name"])
+        # a name that stays as it is ends before its closing marks: they may open the next one
+        if not lines or not self._may(found[0], depth):
+            return found[0][:-2], found.end() - 2
+        return self._line(self._draw_line(lines), depth), found.end()
+
+    def _lines(self, name: str) -> tuple[Line, ...]:
+        try:
+            lines = self.files.lines(name)
+        except OSError as error:
+            self.problems.append(f"__{name}__ cannot be read ({error.strerror}).")
+            return ()
+        if not lines:
+            self.problems.append(f"__{name}__ is no wildcard file with lines in it.")
+        return lines
+
+    def _draw_line(self, lines: Sequence[Line]) -> Line:
+        left = [line for line in lines if line not in self.used]
+        if not left:
+            self.used.difference_update(lines)
+            left = list(lines)
+        line = left[self._draw([line.weight for line in left])]
+        self.used.add(line)
+        return line
+
+    def _line(self, line: Line, depth: int) -> str:
+        self.characters += len(line.text)
+        return self.expand(_Source.of(line.text), 0, len(line.text), depth + 1)
+
+    def _braces(self, source: _Source, at: int, close: int, depth: int) -> str:
+        count = _COUNT.match(source.text, at + 1, close)
+        start = at + 1 if count is None else count.end()
+        parts = _split(source, start, close)
+        if count is None and len(parts) == 1:
+            if depth >= DEEPEST:
+                return source.text[at : close + 1]
+            return "{" + self.expand(source, start, close, depth + 1) + "}"
+        if not self._may("a choice in braces", depth):
+            return source.text[at : close + 1]
+        if count is None:
+            weighed = [split_weight(source.text[first:last]) for first, last in parts]
+            chosen = self._draw([weight for weight, _ in weighed])
+            last = parts[chosen][1]
+            return self.expand(source, last - len(weighed[chosen][1]), last, depth + 1)
+        return self._several(source, parts, count, depth)
+
+    def _several(
+        self, source: _Source, parts: list[tuple[int, int]], count: re.Match[str], depth: int
+    ) -> str:
+        between = _SEPARATOR if count["between"] is None else count["between"]
+        only = _ONLY_NAME.fullmatch(source.text, *parts[0]) if len(parts) == 1 else None
+        if only is not None:
+            lines = self._lines(only["name"])
+            if not lines:
+                return source.text[count.start() - 1 : parts[-1][1] + 1]
+            if count["count"] == "all":
+                chosen_lines = list(lines)
+            else:
+                number = self._number(count["count"], len(lines))
+                chosen_lines = [self._draw_line(lines) for _ in range(number)]
+            return between.join(self._line(line, depth) for line in chosen_lines)
+        weighed = [(first, last, *split_weight(source.text[first:last])) for first, last in parts]
+        if count["count"] != "all":
+            number = self._number(count["count"], len(weighed))
+            weighed = self._draw_several(weighed, number, lambda item: item[2])
+        return between.join(
+            self.expand(source, last - len(text), last, depth + 1) for _, last, _, text in weighed
+        )
+
+    def _number(self, count: str, most: int) -> int:
+        first, dash, last = count.partition("-")
+        low = int(first) if first else 1
+        high = (int(last) if last else most) if dash else low
+        low, high = min(low, high, most), min(max(low, high), most)
+        return low + int(self.rng.random() * (high - low + 1))
+
+    def _draw_several(
+        self, items: Sequence[Item], number: int, weight: Callable[[Item], float]
+    ) -> list[Item]:
+        left, drawn = list(items), list[Item]()
+        for _ in range(number):
+            drawn.append(left.pop(self._draw([weight(item) for item in left])))
+        return drawn
+
+    def _draw(self, weights: Sequence[float]) -> int:
+        # only random(): its numbers are the same in every release of Python
+        total = sum(weights)
+        if total <= 0:
+            return int(self.rng.random() * len(weights))
+        point = self.rng.random() * total
+        for index, weight in enumerate(weights):
+            point -= weight
+            if point < 0:
+                return index
+        return max(index for index, weight in enumerate(weights) if weight > 0)
+
+    def _may(self, what: str, depth: int) -> bool:
+        """Whether one more replacement keeps the bounds."""
+        self.steps += 1
+        if depth < DEEPEST and self.steps <= _MOST_STEPS and self.characters <= _MOST_CHARACTERS:
+            return True
+        self.problems.append(
+            f"{what} was left as it is: the text has more than {DEEPEST} levels, or grows too long."
+        )
+        return False
+
+    def _json_end(self, text: str, at: int, end: int) -> int | None:
+        """Where the JSON object that begins here ends; None where none does."""
+        if _JSON_BEGINS.match(text, at, end) is None or self.json_tries >= _MOST_JSON_TRIES:
+            return None
+        try:
+            _, json_end = json.JSONDecoder().raw_decode(text, at)
+        except (ValueError, RecursionError):
+            self.json_tries += 1
+            return None
+        return json_end if json_end <= end else None
+
+    def _json(self, text: str, depth: int) -> str:
+        """Replace only inside the strings of a JSON object, so that it stays one."""
+
+        def string(found: re.Match[str]) -> str:
+            value = json.loads(found[0], strict=False)
+            if depth >= DEEPEST:
+                return found[0]
+            result = self.expand(_Source.of(value), 0, len(value), depth)
+            return found[0] if result == value else json.dumps(result, ensure_ascii=False)
+
+        return _JSON_STRING.sub(string, text)
+
+
+def _split(source: _Source, start: int, end: int) -> list[tuple[int, int]]:
+    """The places of the choices between `|`, without those inside inner braces."""
+    parts: list[tuple[int, int]] = []
+    first = at = start
+    while found := _SPLIT.search(source.text, at, end):
+        at = found.end()
+        if found[0] == "|":
+            parts.append((first, found.start()))
+            first = at
+        elif found[0] == "{":
+            at = source.closing.get(found.start(), found.start()) + 1
+    return [*parts, (first, end)]
