@@ -68,7 +68,27 @@ _HOMES = {
     "read_checkpoint": "checkpoints",
 }
 
-__all__ = list(_HOMES)
+__all__ = [
+    "DEFAULT_MODEL",
+    "CheckpointError",
+    "CheckpointInfo",
+    "DeviceMemoryError",
+    "HubError",
+    "ImageError",
+    "ImageRefiner",
+    "LocalResidency",
+    "NotFiniteError",
+    "Parts",
+    "Progress",
+    "RefineCancelled",
+    "RefineError",
+    "RefineSettings",
+    "Residency",
+    "SettingsError",
+    "VocabularyError",
+    "count_steps",
+    "read_checkpoint",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -212,8 +213,10 @@ class Batch:
         step: int = 0,
         clean: Tensor | None = None,
     ) -> Progress:
-        can_show = job is not None and clean is not None
         settings = self._settings
+        render = None
+        if job is not None and clean is not None:
+            render = partial(job.preview, index, clean)
         return Progress(
             stage=stage,
             image=place.number + 1,
@@ -225,7 +228,7 @@ class Batch:
             done=self._done,
             total=self._total,
             formula=f"{settings.num_inference_steps} x {settings.strength:g}",
-            render_preview=(lambda: job.preview(index, clean)) if can_show else None,
+            render_preview=render,
         )
 
     def _restore(self, index: int, source: Source, rgb: Tensor) -> Any:

@@ -63,7 +63,7 @@ def keep_colours(refined: Tensor, original: Tensor) -> Tensor:
     change = original - refined
     height, width = change.shape[-2:]
     cells = Size(-(-height // _COLOUR_CELL), -(-width // _COLOUR_CELL))
-    coarse = functional.adaptive_avg_pool2d(change, tuple(cells))
+    coarse = functional.adaptive_avg_pool2d(change, (cells.height, cells.width))
     smooth = _blur(coarse, _COLOUR_SIGMA)
     return refined + functional.interpolate(
         smooth, (height, width), mode="bilinear", align_corners=False

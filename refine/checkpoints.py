@@ -5,10 +5,12 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .errors import CheckpointError
 
+Header = dict[str, dict[str, Any]]
+"""Tensor name to dtype, shape and data_offsets."""
 Family = Literal["refiner", "base", "ssd-1b"]
 Variant = Literal["", "turbo", "lightning"]
 
@@ -83,8 +85,8 @@ def read_checkpoint(path: Path) -> CheckpointInfo:
     )
 
 
-def read_header(path: Path) -> dict[str, dict]:
-    """Return a safetensors file's header (tensor name to dtype, shape, data_offsets).
+def read_header(path: Path) -> Header:
+    """Return a safetensors file's header.
 
     Raises:
         CheckpointError: the file is missing, pickled, truncated, or no safetensors file.
@@ -94,6 +96,7 @@ def read_header(path: Path) -> dict[str, dict]:
             f"{path} is a pickled checkpoint, which can run code when it is opened: "
             "use the .safetensors file of the same model."
         )
+    size = 0
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -118,7 +121,7 @@ def read_header(path: Path) -> dict[str, dict]:
     return header
 
 
-def stored_dtype(header: dict[str, dict], prefix: str = "") -> str:
+def stored_dtype(header: Header, prefix: str = "") -> str:
     """Return the dtype in which most of the bytes of the tensors under `prefix` are stored."""
     weights: dict[str, int] = {}
     for name, entry in header.items():
@@ -128,7 +131,7 @@ def stored_dtype(header: dict[str, dict], prefix: str = "") -> str:
     return max(weights, key=weights.__getitem__) if weights else "F16"
 
 
-def _family_of(path: Path, header: dict[str, dict]) -> Family:
+def _family_of(path: Path, header: Header) -> Family:
     for pattern, kind in _FOREIGN_KINDS:
         if any(re.search(pattern, name) for name in header):
             raise CheckpointError(_wrong_kind(path, kind))
@@ -153,7 +156,7 @@ def _family_of(path: Path, header: dict[str, dict]) -> Family:
     return "base" if has_middle_attention else "ssd-1b"
 
 
-def _part_kind(header: dict[str, dict]) -> str:
+def _part_kind(header: Header) -> str:
     for pattern, kind in _PART_KINDS:
         if any(re.search(pattern, name) for name in header):
             return kind

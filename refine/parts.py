@@ -76,12 +76,8 @@ def has_bf16(device: torch.device) -> bool:
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters and buffers that a module itself holds, not its children's."""
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            yield name, parameter
-    for name, buffer in module._buffers.items():
-        if buffer is not None:
-            yield name, buffer
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
 
 
 class Weights:

@@ -33,7 +33,7 @@ class LatentPipeline(StableDiffusionXLImg2ImgPipeline):
     def _execution_device(self) -> torch.device:
         return self.run_device
 
-    def encode_prompt(
+    def encode_prompt(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         prompt_embeds: Tensor,
         negative_prompt_embeds: Tensor | None,
@@ -56,12 +56,13 @@ class LatentPipeline(StableDiffusionXLImg2ImgPipeline):
 
 def build_pipeline(parts: Parts, device: torch.device) -> LatentPipeline:
     """Build the pipeline around parts whose weights somebody else moves."""
+    absent: Any = None  # diffusers allows it, but its annotations do not
     pipeline = LatentPipeline(
         vae=parts.vae,  # for its configuration; it is not run here
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
+        text_encoder=absent,
+        text_encoder_2=absent,
+        tokenizer=absent,
+        tokenizer_2=absent,
         unet=parts.unet,
         scheduler=parts.scheduler,
         requires_aesthetics_score=parts.requires_aesthetics_score,
@@ -102,7 +103,7 @@ def denoise(
 
     with _watching(pipeline.scheduler) as guess:
 
-        def after_step(pipe: Any, index: int, _: Any, tensors: dict[str, Tensor]) -> dict:
+        def after_step(pipe: Any, index: int, _: Any, tensors: dict[str, Tensor]) -> Any:
             on_step(index + 1, guess.get("clean", tensors["latents"]))
             if index + 1 == guided < settings.steps:
                 # From here on the guided half of every tensor is all there is.
@@ -111,7 +112,8 @@ def denoise(
                     tensors[name] = tensors[name].chunk(2)[1]
             return tensors
 
-        return pipeline(
+        run: Any = pipeline
+        return run(
             image=latents,
             strength=float(settings.strength),
             num_inference_steps=settings.num_inference_steps,

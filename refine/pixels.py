@@ -6,7 +6,7 @@ tensors make no detour through 8 bits.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -189,9 +189,7 @@ def _join(rgb: Tensor, alpha: Tensor | None) -> Tensor:
     return planes.movedim(1, -1).contiguous()
 
 
-def _put_back(
-    result: "np.ndarray | Tensor", original: "np.ndarray | Tensor", kept: Tensor | None
-) -> None:
+def _put_back(result: Any, original: Any, kept: Tensor | None) -> None:
     """Copy the original's alpha, and its pixels where `kept` is True, into a BHWC result."""
     if original.shape[-1] == 4:
         result[..., 3] = original[..., 3]

@@ -28,8 +28,8 @@ class Conditioning:
     negative_prompt_embeds: Tensor | None = None
     negative_pooled_prompt_embeds: Tensor | None = None
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor | None]:
-        """Return the tensors by name, moved."""
+    def to(self, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the tensors by name, moved; to be passed on as keywords."""
         return {
             name: None if tensor is None else tensor.to(device, dtype)
             for name, tensor in vars(self).items()
@@ -84,11 +84,11 @@ def _encode(
     pairs: list[tuple[Any, Any]], rows: list[list[list[int]]], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return the embeddings, encoders side by side and rows one after another, and the pooled."""
-    widths = []
-    for (_, encoder), some in zip(pairs, rows, strict=True):
-        # The last but one layer is what SDXL was trained on; the pooled text comes from the
-        # last encoder's first row.
-        output = encoder(torch.tensor(some, device=device), output_hidden_states=True)
-        widths.append(output.hidden_states[-2].flatten(0, 1)[None])
-        pooled = output[0][:1]
-    return torch.cat(widths, dim=-1), pooled
+    outputs = [
+        encoder(torch.tensor(some, device=device), output_hidden_states=True)
+        for (_, encoder), some in zip(pairs, rows, strict=True)
+    ]
+    # The last but one layer is what SDXL was trained on; the pooled text is that of the last
+    # encoder's first row.
+    embeds = [output.hidden_states[-2].flatten(0, 1)[None] for output in outputs]
+    return torch.cat(embeds, dim=-1), outputs[-1][0][:1]

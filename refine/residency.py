@@ -109,12 +109,11 @@ class LocalResidency:
 
     def shrink(self) -> bool:
         """See Residency."""
-        smaller: dict[MemoryMode, MemoryMode] = {"gpu": "offload", "offload": "low_vram"}
-        next_mode = smaller.get(self.mode, "offload" if self.mode == "auto" else None)
+        mode = self.mode
         self.release()
-        if not self._is_auto or next_mode is None:
+        if not self._is_auto or mode == "low_vram":
             return False
-        self.mode = next_mode
+        self.mode = "low_vram" if mode == "offload" else "offload"
         LOG.warning("Out of memory: the refiner goes on in memory mode %s.", self.mode)
         return True
 

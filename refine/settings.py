@@ -102,14 +102,13 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high:  # NaN fails the comparison too
+    # NaN fails the comparison too.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise SettingsError(f"{name} is a number from {low:g} to {high:g}, not {value!r}.")
 
 
 def _check_whole(name: str, value: object, low: int, high: int) -> None:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise SettingsError(f"{name} is a whole number from {low} to {high}, not {value!r}.")
 
 

@@ -6,7 +6,7 @@ numbers of diffusers' single call, at the memory of the largest stage instead of
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -230,7 +230,7 @@ class _Checked:
             handle.remove()
 
 
-def _set_vae_tile(vae: torch.nn.Module, side: int | None) -> None:
+def _set_vae_tile(vae: Any, side: int | None) -> None:
     if side is None:
         vae.disable_tiling()
         return

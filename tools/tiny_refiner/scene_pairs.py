@@ -31,7 +31,7 @@ def draw(seed: int, size: tuple[int, int]) -> Image.Image:
 
 
 def damage(picture: Image.Image, rng: np.random.Generator, kind: str) -> Image.Image:
-    """Damage a picture: "noise" (standard deviation 10 to 40 of 255) or "jpeg" (quality 5 to 25)."""
+    """Damage a picture by "noise" (deviation 10 to 40 of 255) or "jpeg" (quality 5 to 25)."""
     if kind == "noise":
         pixels = np.asarray(picture, np.float32)
         pixels = pixels + rng.standard_normal(pixels.shape, np.float32) * rng.uniform(10, 40)

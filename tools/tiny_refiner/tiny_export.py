@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
-from tiny_model import build_tokenizer
 from safetensors.torch import save_file
+from tiny_model import build_tokenizer
 from torch import Tensor
 
 # Renames of the last part of a key, from diffusers to the checkpoint's layout.

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-from tiny_model import SCHEDULER, build_pipeline
 from safetensors.torch import load_file, save_file
 from scene_pairs import clean_crop, scene_pair
+from tiny_model import SCHEDULER, build_pipeline
 from torch import Tensor
 from torch.nn import functional
 
