@@ -57,7 +57,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_describe(commands: Any) -> None:
     describe = commands.add_parser("describe", help="describe images, and rewrite the descriptions")
-    describe.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    describe.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of them"
+    )
+    describe.add_argument("--recursive", action="store_true", help="the folders in folders too")
+    describe.add_argument(
+        "--txt", action="store_true", help="write each caption into a .txt beside its image"
+    )
+    describe.add_argument(
+        "--skip-existing", action="store_true", help="leave out images that have such a .txt"
+    )
+    describe.add_argument("--prefix", default="", metavar="TEXT", help="before each caption")
+    describe.add_argument("--suffix", default="", metavar="TEXT", help="after each caption")
     describe.add_argument(
         "--instructions", default="", metavar="TEXT", help="rewrite the description by these"
     )

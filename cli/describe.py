@@ -7,17 +7,25 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-from PIL import Image, ImageOps, UnidentifiedImageError
+from typing import TYPE_CHECKING, Any
 
 from .. import memory
+from ..files import (
+    UnreadablePicture,
+    caption_file,
+    find_pictures,
+    open_picture,
+    write_caption,
+)
 from ..ollama_client.client import Model, OllamaClient, same_model
 from ..ollama_client.errors import ModelNotFound, OllamaError, UnusableImage
 from ..ollama_client.options import StageOptions, text_options, vision_options
 from ..ollama_client.servers import find_server
 from ..ollama_client.stages import Job, Outcome, Result, Stage, run
 from .progress import watching
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 USUAL_MODELS = {"vision": "llava", "completion": "llama3.2"}
 _VISION_SAMPLING = {"temperature": 0.3, "top_p": 0.95, "top_k": 40}
@@ -26,6 +34,14 @@ _TEXT_SAMPLING = {"temperature": 0.7, "top_p": 0.95, "top_k": 40}
 
 def describe(options: argparse.Namespace) -> int:
     """Describe and rewrite `options.images`; 0 if every one went well, else 1."""
+    paths = _files(options.images, recursive=options.recursive)
+    if options.skip_existing:
+        found = len(paths)
+        paths = [path for path in paths if not caption_file(path).exists()]
+        print(f"{found - len(paths)} of {found} have a caption already.", file=sys.stderr)
+    if not paths:
+        print("There is nothing to describe.", file=sys.stderr)
+        return 0 if options.skip_existing else 1
     with OllamaClient(find_server(options.server)) as client:
         job = make_job(
             client,
@@ -36,17 +52,59 @@ def describe(options: argparse.Namespace) -> int:
             seed=options.seed,
             keep_loaded_s=60.0 * options.keep_loaded_minutes,
         )
-        results = run_on_files(client, options.images, job)
-    for path, result in zip(options.images, results, strict=True):
+        captions = _Captions(paths, options.prefix, options.suffix) if options.txt else None
+        results = run_on_files(client, paths, job, finished=captions)
+    if captions is not None:
+        print(f"{captions.written} captions written.", file=sys.stderr)
+        for problem in captions.problems:
+            print(f"Error: {problem}", file=sys.stderr)
+    for path, result in zip(paths, results, strict=True):
         if options.json:
             print(json.dumps(_as_json(path, result, job), ensure_ascii=False))
+        elif captions is None:
+            _print_texts(path, result, heading=len(paths) > 1)
+    unwritten = captions is not None and captions.problems
+    return 1 if unwritten or any(_failed(result) for result in results) else 0
+
+
+def _files(named: Sequence[Path], *, recursive: bool) -> list[Path]:
+    """The files that were named, and the pictures in the folders that were."""
+    return [
+        path
+        for one in named
+        for path in (find_pictures(one, recursive=recursive) if one.is_dir() else [one])
+    ]
+
+
+class _Captions:
+    """Writes each caption when it is there: what is cancelled later keeps what it has."""
+
+    def __init__(self, paths: Sequence[Path], prefix: str, suffix: str) -> None:
+        self._paths = paths
+        self._around = {"prefix": prefix, "suffix": suffix}
+        self.written = 0
+        self.problems: list[str] = []
+
+    def __call__(self, index: int, result: Result) -> None:
+        path, outcome = self._paths[index], result.refined or result.description
+        if isinstance(outcome, OllamaError):
+            self.problems.append(f"{path}: {outcome}")
+            return
+        try:
+            write_caption(caption_file(path), outcome.text, **self._around)
+        except OSError as error:
+            self.problems.append(f"{caption_file(path)} cannot be written ({error.strerror}).")
         else:
-            _print_texts(path, result, heading=len(options.images) > 1)
-    return 1 if any(_failed(result) for result in results) else 0
+            self.written += 1
 
 
-def run_on_files(client: OllamaClient, paths: Sequence[Path], job: Job) -> list[Result]:
-    """Run a job on image files, with progress on stderr."""
+def run_on_files(
+    client: OllamaClient,
+    paths: Sequence[Path],
+    job: Job,
+    finished: Callable[[int, Result], None] | None = None,
+) -> list[Result]:
+    """Run a job on image files, with progress on stderr; `finished` hears of each at once."""
     with watching() as watcher:
         return run(
             client,
@@ -54,6 +112,7 @@ def run_on_files(client: OllamaClient, paths: Sequence[Path], job: Job) -> list[
             job,
             memory=memory.StageMemory(),
             watcher=watcher,
+            finished=finished,
         )
 
 
@@ -108,14 +167,9 @@ def source(path: Path) -> Callable[[], Image.Image]:
 
     def load() -> Image.Image:
         try:
-            with Image.open(path) as file:
-                return ImageOps.exif_transpose(file)
-        except FileNotFoundError:
-            raise UnusableImage(f"{path} does not exist.") from None
-        except UnidentifiedImageError:
-            raise UnusableImage(f"{path} is not an image that Pillow can read.") from None
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UnusableImage(f"{path} is damaged or too large ({error}).") from error
+            return open_picture(path)
+        except UnreadablePicture as error:
+            raise UnusableImage(str(error)) from error
 
     return load
 

@@ -7,13 +7,14 @@ around a stage is the caller's `Memory`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import prompts
 from .client import Answer, Message, Model, OllamaClient, collect, same_model
@@ -33,12 +34,18 @@ from .errors import (
     UnusableImage,
 )
 from .images import RETRY_SIDE_PX, EncodedImage, encode_image
-from .options import StageOptions, context_size
+from .options import DEFAULT_NUM_PREDICT, StageOptions, context_size
+from .retry import patiently
+from .transport import CancelCheck
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ImageSource = Callable[[], "Image.Image | NDArray[np.uint8]"]
 """Gives an image when it is needed, so that a folder of thousands is never in memory at once."""
@@ -74,7 +81,8 @@ class Stage:
 
     Attributes:
         model: name, as in `ollama list`.
-        options: by Ollama's own names; num_ctx is chosen by `run` unless it is here.
+        options: by Ollama's own names; num_ctx is chosen by `run` unless it is here, and
+            num_predict is 1024 unless it is here: every answer has an end.
         settings: the rest of Ollama Options.
     """
 
@@ -154,7 +162,10 @@ class Watcher:
         """A piece of the answer for request `index` came."""
 
     def finished(self, index: int, outcome: Outcome) -> None:
-        """Request `index` of the stage has ended."""
+        """Request `index` of the stage has ended; `Answer.remark` says if it was cut."""
+
+    def waiting(self, reason: str, seconds: float) -> None:
+        """A request failed in a way that passes by itself; it is sent again after `seconds`."""
 
 
 class Memory(Protocol):
@@ -164,8 +175,12 @@ class Memory(Protocol):
         """Make room for `model`."""
         ...
 
-    def after(self, client: OllamaClient, model: Model, *, cancelled: bool) -> None:
-        """Unload `model` and see it gone; when `cancelled`, return at once and do it behind."""
+    def out_of_memory(self, client: OllamaClient, model: Model, settings: StageOptions) -> int:
+        """The server has no room for `model`: free what can be freed; return the bytes."""
+        ...
+
+    def after(self, client: OllamaClient, model: Model, *, cancelled: CancelCheck) -> None:
+        """Unload `model` and see it gone; once `cancelled`, return at once and do it behind."""
         ...
 
 
@@ -176,8 +191,12 @@ def run(
     *,
     memory: Memory | None = None,
     watcher: Watcher | None = None,
+    finished: Callable[[int, Result], None] | None = None,
 ) -> list[Result]:
     """Return one result per image; with `one_question`, one in all.
+
+    `finished` is called with the place of an image and its result as soon as it is there; with
+    `settings.parallel`, from several threads.
 
     An error of one image is its outcome, and the others go on; an error that would meet every
     image ends the stage. A failed description skips its rewrite.
@@ -196,13 +215,27 @@ def run(
     if job.text is not None:
         described = int(job.vision.options.get("num_predict", 0)) * _CHARACTERS_PER_TOKEN
         run.plan(job.text, characters=2 * max(map(len, job.instructions)) + described)
+    tell = finished or (lambda index, result: None)
     with run.loaded():
-        descriptions = run.describe(job.vision, groups, job.custom_prompts)
         if job.text is None:
+            descriptions = run.describe(
+                job.vision,
+                groups,
+                job.custom_prompts,
+                lambda index, outcome: tell(index, Result(description=outcome)),
+            )
             return [Result(description=outcome) for outcome in descriptions]
+        descriptions = run.describe(job.vision, groups, job.custom_prompts)
         if not same_model(job.vision.model, job.text.model):
             run.release()
-        refined = run.rewrite(job.text, descriptions, job.instructions)
+        refined = run.rewrite(
+            job.text,
+            descriptions,
+            job.instructions,
+            lambda index, outcome: tell(
+                index, Result(description=descriptions[index], refined=outcome)
+            ),
+        )
     return [Result(description=d, refined=r) for d, r in zip(descriptions, refined, strict=True)]
 
 
@@ -241,6 +274,7 @@ class _Run:
         self.installed: list[Model] | None = None
         self.found: dict[str, Model] = {}
         self.held: list[Model] = []
+        self.made_room = False
         self.planned: list[tuple[Stage, Callable[[int | None], int]]] = []
 
     def plan(self, stage: Stage, *, characters: int, images: int = 0) -> None:
@@ -262,13 +296,17 @@ class _Run:
         try:
             yield
         except Cancelled:
-            self.release(cancelled=True)
+            self.release(cancelled=lambda: True)
             raise
         finally:
             self.release()
 
     def describe(
-        self, stage: Stage, groups: list[list[ImageSource]], custom_prompts: Sequence[str]
+        self,
+        stage: Stage,
+        groups: list[list[ImageSource]],
+        custom_prompts: Sequence[str],
+        tell: Callable[[int, Outcome], None] | None = None,
     ) -> list[Outcome]:
         """Ask the vision model about each group of images."""
         wanted = _spread(custom_prompts, len(groups))
@@ -294,10 +332,14 @@ class _Run:
                 return self._ask(client, stage, messages, index)
 
         with ahead:
-            return self._stage("describe", stage, len(groups), prepare, ask)
+            return self._stage("describe", stage, len(groups), prepare, ask, tell)
 
     def rewrite(
-        self, stage: Stage, described: list[Outcome], instructions: Sequence[str]
+        self,
+        stage: Stage,
+        described: list[Outcome],
+        instructions: Sequence[str],
+        tell: Callable[[int, Outcome | None], None],
     ) -> list[Outcome | None]:
         """Rewrite the descriptions that there are, where there are instructions."""
         wanted = _spread(instructions, len(described))
@@ -305,11 +347,12 @@ class _Run:
         refined: list[Outcome | None] = [
             outcome if isinstance(outcome, OllamaError) else None for outcome in described
         ]
-        todo = [
-            (index, outcome.text)
-            for index, outcome in enumerate(described)
-            if isinstance(outcome, Answer) and wanted[index].strip()
-        ]
+        todo: list[tuple[int, str]] = []
+        for index, outcome in enumerate(described):
+            if isinstance(outcome, Answer) and wanted[index].strip():
+                todo.append((index, outcome.text))
+            else:
+                tell(index, refined[index])
 
         def ask(client: OllamaClient, position: int) -> Answer:
             index, description = todo[position]
@@ -318,7 +361,12 @@ class _Run:
 
         if todo:
             outcomes = self._stage(
-                "rewrite", stage, len(todo), lambda: self._find(stage.model), ask
+                "rewrite",
+                stage,
+                len(todo),
+                lambda: self._find(stage.model),
+                ask,
+                lambda position, outcome: tell(todo[position][0], outcome),
             )
             for (index, _), outcome in zip(todo, outcomes, strict=True):
                 refined[index] = outcome
@@ -345,8 +393,15 @@ class _Run:
         count: int,
         prepare: Callable[[], Model],
         ask: Callable[[OllamaClient, int], Answer],
+        tell: Callable[[int, Outcome], None] | None = None,
     ) -> list[Outcome]:
         """Load the model and ask `count` times; an error that meets all ends the stage."""
+
+        def finished(index: int, outcome: Outcome) -> None:
+            self.watcher.finished(index, outcome)
+            if tell is not None:
+                tell(index, outcome)
+
         self.watcher.stage(title, stage.model, count)
         try:
             model = prepare()
@@ -355,7 +410,11 @@ class _Run:
         except Cancelled:
             raise
         except OllamaError as error:
-            return self._all_failed(error, count)
+            if self.rules.stop_on_error:
+                raise
+            for index in range(count):
+                finished(index, error)
+            return [error] * count
         stop = _Stop()
 
         def one(index: int, client: OllamaClient) -> Outcome:
@@ -370,7 +429,7 @@ class _Run:
                     outcome = error
                     if self.rules.stop_on_error or isinstance(error, _SAME_FOR_ALL):
                         stop.error = error
-            self.watcher.finished(index, outcome)
+            finished(index, outcome)
             return outcome
 
         workers = min(stage.settings.parallel, count)
@@ -408,25 +467,61 @@ class _Run:
     ) -> Answer:
         model = self._find(stage.model)
         keep_s = self.rules.keep_loaded_s or RUN_KEEP_ALIVE_S
-        tokens = client.chat(
-            model.name,
-            messages,
-            options=self._options(stage, model),
-            think=client.check_think(model, stage.settings.think_value),
-            format=stage.settings.format,
-            keep_alive=None if model.remote_host else keep_s,
-            timeout_s=stage.settings.timeout_s,
-            cancelled=self.watcher.cancelled,
-        )
-        return collect(tokens, lambda piece: self.watcher.token(index, piece))
+
+        def chat() -> Answer:
+            tokens = client.chat(
+                model.name,
+                messages,
+                options=self._options(stage, model),
+                think=client.check_think(model, stage.settings.think_value),
+                format=stage.settings.format,
+                keep_alive=None if model.remote_host else keep_s,
+                timeout_s=stage.settings.timeout_s,
+                cancelled=self.watcher.cancelled,
+            )
+            return collect(tokens, lambda piece: self.watcher.token(index, piece))
+
+        answer = self._with_room(model, stage, chat)
+        if answer.remark:
+            log.warning("%s, answer %d: %s", model.name, index + 1, answer.remark)
+        return answer
 
     def _find(self, name: str) -> Model:
         if self.installed is None:
-            self.installed = self.client.models(self.watcher.cancelled)
+            self.installed = self._patiently(lambda: self.client.models(self.watcher.cancelled))
         if name not in self.found:
             model = self.client.pick(self.installed, name)
-            self.found[name] = self.client.with_capabilities(model, self.watcher.cancelled)
+            self.found[name] = self._patiently(
+                lambda: self.client.with_capabilities(model, self.watcher.cancelled)
+            )
         return self.found[name]
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """Ask again where that is safe, and say so on the node."""
+        return patiently(
+            ask,
+            self.client.retries,
+            place=self.client.place,
+            answered=self.installed is not None,
+            cancelled=self.watcher.cancelled,
+            told=lambda error, seconds: self.watcher.waiting(_briefly(error), seconds),
+        )
+
+    def _with_room(self, model: Model, stage: Stage, ask: Callable[[], T]) -> T:
+        """As `_patiently`; where memory is short, free what we can, once in a run, and try again.
+
+        Where nothing was freed, nothing has changed, and the error stands.
+        """
+        try:
+            return self._patiently(ask)
+        except OutOfMemory as error:
+            if self.memory is None or self.made_room:
+                raise
+            self.made_room = True
+            log.info("Image Refinery makes room for %s: %s", model.name, error)
+            if not self.memory.out_of_memory(self.client, model, stage.settings):
+                raise
+        return self._patiently(ask)
 
     def _hold(self, model: Model, stage: Stage) -> None:
         """Make room for the model and load it, unless the stage before left it loaded."""
@@ -436,38 +531,42 @@ class _Run:
             self.memory.before(self.client, model, stage.settings)
         self.held.append(model)
         self.watcher.loading(model.name)
-        self.client.load(
-            model.name,
-            options=self._options(stage, model),
-            keep_alive=self.rules.keep_loaded_s or RUN_KEEP_ALIVE_S,
-            timeout_s=stage.settings.timeout_s,
-            cancelled=self.watcher.cancelled,
+        self._with_room(
+            model,
+            stage,
+            lambda: self.client.load(
+                model.name,
+                options=self._options(stage, model),
+                keep_alive=self.rules.keep_loaded_s or RUN_KEEP_ALIVE_S,
+                timeout_s=stage.settings.timeout_s,
+                cancelled=self.watcher.cancelled,
+            ),
         )
 
-    def release(self, *, cancelled: bool = False) -> None:
+    def release(self, *, cancelled: CancelCheck | None = None) -> None:
         while self.held:
             model = self.held.pop()
             if self.memory is not None and (cancelled or not self.rules.keep_loaded_s):
-                self.memory.after(self.client, model, cancelled=cancelled)
+                check = cancelled or self.watcher.cancelled
+                self.memory.after(self.client, model, cancelled=check)
 
     def _options(self, stage: Stage, model: Model) -> dict[str, Any]:
         """The stage's options, with one num_ctx for the model's whole run: a change reloads it."""
-        own = stage.options.get("num_ctx")
-        if own is not None:
-            return dict(stage.options)
+        given = {"num_predict": DEFAULT_NUM_PREDICT} | dict(stage.options)
+        if given.get("num_ctx") is not None:
+            return given
         sizes = [
             context(model.context_length)
             for planned, context in self.planned
             if same_model(planned.model, model.name)
         ]
-        return dict(stage.options) | {"num_ctx": max(sizes)}
+        return given | {"num_ctx": max(sizes)}
 
-    def _all_failed(self, error: OllamaError, count: int) -> list[Outcome]:
-        if self.rules.stop_on_error:
-            raise error
-        for index in range(count):
-            self.watcher.finished(index, error)
-        return [error] * count
+
+def _briefly(error: OllamaError) -> str:
+    if isinstance(error, ServerUnreachable):
+        return "the server does not answer yet"
+    return "the server is busy" if isinstance(error, ServerBusy) else "the connection broke"
 
 
 class _Stop:

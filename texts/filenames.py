@@ -43,9 +43,14 @@ def safe_filename(text: str, *, longest_bytes: int = 120) -> str:
     plain = unicodedata.normalize("NFC", text.encode("utf-8", "ignore").decode("utf-8"))
     name = _tidy(" ".join(_FORBIDDEN.sub(" ", plain).split()))
     name = _shortened(name, longest_bytes)
-    if _DEVICE.match(name):
+    if is_device(name):
         name = _shortened("_" + name, longest_bytes)
     return name or NOTHING_LEFT
+
+
+def is_device(name: str) -> bool:
+    """Whether Windows takes a file's name for a device: con, aux.txt, lpt1 and their like."""
+    return _DEVICE.match(name) is not None
 
 
 def _tidy(name: str) -> str:

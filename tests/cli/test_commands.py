@@ -174,3 +174,61 @@ def test_ctrl_c_stops_the_server_and_unloads(photo: Path, ollama: FaultyOllama) 
     assert err.endswith("Cancelled.\n") and "Traceback" not in err
     assert ollama.unloads == {"llava:latest": 1}
     assert [r.client_closed for r in ollama.requests if r.kind == "chat"] == [True]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    top = tmp_path / "set"
+    (top / "inner").mkdir(parents=True)
+    for name in ("10.png", "2.png", "inner/3.png"):
+        Image.new("RGB", (60, 40), "teal").save(top / name)
+    (top / "notes.md").write_text("no picture")
+    return top
+
+
+def test_captions_are_written_beside_the_images(folder: Path, capsys: Any) -> None:
+    command = ["describe", str(folder), "--txt", "--recursive", "--prefix", "ohwx, "]
+    assert main(command) == 0
+    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*.txt")}
+    assert written == {"2.txt", "10.txt", "inner/3.txt"}
+    assert (folder / "2.txt").read_bytes() == b"ohwx, A red circle on a white background."
+    printed = capsys.readouterr()
+    assert printed.out == "" and "3 captions written." in printed.err
+
+
+def test_images_with_a_caption_are_not_asked_about(
+    folder: Path, ollama: FaultyOllama, capsys: Any
+) -> None:
+    (folder / "2.txt").write_text("mine")
+    assert main(["describe", str(folder), "--txt", "--skip-existing"]) == 0
+    assert (folder / "2.txt").read_text() == "mine"
+    assert len([r for r in ollama.requests if r.kind == "chat"]) == 1, "inner/ was not asked for"
+    assert "1 of 2 have a caption already." in capsys.readouterr().err
+    assert main(["describe", str(folder), "--txt", "--skip-existing"]) == 0
+    assert "nothing to describe" in capsys.readouterr().err
+
+
+def test_a_rewrite_is_the_caption_and_a_failure_writes_none(
+    folder: Path, ollama: FaultyOllama, capsys: Any
+) -> None:
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:60])
+    assert main(["describe", str(folder), "--txt", "--instructions", "Shorten."]) == 1
+    assert (folder / "10.txt").read_text() == "A crimson disc floats on snow."
+    assert not (folder / "2.txt").exists()
+    assert "2.png is damaged" in capsys.readouterr().err
+
+
+def test_captions_that_are_there_stay_when_a_later_image_cancels(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bool] = []
+
+    def cancelled_after_the_first(self: Any) -> bool:
+        written.append((folder / "2.txt").exists())
+        return written[-1]
+
+    monkeypatch.setattr("image_refinery.cli.progress.TerminalWatcher.cancelled",
+                        cancelled_after_the_first)  # fmt: skip
+    assert main(["describe", str(folder), "--txt"]) == 130
+    assert (folder / "2.txt").read_text() == "A red circle on a white background."
+    assert not (folder / "10.txt").exists()

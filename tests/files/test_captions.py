@@ -1,0 +1,37 @@
+"""Caption files: name, encoding, prefix and suffix, and what happens to one that exists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from image_refinery.files import caption_file, write_caption
+
+
+def test_a_caption_is_utf_8_with_its_trigger_words(tmp_path: Path) -> None:
+    file = caption_file(tmp_path / "new" / "one.png")
+    assert write_caption(file, " caf\u00e9 \u96ea\n", prefix="ohwx, ", suffix=", photo")
+    assert file.read_bytes() == "ohwx, caf\u00e9 \u96ea, photo".encode()
+
+
+@pytest.mark.parametrize(
+    ("existing", "wanted"),
+    [("skip", "old\n"), ("overwrite", "new"), ("append", "old\nnew")],
+)
+def test_a_caption_that_exists(tmp_path: Path, existing: str, wanted: str) -> None:
+    file = tmp_path / "one.txt"
+    file.write_text("old\n", "utf-8")
+    assert write_caption(file, "new", existing=existing) == (existing != "skip")
+    assert file.read_text("utf-8") == wanted
+
+
+def test_appending_to_nothing_leaves_no_empty_line(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text(" \n")
+    write_caption(tmp_path / "one.txt", "new", existing="append")
+    assert (tmp_path / "one.txt").read_text() == "new"
+
+
+def test_an_unknown_word_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='existing is "replace"'):
+        write_caption(tmp_path / "one.txt", "x", existing="replace")
+    assert not (tmp_path / "one.txt").exists()
