@@ -5,7 +5,8 @@
 prints, over all objects of the held-out scenes, the share with the right colour and shape, the
 share in the right place, and the share of sentences that are right to the letter; then the same
 with red and blue exchanged in the pictures and with the pictures mirrored, where the first
-respectively the second figure must fall. Needs xllamacpp.
+respectively the second figure must fall. Needs xllamacpp. With --checkpoint FILE (a checkpoint of
+train.py; needs torch) it also counts the scenes about which torch says the same.
 """
 
 from __future__ import annotations
@@ -84,6 +85,21 @@ def measure(
     )
 
 
+def agreement(server: Any, checkpoint: Path, seeds: Iterable[int]) -> tuple[int, int]:
+    """Return how many sentences are the same in torch and through llama.cpp, and of how many."""
+    import torch
+    from export import load
+    from resize import to_model_square
+
+    model = load(checkpoint)
+    same = []
+    for seed in seeds:
+        picture, _ = draw_scene(seed)
+        square = torch.from_numpy(to_model_square(picture, model.shape.image_size))
+        same.append(model.write(square[None]) == [ask(server, picture)])
+    return sum(same), len(same)
+
+
 def _mistake(seed: int, sentence: str, scene: Scene) -> str:
     return f"seed {seed}\n  said {sentence}\n  true {describe(scene)}"
 
@@ -93,19 +109,23 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=MODELS)
     parser.add_argument("--count", type=int, default=len(HELD_OUT_SEEDS), help="scenes, from 1")
     parser.add_argument("--mistakes", action="store_true", help="print each wrong sentence")
+    parser.add_argument("--checkpoint", type=Path, help="compare with torch")
     arguments = parser.parse_args()
     server = open_model(arguments.folder)
+    seeds = HELD_OUT_SEEDS[: arguments.count]
     print("pictures                scenes  objects  colour and shape  place   whole sentence")
     for name, change in {
         "as drawn": lambda picture: picture,
         "red and blue exchanged": swap_red_and_blue,
         "mirrored": ImageOps.mirror,
     }.items():
-        seeds = HELD_OUT_SEEDS[: arguments.count]
         mistakes = arguments.mistakes and name == "as drawn"
         scenes, objects, pairs, places, exact = measure(server, seeds, change, mistakes)
         row = f"{pairs:16.1%}  {places:6.1%}  {exact:14.1%}"
         print(f"{name:22}  {scenes:6}  {objects:7}  {row}", flush=True)
+    if arguments.checkpoint is not None:
+        same, asked = agreement(server, arguments.checkpoint, seeds)
+        print(f"the same words in torch: {same} of {asked}")
 
 
 if __name__ == "__main__":
