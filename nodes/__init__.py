@@ -2,10 +2,13 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .free_memory import FreeMemory
 from .llm_describe import LLMDescribe
 from .llm_image_refine import LLMImageRefine
+from .load_folder import LoadImagesFromFolder
 from .ollama_options import OllamaOptions
 from .ollama_process import OllamaProcess
+from .save_caption import SaveCaption
 from .sdxl_refiner import SDXLRefiner
 from .text_to_filename import TextToFilename
 from .wildcard_processor import WildcardProcessor
@@ -22,5 +25,8 @@ class ImageRefineryExtension(ComfyExtension):
             OllamaProcess,
             OllamaOptions,
             WildcardProcessor,
+            FreeMemory,
+            LoadImagesFromFolder,
+            SaveCaption,
             TextToFilename,
         ]

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+    from PIL import Image
 
 
 def single_images(batches: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -106,3 +107,19 @@ def _at_size(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return functional.interpolate(
         mask[None].float(), size=(height, width), mode="bilinear", align_corners=False
     )[0].clamp(0.0, 1.0)
+
+
+def image_tensor(picture: Image.Image) -> torch.Tensor:
+    """Return a picture as a batch of one (1, H, W, 3), float 0 to 1, without its transparency.
+
+    16 bits a channel stay 16 bits (grey pictures; Pillow reads no others so).
+    """
+    import numpy as np
+    import torch
+
+    if picture.mode.startswith("I"):
+        grey = np.asarray(picture).astype(np.float32) / 65535.0
+        values = np.repeat(grey[..., None], 3, axis=2)
+    else:
+        values = np.asarray(picture.convert("RGB")).astype(np.float32) / 255.0
+    return torch.from_numpy(values)[None]

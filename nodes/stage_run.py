@@ -17,6 +17,10 @@ from .stage_inputs import Inputs, one, stops_on_error
 Results = TypeVar("Results")
 
 
+class ErrorText(str):
+    """A text that is an error's message, for nodes that must not take it for an answer."""
+
+
 class AsksOllama(io.ComfyNode):
     """Base of these nodes."""
 
@@ -51,4 +55,4 @@ def spoken(outcomes: Iterable[Outcome]) -> list[str]:
     listed = list(outcomes)
     if any(isinstance(outcome, OllamaError) for outcome in listed):
         host.count_failed_run()
-    return [f"Error: {o}" if isinstance(o, OllamaError) else o.text for o in listed]
+    return [ErrorText(f"Error: {o}") if isinstance(o, OllamaError) else o.text for o in listed]

@@ -1,0 +1,90 @@
+"""Save Caption over the stub: where the file goes, and what is never written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    import folder_paths
+    from image_refinery.nodes.save_caption import SaveCaption
+
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
+    return SaveCaption
+
+
+def save(node: Any, name: str = "cats/one.png", text: str = "a cat", **inputs: Any) -> Any:
+    return node.execute(**({"name": name, "text": text, "place": "input"} | inputs))
+
+
+def test_the_caption_lies_beside_the_picture(node: Any, tmp_path: Path) -> None:
+    output = save(node, prefix="ohwx, ", suffix=", photo")
+    assert output.result == ("a cat", "cats/one.txt")
+    assert (tmp_path / "input" / "cats" / "one.txt").read_text() == "ohwx, a cat, photo"
+
+
+def test_or_in_a_folder_of_the_output(node: Any, tmp_path: Path) -> None:
+    assert save(node, place="output", subfolder="set\\1").result[1] == "set/1/cats/one.txt"
+    assert (tmp_path / "output" / "set" / "1" / "cats" / "one.txt").is_file()
+    assert not (tmp_path / "input").exists()
+
+
+def test_a_caption_that_exists_stays_unless_told_otherwise(node: Any, tmp_path: Path) -> None:
+    file = tmp_path / "input" / "cats" / "one.txt"
+    save(node)
+    assert save(node, text="b").ui["text"] == ["cats/one.txt exists and was left as it is."]
+    assert file.read_text() == "a cat"
+    save(node, text="b", existing="append")
+    assert file.read_text() == "a cat\nb"
+    save(node, text="c", existing="overwrite")
+    assert file.read_text() == "c"
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"name": "../one.png"},
+        {"name": "/tmp/one.png"},
+        {"name": "C:\\one.png"},
+        {"name": "one.png", "subfolder": ".."},
+        {"name": "a\0.png"},
+    ],
+)
+def test_nothing_is_written_outside(node: Any, tmp_path: Path, inputs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="cannot be used"):
+        save(node, **inputs)
+    assert list(tmp_path.rglob("*.txt")) == []
+
+
+def test_a_caption_that_is_a_link_to_elsewhere_is_refused(node: Any, tmp_path: Path) -> None:
+    (tmp_path / "input").mkdir()
+    try:
+        (tmp_path / "input" / "one.txt").symlink_to(tmp_path / "precious.txt")
+    except OSError:
+        pytest.skip("making links needs a privilege on Windows")
+    with pytest.raises(ValueError, match="cannot be used"):
+        save(node, name="one.png", existing="overwrite")
+    assert not (tmp_path / "precious.txt").exists()
+
+
+def test_an_empty_name_is_one_sentence(node: Any) -> None:
+    with pytest.raises(ValueError, match="name is empty"):
+        save(node, name=" ")
+
+
+def test_an_error_s_message_is_no_caption(node: Any, tmp_path: Path) -> None:
+    from image_refinery.nodes.stage_run import spoken
+    from image_refinery.ollama_client.errors import NoPrompt
+
+    (message,) = spoken([NoPrompt("nothing to ask")])
+    output = save(node, text=message)
+    assert output.result[0] == "Error: nothing to ask"
+    assert "was not written" in output.ui["text"][0]
+    assert not (tmp_path / "input").exists()
+    save(node, text="Error: a sign that says 404")
+    assert (tmp_path / "input" / "cats" / "one.txt").is_file(), "an answer may begin so"
