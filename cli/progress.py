@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..memory import finish_pending_unloads
+from ..ollama_client.client import Answer
 from ..ollama_client.stages import Outcome, Watcher
 
 _TAIL_CHARACTERS = 40
@@ -51,6 +52,15 @@ class TerminalWatcher(Watcher):
         self._tail = ""
         if self._bar is not None:
             self._bar.update(1)
+
+        if isinstance(outcome, Answer) and outcome.remark:
+            self._say(outcome.remark)
+
+    def waiting(self, reason: str, seconds: float) -> None:
+        self._say(f"{reason}, trying again in {seconds:g} s")
+
+    def _say(self, line: str) -> None:
+        tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
         """End the bar."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 
 from ..ollama_client.client import UNLOAD_LIMIT_S, OllamaClient
-from ..ollama_client.errors import OllamaError
+from ..ollama_client.errors import Cancelled, OllamaError
+from ..ollama_client.retry import patiently
 from ..ollama_client.servers import Server
 from ..ollama_client.transport import POLL_S, CancelCheck, Timeouts
 from .report import Freed
@@ -23,11 +25,23 @@ def unload_ollama(
     """Unload `model` and see it gone from /api/ps; a server that does not answer holds nothing.
 
     An unload that does not show within 15 s is logged as a warning: the run's result is not lost
-    for it.
+    for it. A server that is busy, or breaks the connection, is asked again.
+
+    Raises:
+        Cancelled: `cancelled` said so; the model may still be loaded.
     """
     what = f'Ollama\'s model "{model}"'
     try:
-        unloaded = client.unload(model, cancelled=cancelled)
+        unloaded = patiently(
+            lambda: client.unload(model, cancelled=cancelled),
+            # One that refuses connections holds nothing, so it is not waited for.
+            replace(client.retries, start_s=0.0),
+            place=client.place,
+            answered=False,
+            cancelled=cancelled,
+        )
+    except Cancelled:
+        raise
     except OllamaError as error:
         log.warning("%s could not be unloaded: %s", what, error)
         return Freed(what)

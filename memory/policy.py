@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 
 from ..ollama_client.client import Model, OllamaClient
+from ..ollama_client.errors import Cancelled
 from ..ollama_client.options import StageOptions
 from ..ollama_client.servers import Server
+from ..ollama_client.transport import CancelCheck
 from .comfyui import free_comfyui, free_vram_bytes
 from .cuda import free_cuda_cache
 from .ollama import unload_behind, unload_ollama
@@ -28,12 +30,27 @@ class StageMemory:
             return
         log.info("Image Refinery freed %s; %s", free_comfyui(), free_cuda_cache())
 
-    def after(self, client: OllamaClient, model: Model, *, cancelled: bool) -> None:
-        """Unload the model and see it gone; after a cancel in a thread behind the caller."""
-        if cancelled:
+    def out_of_memory(self, client: OllamaClient, model: Model, settings: StageOptions) -> int:
+        """Free ComfyUI's models, also where `before` thought that the model fits beside them.
+
+        Not where `free_memory` is "never", or the server has a GPU of its own.
+        """
+        if not shares_gpu(client.server, model) or settings.free_memory == "never":
+            return 0
+        freed = free_comfyui(), free_cuda_cache()
+        log.info("Image Refinery freed %s; %s", *freed)
+        return sum(part.bytes for part in freed)
+
+    def after(self, client: OllamaClient, model: Model, *, cancelled: CancelCheck) -> None:
+        """Unload the model and see it gone; from a cancel on in a thread behind the caller."""
+        if cancelled():
             unload_behind(client.server, model.name)
             return
-        freed = unload_ollama(client, model.name)
+        try:
+            freed = unload_ollama(client, model.name, cancelled=cancelled)
+        except Cancelled:
+            unload_behind(client.server, model.name)
+            return
         log.info("Image Refinery freed %s; %s", freed, free_cuda_cache())
 
 

@@ -118,9 +118,14 @@ class NodeWatcher(Watcher):
         if self._bar is not None:
             self._bar.update_absolute(self._done)
         if isinstance(outcome, Answer):
-            self._show(self._heading(), outcome.text[-_SHOWN_CHARACTERS:])
+            text = outcome.text[-_SHOWN_CHARACTERS:]
+            self._show(*filter(None, (self._heading(), text, outcome.remark)))
         if self._done < self._count:
             self._wait(self._title)
+
+    def waiting(self, reason: str, seconds: float) -> None:
+        self._wait(f"{self._title}: {reason}, trying again")
+        self._show(f"{self._title}: {reason}, trying again in {seconds:g} s")
 
     def _heading(self) -> str:
         if self._count == 1:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, cast
 
 from .errors import (
+    EMBEDDED,
     Cancelled,
     EmptyAnswer,
     IncompleteAnswer,
@@ -17,7 +18,9 @@ from .errors import (
     OllamaError,
     ServerConfigError,
 )
-from .servers import EMBEDDED, Server, find_server
+from .retry import Retries
+from .runaway import RepeatGuard
+from .servers import Server, find_server
 from .thinking import ThinkSplitter
 from .transport import CancelCheck, Json, Timeouts, Transport
 
@@ -38,6 +41,15 @@ Think = bool | str
 
 UNLOAD_LIMIT_S = 15.0
 """How long an unload may take: Ollama waits up to 5 s for the driver, and for a running request."""
+
+
+MAX_ANSWER_CHARACTERS = 2**20
+"""A longer answer is cut: memory stays bounded whatever the server sends."""
+
+_SLACK_TOKENS = 64
+"""A server that counts a little differently is not one that ignores num_predict."""
+_FULL_TOKENS = 16
+"""So near to num_ctx a context counts as full."""
 
 
 class Message(TypedDict, total=False):
@@ -92,6 +104,8 @@ class Answer:
         text: the answer, without thinking.
         thinking: the thinking, kept apart even where the model wrote it into the answer.
         done_reason: "stop", "length" (cut at num_predict or at the context), or None.
+        context_full: what was sent and answered filled num_ctx, so that the server dropped a part
+            of the prompt, or the end of the answer is missing.
     """
 
     text: str
@@ -103,6 +117,25 @@ class Answer:
     load_s: float | None = None
     prompt_s: float | None = None
     answer_s: float | None = None
+    context_full: bool = False
+
+    @property
+    def remark(self) -> str:
+        """What its reader should know of an answer that did not end by itself, else "".
+
+        >>> Answer(text="A ball", done_reason="length").remark
+        'The answer was cut at num_predict. Raise it in Ollama Options.'
+        >>> Answer(text="A ball.", done_reason="stop").remark
+        ''
+        """
+        if self.context_full:
+            return (
+                "The context was full: a part of what was sent, or the end of the answer, is "
+                "missing. Raise num_ctx in Ollama Options, or send less."
+            )
+        if self.done_reason == "length":
+            return "The answer was cut at num_predict. Raise it in Ollama Options."
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +161,13 @@ class OllamaClient:
     """One server, one session. Not for several threads at once: make one client for each.
 
     Every method raises a child of `OllamaError`; those with `cancelled` poll it at least every
-    0.1 s, close the connection when it says yes, and raise `Cancelled`.
+    0.1 s, close the connection when it says yes, and raise `Cancelled`. None asks twice: that is
+    for callers, by `retry.patiently` and `retries`.
     """
 
     server: Server = field(default_factory=find_server)
     timeouts: Timeouts = field(default_factory=Timeouts)
+    retries: Retries = field(default_factory=Retries)
 
     def __post_init__(self) -> None:
         if self.server.url == EMBEDDED:
@@ -142,7 +177,7 @@ class OllamaClient:
                 url = embedded.start_shared()
             except embedded.EngineMissing as error:
                 raise ServerConfigError(str(error)) from error
-            self.server = replace(self.server, url=url)
+            self.server = replace(self.server, url=url, embedded=True)
         self._transport = Transport(self.server, self.timeouts)
 
     def __enter__(self) -> OllamaClient:
@@ -155,6 +190,11 @@ class OllamaClient:
     def url(self) -> str:
         """Base URL of the server, without credentials."""
         return self._transport.url
+
+    @property
+    def place(self) -> str:
+        """The server as messages name it; see `errors`."""
+        return self._transport.place
 
     def close(self) -> None:
         """Close idle connections."""
@@ -206,7 +246,7 @@ class OllamaClient:
         for model in models:
             if same_model(model.name, name):
                 return model
-        raise ModelNotFound(name, self.url)
+        raise ModelNotFound(name, self.place)
 
     def with_capabilities(self, model: Model, cancelled: CancelCheck | None = None) -> Model:
         """Return `model` with capabilities; asks the server only for a digest not seen before."""
@@ -265,9 +305,13 @@ class OllamaClient:
             keep_alive: seconds that the model stays loaded after the answer, or text such as "5m".
             timeout_s: for the first byte; None: as in `timeouts`.
 
+        An answer is cut, as by the server itself (`done_reason` "length"), when it goes on after
+        num_predict, or after num_ctx where num_predict is unset or negative.
+
         Raises:
             EmptyAnswer: not a word came, with the reason.
-            IncompleteAnswer: the stream ended without its last line, or broke.
+            IncompleteAnswer: the stream ended without its last line, or broke after its first
+                token, or goes round in circles.
             OllamaError: any other; see `errors`.
         """
         body: Json = {"model": model, "messages": list(messages), "stream": True}
@@ -275,9 +319,7 @@ class OllamaClient:
         body |= {key: value for key, value in optional.items() if value is not None}
         if options:
             body["options"] = dict(options)
-        text: list[str] = []
-        thinking: list[str] = []
-        splitter = ThinkSplitter()
+        growing = _Growing(options or {})
         last: Json = {}
         lines = self._transport.stream(
             "/api/chat",
@@ -289,30 +331,24 @@ class OllamaClient:
         try:
             with contextlib.closing(cast("Generator[Json, None, None]", lines)):
                 for line in lines:
-                    message: Any = line.get("message")
-                    if isinstance(message, dict):
-                        fields = cast("Json", message)
-                        if thought := _text(fields.get("thinking")):
-                            thinking.append(thought)
-                        if piece := splitter.feed(_text(fields.get("content"))):
-                            text.append(piece)
-                            yield piece
+                    if piece := growing.read(line):
+                        yield piece
                     if line.get("done"):
                         last = line
+                    elif growing.loops:
+                        raise self._incomplete(model, growing.text, "it repeats itself")
+                    elif growing.overlong:
+                        last = {"done": True, "done_reason": "length"}
+                        break
         except (Cancelled, IncompleteAnswer):
             raise
         except OllamaError as error:
-            if not text:
+            if not growing.tokens:
                 raise
-            characters = sum(map(len, text))
-            raise IncompleteAnswer(
-                model, self.url, characters=characters, why=str(error)
-            ) from error
-        if rest := splitter.finish():
-            text.append(rest)
+            raise self._incomplete(model, growing.text, str(error)) from error
+        if rest := growing.finish():
             yield rest
-        thinking.append(splitter.thinking)
-        return self._answer(model, "".join(text), "".join(thinking), last)
+        return self._answer(model, growing, last, options or {})
 
     def load(
         self,
@@ -379,7 +415,7 @@ class OllamaClient:
             )
         if status != "success":
             raise IncompleteAnswer(
-                model, self.url, characters=0, why=f'the pull ended at "{status}"'
+                model, self.place, characters=0, why=f'the pull ended at "{status}"'
             )
 
     def check_think(self, model: Model, think: Think | None) -> Think | None:
@@ -389,34 +425,94 @@ class OllamaClient:
             NoThinking: thinking is asked of a model that is known not to think.
         """
         if think and model.lacks("thinking"):
-            raise NoThinking(model.name, self.url)
+            raise NoThinking(model.name, self.place)
         thinks = model.capabilities is not None and "thinking" in model.capabilities
         return think if think or thinks else None
 
     def _loaded(self, model: str, cancelled: CancelCheck | None) -> LoadedModel | None:
         return next((m for m in self.loaded(cancelled) if same_model(m.name, model)), None)
 
-    def _answer(self, model: str, text: str, thinking: str, last: Json) -> Answer:
+    def _incomplete(self, model: str, text: str, why: str) -> IncompleteAnswer:
+        return IncompleteAnswer(model, self.place, characters=len(text), why=why)
+
+    def _answer(
+        self, model: str, growing: _Growing, last: Json, options: Mapping[str, Any]
+    ) -> Answer:
+        text, thinking = growing.text, growing.thinking
         if not last:
             why = "no last line came: a server stops so when it ends, or a model repeats itself"
-            raise IncompleteAnswer(model, self.url, characters=len(text), why=why)
+            raise self._incomplete(model, text, why)
         reason = last.get("done_reason")
         done_reason = reason if isinstance(reason, str) else None
         if not text.strip():
             raise EmptyAnswer(
-                model, self.url, done_reason=done_reason, thought=bool(thinking.strip())
+                model, self.place, done_reason=done_reason, thought=bool(thinking.strip())
             )
+        prompt_tokens = _whole(last.get("prompt_eval_count"))
+        answer_tokens = _whole(last.get("eval_count"))
         return Answer(
             text=text.strip(),
             thinking=thinking.strip(),
             done_reason=done_reason,
-            prompt_tokens=_whole(last.get("prompt_eval_count")),
-            answer_tokens=_whole(last.get("eval_count")),
+            prompt_tokens=prompt_tokens,
+            answer_tokens=answer_tokens,
             total_s=_seconds(last.get("total_duration")),
             load_s=_seconds(last.get("load_duration")),
             prompt_s=_seconds(last.get("prompt_eval_duration")),
             answer_s=_seconds(last.get("eval_duration")),
+            context_full=_fills(
+                _whole(options.get("num_ctx")), prompt_tokens, answer_tokens, done_reason
+            ),
         )
+
+
+class _Growing:
+    """An answer while it comes in."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.tokens = 0
+        self.loops = False
+        self._limit = _limit(options)
+        self._text: list[str] = []
+        self._thinking: list[str] = []
+        self._characters = 0
+        self._splitter = ThinkSplitter()
+        self._guards = RepeatGuard(), RepeatGuard()
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
+
+    @property
+    def thinking(self) -> str:
+        return "".join(self._thinking)
+
+    @property
+    def overlong(self) -> bool:
+        """The server does not keep to num_predict."""
+        return self.tokens > self._limit or self._characters > MAX_ANSWER_CHARACTERS
+
+    def read(self, line: Json) -> str:
+        """Take a line; return what it adds to the text."""
+        message: Any = line.get("message")
+        if not isinstance(message, dict):
+            return ""
+        fields = cast("Json", message)
+        thought, content = _text(fields.get("thinking")), _text(fields.get("content"))
+        self._thinking.append(thought)
+        piece = self._splitter.feed(content)
+        self._text.append(piece)
+        self.tokens += bool(thought or content)
+        self._characters += len(thought) + len(content)
+        self.loops = self._guards[0].feed(thought) or self._guards[1].feed(content)
+        return piece
+
+    def finish(self) -> str:
+        """Return what was held back in case it were thinking."""
+        rest = self._splitter.finish()
+        self._text.append(rest)
+        self._thinking.append(self._splitter.thinking)
+        return rest
 
 
 def collect(
@@ -446,6 +542,31 @@ def same_model(one: str, other: str) -> bool:
 
 _SHOWN_LIMIT = 1000
 _shown_by_digest: dict[str, Model] = {}
+
+
+def _limit(options: Mapping[str, Any]) -> float:
+    """How many pieces an answer may have, each of one token or more."""
+    for name in ("num_predict", "num_ctx"):
+        count = _whole(options.get(name))
+        if count is not None and count > 0:
+            return count + _SLACK_TOKENS
+    return float("inf")
+
+
+def _fills(
+    num_ctx: int | None, prompt: int | None, answer: int | None, done_reason: str | None
+) -> bool:
+    """Whether a context was full; servers cut the prompt without a word but these counts.
+
+    >>> _fills(4096, 4090, 5, "stop"), _fills(4096, 3900, 190, "length")
+    (True, True)
+    >>> _fills(4096, 3000, 512, "length"), _fills(4096, 3900, 190, "stop")
+    (False, False)
+    """
+    if num_ctx is None or prompt is None:
+        return False
+    used = prompt + (answer or 0 if done_reason == "length" else 0)
+    return used >= num_ctx - _FULL_TOKENS
 
 
 def _full_name(name: str) -> str:

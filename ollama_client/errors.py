@@ -16,10 +16,12 @@
     |-- Cancelled              the caller asked to stop
     `-- UnexpectedResponse     any other response
         |-- AccessDenied       401 or 403
+        |-- ConnectionBroke    the connection ended before a word of the answer
         `-- ContextTooLong     the request is longer than the model's context
 
 Every message is one or two sentences for the person at the screen: what was tried, where, and what
-to do next. The server's own words are quoted where they help.
+to do next. The server's own words are quoted where they help. Where an error takes a `url`, the
+word "embedded" stands for the engine inside this package, whose user has no `ollama` to type.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from http import HTTPStatus
 __all__ = [
     "AccessDenied",
     "Cancelled",
+    "ConnectionBroke",
     "ContextTooLong",
     "EmptyAnswer",
     "IncompleteAnswer",
@@ -46,6 +49,10 @@ __all__ = [
     "UnexpectedResponse",
     "UnusableImage",
 ]
+
+
+EMBEDDED = "embedded"
+"""The address that stands for the engine inside this package (`ollama_client.embedded`)."""
 
 
 class OllamaError(Exception):
@@ -65,22 +72,31 @@ class NoPrompt(OllamaError):
 
 
 class ServerUnreachable(OllamaError):
-    """No connection could be made, or it was refused; nothing was processed."""
+    """No connection could be made; nothing was processed.
 
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(
-            f"No Ollama server answers at {url} ({reason}). Start it with: ollama serve - or set "
-            "OLLAMA_BASE_URL to the address where it runs."
-        )
+    `refused`: the machine is there, and nothing listens on the port (yet).
+    """
+
+    def __init__(self, url: str, reason: str, *, refused: bool = False) -> None:
+        if url == EMBEDDED:
+            message = f"The embedded engine does not answer ({reason}). Restart this program."
+        else:
+            message = (
+                f"No Ollama server answers at {url} ({reason}). Start it with: ollama serve - or "
+                "set OLLAMA_BASE_URL to the address where it runs."
+            )
+        super().__init__(message)
+        self.refused = refused
 
 
 class ServerTimeout(OllamaError):
     """The server accepted the request and then stayed silent for too long."""
 
     def __init__(self, url: str, doing: str, seconds: float) -> None:
+        look = "Choose" if url == EMBEDDED else "See what it does with: ollama ps - or choose"
         super().__init__(
-            f"Ollama at {url} sent nothing for {seconds:g} s while {doing}. See what it does with: "
-            "ollama ps - or choose a smaller model, or raise timeout_s in Ollama Options."
+            f"{_name(url)} sent nothing for {seconds:g} s while {doing}. {look} a smaller model, "
+            "or raise timeout_s in Ollama Options."
         )
 
 
@@ -89,8 +105,8 @@ class ModelNotFound(OllamaError):
 
     def __init__(self, model: str, url: str) -> None:
         super().__init__(
-            f'The model "{model}" is not installed on the Ollama server at {url}. '
-            f"Fetch it with: ollama pull {model}"
+            f'The model "{model}" is not installed {_in(url)}. Fetch '
+            + (_FETCH_EMBEDDED if url == EMBEDDED else f"it with: ollama pull {model}")
         )
 
 
@@ -99,8 +115,9 @@ class NoVision(OllamaError):
 
     def __init__(self, model: str, url: str) -> None:
         super().__init__(
-            f'The model "{model}" on {url} cannot see images. Choose a model with vision, '
-            "for example: ollama pull llava"
+            f'The model "{model}" {_in(url)} cannot see images. Choose a model with vision, or '
+            "fetch "
+            + (_FETCH_EMBEDDED if url == EMBEDDED else "one, for example with: ollama pull llava")
         )
 
 
@@ -109,17 +126,23 @@ class NoThinking(OllamaError):
 
     def __init__(self, model: str, url: str) -> None:
         super().__init__(
-            f'The model "{model}" on {url} does not support thinking as asked. '
-            'Set think to "off", or choose a model with thinking, for example: ollama pull qwen3'
+            f'The model "{model}" {_in(url)} does not support thinking as asked. Set think to '
+            '"off"'
+            + (
+                ", or choose a model with thinking."
+                if url == EMBEDDED
+                else ", or choose a model with thinking, for example: ollama pull qwen3"
+            )
         )
 
 
 class ServerBusy(OllamaError):
-    """The server's queue is full; safe to try again later."""
+    """The server's queue is full (`status` 503), or a rate limit was met (429)."""
 
-    def __init__(self, model: str, url: str, said: str) -> None:
+    def __init__(self, model: str, url: str, said: str, *, status: int = 503) -> None:
+        self.status = status
         super().__init__(
-            f'Ollama at {url} is too busy for "{model}" ({said}). Wait until its other requests '
+            f'{_name(url)} is too busy for "{model}" ({said}). Wait until its other requests '
             "have ended, then queue again."
         )
 
@@ -129,7 +152,7 @@ class OutOfMemory(OllamaError):
 
     def __init__(self, model: str, url: str, said: str) -> None:
         super().__init__(
-            f'Ollama at {url} has not enough memory for "{model}" ({said}). Choose a smaller '
+            f'{_name(url)} has not enough memory for "{model}" ({said}). Choose a smaller '
             "model, lower num_ctx in Ollama Options, or close what else uses the GPU."
         )
 
@@ -155,9 +178,10 @@ class EmptyAnswer(OllamaError):
         else:
             why = (
                 f"it stopped at once (done_reason: {done_reason or 'none'}). Queue again with "
-                "another seed or prompt, or check the model with: ollama run " + model
+                "another seed or prompt"
+                + ("" if url == EMBEDDED else f", or check the model with: ollama run {model}")
             )
-        super().__init__(f'Empty response from model "{model}" at {url}: {why}.')
+        super().__init__(f'Empty response from model "{model}" {_in(url)}: {why}.')
 
 
 class IncompleteAnswer(OllamaError):
@@ -165,8 +189,10 @@ class IncompleteAnswer(OllamaError):
 
     def __init__(self, model: str, url: str, *, characters: int, why: str) -> None:
         super().__init__(
-            f'The answer of "{model}" at {url} broke off after {characters} characters ({why}). '
-            "Queue again; if it happens again, look into Ollama's log, or raise repeat_penalty."
+            f'The answer of "{model}" {_in(url)} broke off after {characters} characters '
+            f"({why.rstrip('.')}). Queue again; if it happens again, "
+            + ("" if url == EMBEDDED else "look into Ollama's log, or ")
+            + "raise repeat_penalty."
         )
         self.characters = characters
 
@@ -175,7 +201,8 @@ class Cancelled(OllamaError):
     """The caller's `cancelled` callable said yes; the connection was closed."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(f"The request to {url} was cancelled.")
+        whom = "the embedded engine" if url == EMBEDDED else url
+        super().__init__(f"The request to {whom} was cancelled.")
 
 
 class UnexpectedResponse(OllamaError):
@@ -183,14 +210,26 @@ class UnexpectedResponse(OllamaError):
 
     def __init__(self, url: str, status: int, said: str, advice: str = "") -> None:
         phrase = "" if status == HTTPStatus.OK else " " + _phrase(status)
-        advice = advice or "Ollama's own log says more; queue again, or restart Ollama."
-        super().__init__(f'Ollama at {url} answered{phrase}: "{said or "nothing"}". {advice}')
+        advice = advice or (
+            "Queue again, or restart this program."
+            if url == EMBEDDED
+            else "Ollama's own log says more; queue again, or restart Ollama."
+        )
+        super().__init__(f'{_name(url)} answered{phrase}: "{said or "nothing"}". {advice}')
         self.status = status
         self.said = said
 
 
 class AccessDenied(UnexpectedResponse):
     """The server wants a key or a sign-in (401), or refuses this client (403)."""
+
+
+class ConnectionBroke(UnexpectedResponse):
+    """The connection was closed or reset before a word of the answer came."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        see = "" if url == EMBEDDED else ", or see whether Ollama runs"
+        super().__init__(url, 200, reason, f"The connection broke: queue again{see}.")
 
 
 class ContextTooLong(UnexpectedResponse):
@@ -254,7 +293,7 @@ def from_response(
         advice = "This does not look like Ollama: check OLLAMA_BASE_URL."
         return UnexpectedResponse(url, status, said, advice)
     if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
-        return ServerBusy(model, url, said or _phrase(status))
+        return ServerBusy(model, url, said or _phrase(status), status=status)
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return AccessDenied(url, status, said, _access_advice(status, signin_url, key_withheld))
     return UnexpectedResponse(url, status, said)
@@ -264,6 +303,19 @@ def shorten(text: str, limit: int = 300) -> str:
     """Return `text` on one line, with at most `limit` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+_FETCH_EMBEDDED = "smolvlm, which sees images, with: image-refinery models --pull smolvlm"
+
+
+def _name(url: str) -> str:
+    """Who answered, at the beginning of a sentence."""
+    return "The embedded engine" if url == EMBEDDED else f"Ollama at {url}"
+
+
+def _in(url: str) -> str:
+    """Where a model is."""
+    return "in the embedded engine" if url == EMBEDDED else f"on the Ollama server at {url}"
 
 
 def _access_advice(status: int, signin_url: str, key_withheld: bool) -> str:

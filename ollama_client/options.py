@@ -13,7 +13,9 @@ SEED_MASK = 0x7FFF_FFFF
 THINK_LEVELS = ("off", "on", "low", "medium", "high")
 
 _VISION_DEFAULTS: dict[str, Any] = {"num_predict": 512, "repeat_penalty": 1.1}
-_TEXT_DEFAULTS: dict[str, Any] = {"num_predict": 1024, "repeat_penalty": 1.1}
+DEFAULT_NUM_PREDICT = 1024
+"""Tokens of an answer where nobody said otherwise: without a limit a model may go on for ever."""
+_TEXT_DEFAULTS: dict[str, Any] = {"num_predict": DEFAULT_NUM_PREDICT, "repeat_penalty": 1.1}
 
 _CTX_STEP = 2048
 _MIN_CTX = 4096

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from .errors import ServerConfigError
+from .errors import EMBEDDED, ServerConfigError
 
 DEFAULT_URL = "http://127.0.0.1:11434"
 DEFAULT_NAME = "default"
 CONFIG_NAME = "image-refinery.toml"
-EMBEDDED = "embedded"
-"""The address that stands for the engine inside this package (`ollama_client.embedded`)."""
 
 _OLLAMA_PORT = 11434
 _SCHEME_PORTS = {"http": 80, "https": 443}
@@ -39,6 +37,7 @@ class Server:
         api_key: sent as a bearer token, over https or to loopback only.
         login: user and password that stood in the URL.
         shares_gpu: whether its models live in the GPU that ComfyUI uses; None: find out.
+        embedded: the engine inside this package answers at `url`.
     """
 
     name: str = DEFAULT_NAME
@@ -46,6 +45,12 @@ class Server:
     api_key: str | None = field(default=None, repr=False)
     login: tuple[str, str] | None = field(default=None, repr=False)
     shares_gpu: bool | None = None
+    embedded: bool = False
+
+    @property
+    def place(self) -> str:
+        """The address as messages say it; see `errors`."""
+        return EMBEDDED if self.embedded else self.url
 
     @property
     def host(self) -> str:

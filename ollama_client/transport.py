@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from .errors import (
     Cancelled,
+    ConnectionBroke,
     OllamaError,
     ServerTimeout,
     ServerUnreachable,
@@ -67,6 +68,7 @@ class Transport:
 
     def __init__(self, server: Server, timeouts: Timeouts) -> None:
         self.url = server.url
+        self.place = server.place
         self.timeouts = timeouts
         self._server = server
         self._session: requests.Session | None = None
@@ -139,13 +141,13 @@ class Transport:
             value: Any = json.loads(text)
         except (ValueError, RecursionError):
             said = shorten(text[:300].decode("utf-8", "replace"))
-            raise UnexpectedResponse(self.url, 200, said, _NOT_OLLAMA) from None
+            raise UnexpectedResponse(self.place, 200, said, _NOT_OLLAMA) from None
         if not isinstance(value, dict):
-            raise UnexpectedResponse(self.url, 200, shorten(str(value)[:300]), _NOT_OLLAMA)
+            raise UnexpectedResponse(self.place, 200, shorten(str(value)[:300]), _NOT_OLLAMA)
         message = cast("Json", value)
         if said := message.get("error"):
             raise from_response(
-                200, str(said), model=model, url=self.url, key_withheld=self.key_withheld
+                200, str(said), model=model, url=self.place, key_withheld=self.key_withheld
             )
         return message
 
@@ -207,10 +209,10 @@ class _Call:
         deadline = time.monotonic() + limit_s
         while True:
             if cancelled is not None and cancelled():
-                raise Cancelled(self._transport.url)
+                raise Cancelled(self._transport.place)
             left = deadline - time.monotonic()
             if left <= 0:
-                raise ServerTimeout(self._transport.url, doing, limit_s)
+                raise ServerTimeout(self._transport.place, doing, limit_s)
             with contextlib.suppress(queue.Empty):
                 return self._items.get(timeout=min(left, POLL_S))
 
@@ -241,13 +243,13 @@ class _Call:
                 method, url, json=body, stream=True, timeout=timeouts, allow_redirects=False
             ) as response:
                 self._check_status(response, str((body or {}).get("model", "")))
-                for lines in _split_lines(response, self._transport.url):
+                for lines in _split_lines(response, self._transport.place):
                     self._items.put(lines)
             self._items.put(None)
         except OllamaError as error:
             self._items.put(error)
         except requests.exceptions.ReadTimeout:
-            self._items.put(ServerTimeout(self._transport.url, "answering", self._read_s))
+            self._items.put(ServerTimeout(self._transport.place, "answering", self._read_s))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             self._items.put(self._failure(error))
         finally:
@@ -260,7 +262,7 @@ class _Call:
         if status < 400:
             target = shorten(response.headers.get("Location", ""))
             raise UnexpectedResponse(
-                self._transport.url, status, target, "Set OLLAMA_BASE_URL to that address."
+                self._transport.place, status, target, "Set OLLAMA_BASE_URL to that address."
             )
         text = next(response.iter_content(_ERROR_BODY_BYTES), b"").decode("utf-8", "replace")
         said, signin_url = text, ""
@@ -273,21 +275,17 @@ class _Call:
             status,
             said,
             model=model,
-            url=self._transport.url,
+            url=self._transport.place,
             signin_url=signin_url,
             key_withheld=self._transport.key_withheld,
         )
 
     def _failure(self, error: Exception) -> OllamaError:
-        url = self._transport.url
+        place, cause = self._transport.place, _innermost(error)
         if self._socket is None:
-            return ServerUnreachable(url, _reason(error))
-        return UnexpectedResponse(
-            url,
-            200,
-            _reason(error),
-            "The connection broke: queue again, or see whether Ollama runs.",
-        )
+            refused = isinstance(cause, ConnectionRefusedError)
+            return ServerUnreachable(place, _reason(cause), refused=refused)
+        return ConnectionBroke(place, _reason(cause))
 
 
 _current = threading.local()
@@ -327,8 +325,8 @@ def _shut(sock: socket.socket) -> None:
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost cause in words: "Connection refused" rather than three nested reprs."""
+def _innermost(error: BaseException) -> BaseException:
+    """The cause behind the errors that the libraries wrapped around it."""
     seen = error
     while True:
         inner = getattr(seen, "reason", None)
@@ -336,13 +334,17 @@ def _reason(error: BaseException) -> str:
             inner = next((arg for arg in seen.args if isinstance(arg, BaseException)), None)
         inner = inner or seen.__cause__ or seen.__context__
         if inner is None:
-            break
+            return seen
         seen = inner
-    if isinstance(seen, socket.timeout):
+
+
+def _reason(cause: BaseException) -> str:
+    """A cause in words: "Connection refused"."""
+    if isinstance(cause, socket.timeout):
         return "no connection within the time"
-    if isinstance(seen, OSError) and seen.strerror:
-        return seen.strerror
-    return shorten(str(seen), 120) or type(seen).__name__
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return shorten(str(cause), 120) or type(cause).__name__
 
 
 def _new_session(server: Server) -> requests.Session:

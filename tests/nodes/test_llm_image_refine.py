@@ -182,11 +182,9 @@ def test_empty_instructions_pass_the_description_on(node: Any, ollama: FaultyOll
 
 
 ERRORS = [
-    ("drop", "broke"),
     ("no_done", "broke off"),
     ("empty", "Empty response from model"),
     ("thinking_only", "thinking"),
-    ("busy", "too busy"),
     ("oom", "not enough memory"),
     ("not_found", "ollama pull llava"),
     ("forbidden", "403"),
@@ -312,3 +310,19 @@ def test_progress_and_tokens_are_shown_on_the_node(
     shown = [text for id, text in PromptServer.instance.sent_texts if id == "17"]
     assert any("A red circle" in text and "white background." not in text for text in shown)
     assert any(text.startswith("rewrite with llama3.2: 2 of 2\n") for text in shown)
+
+
+def test_a_second_try_and_a_cut_answer_are_said_on_the_node(
+    node: Any, ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server import PromptServer
+
+    ollama.script("chat", "busy")
+    monkeypatch.setattr(node, "hidden", type("Hidden", (), {"unique_id": "18"}))
+    PromptServer.instance.sent_texts.clear()
+    cut = StageOptions(model_options={"num_predict": 3})
+    _, descriptions, _ = execute(node, image(), user_instructions="", vision_options=cut)
+    assert descriptions == ["A red circle"]
+    shown = [text for id, text in PromptServer.instance.sent_texts if id == "18"]
+    assert "describe with llava: the server is busy, trying again in 0.5 s" in shown
+    assert any("The answer was cut at num_predict." in text for text in shown)

@@ -108,8 +108,8 @@ def test_an_unload_that_never_shows_is_reported(make_ollama: Callable[..., Fault
 
 
 FAULTS = [
-    ("drop", errors.UnexpectedResponse, "broke"),
-    ("reset", errors.UnexpectedResponse, "broke"),
+    ("drop", errors.ConnectionBroke, "broke"),
+    ("reset", errors.ConnectionBroke, "broke"),
     ("reset_mid_stream", errors.IncompleteAnswer, "broke off after"),
     ("cut_mid_stream", errors.IncompleteAnswer, "broke off after"),
     ("half_utf8", errors.IncompleteAnswer, "broke off after"),
@@ -227,7 +227,7 @@ def test_cancel_closes_the_connection_at_once(
     from faulty_ollama import Reply, text_model
 
     slow = {"load": {"load_s": 30.0}, "prompt": {"prompt_s": 30.0}, "tokens": {"token_s": 0.2}}
-    ollama = make_ollama([text_model(answer="word " * 300)])
+    ollama = make_ollama([text_model(answer=" ".join(f"word{n}" for n in range(300)))])
     ollama.script("chat", Reply(**slow[phase]))
     asked: list[float] = []
 
