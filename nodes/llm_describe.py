@@ -55,7 +55,7 @@ class LLMDescribe(AsksOllama):
         )
 
     @classmethod
-    def validate_inputs(cls, vision_model: Any, server: Any) -> bool:
+    def validate_inputs(cls, vision_model: Any, server: Any = "") -> bool:
         """Accept any name: a workflow from a machine with other models must load and queue."""
         return True
 

@@ -70,7 +70,7 @@ class OllamaProcess(AsksOllama):
         )
 
     @classmethod
-    def validate_inputs(cls, text_model: Any, server: Any) -> bool:
+    def validate_inputs(cls, text_model: Any, server: Any = "") -> bool:
         """Accept any name: a workflow from a machine with other models must load and queue."""
         return True
 
