@@ -113,5 +113,5 @@ def test_the_import_costs_little_cpu_time_and_waits_for_nothing(
     _import_cost(found_comfyui, tmp_path / PACK_FOLDER, silent_url)  # compiles
     cost = _import_cost(found_comfyui, tmp_path / PACK_FOLDER, silent_url)
     assert cost["cpu_s"] <= 0.05, cost
-    assert cost["wall_s"] - cost["cpu_s"] < LONGEST_WAIT_S, cost
+    assert cost["wall_s"] - cost["first_s"] < LONGEST_WAIT_S, cost
     assert cost["heavy"] == [], cost
