@@ -1,4 +1,4 @@
-"""The command line: image-refinery describe | models | doctor | demo.
+"""The command line: image-refinery describe | refine | models | doctor | demo.
 
 Results go to stdout, progress and problems to stderr. Exit codes: 0 all went well; 1 something
 failed, and stderr says what; 2 the arguments cannot be used; 130 cancelled with Ctrl-C.
@@ -11,10 +11,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from . import __version__
 from .ollama_client.errors import Cancelled, OllamaError
+from .refine.errors import RefineCancelled, RefineError
+from .refine.settings import MemoryMode
 
 FAILED, CANCELLED = 1, 130
 
@@ -27,10 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         return options.run(options)
-    except Cancelled:
+    except (Cancelled, RefineCancelled):
         print("Cancelled.", file=sys.stderr)
         return CANCELLED
-    except OllamaError as error:
+    except (OllamaError, RefineError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return FAILED
     except BrokenPipeError:
@@ -45,10 +47,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="say what memory is freed")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_describe(commands)
+    _add_refine(commands)
     _add_models(commands)
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, what to do")
     doctor.set_defaults(run=_doctor)
-    demo = commands.add_parser("demo", help="describe and rewrite a picture with the best there is")
+    demo = commands.add_parser(
+        "demo", help="describe, rewrite and refine a picture with the best there is"
+    )
     demo.add_argument("image", nargs="?", type=Path, help="default: the example scene")
     demo.add_argument("-o", "--output", type=Path, default=Path("demo-output"), metavar="DIR")
     demo.set_defaults(run=_demo)
@@ -86,6 +91,35 @@ def _add_describe(commands: Any) -> None:
     describe.set_defaults(run=_describe)
 
 
+def _add_refine(commands: Any) -> None:
+    refine = commands.add_parser("refine", help="refine images with an SDXL checkpoint")
+    refine.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of them"
+    )
+    refine.add_argument("-o", "--output", type=Path, default=Path("refined"), metavar="DIR")
+    refine.add_argument(
+        "--compare", action="store_true", help="also write both side by side, and a magnified crop"
+    )
+    refine.add_argument(
+        "--model",
+        metavar="FILE|FOLDER|HUB-ID",
+        help="default: what IMAGE_REFINERY_REFINER names, else the SDXL refiner 1.0 from the hub",
+    )
+    refine.add_argument("--strength", type=float, default=0.3, help="0 to 1, default 0.3")
+    refine.add_argument("--steps", type=int, default=20, help="default 20, times strength")
+    refine.add_argument("--guidance-scale", type=float, default=7.5, help="default 7.5")
+    refine.add_argument("--prompt", default="", metavar="TEXT", help="what the images show")
+    refine.add_argument("--negative-prompt", default="", metavar="TEXT")
+    refine.add_argument("--seed", type=int, default=0, help="image i uses SEED + i")
+    refine.add_argument(
+        "--memory-mode", choices=get_args(MemoryMode), default="auto", help="see docs/memory.md"
+    )
+    refine.add_argument(
+        "--mask", type=Path, metavar="FILE", help="refine only where this picture is not black"
+    )
+    refine.set_defaults(run=_refine)
+
+
 def _add_models(commands: Any) -> None:
     models = commands.add_parser("models", help="list the models, or fetch one")
     models.add_argument(
@@ -102,6 +136,12 @@ def _describe(options: argparse.Namespace) -> int:
     from .cli.describe import describe
 
     return describe(options)
+
+
+def _refine(options: argparse.Namespace) -> int:
+    from .cli.refine import refine
+
+    return refine(options)
 
 
 def _models(options: argparse.Namespace) -> int:

@@ -70,18 +70,27 @@ class TerminalWatcher(Watcher):
 
 
 @contextmanager
-def watching() -> Iterator[TerminalWatcher]:
-    """Give a watcher that Ctrl-C stops; wait at the end for unloads that go on behind."""
+def stop_on_ctrl_c() -> Iterator[threading.Event]:
+    """Give an event that Ctrl-C sets, in place of an exception at any odd moment."""
     stop = threading.Event()
 
     def on_interrupt(signum: int, frame: FrameType | None) -> None:
         stop.set()
 
     before = signal.signal(signal.SIGINT, on_interrupt)
-    watcher = TerminalWatcher(stop)
     try:
-        yield watcher
+        yield stop
     finally:
-        watcher.close()
-        finish_pending_unloads()
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def watching() -> Iterator[TerminalWatcher]:
+    """Give a watcher that Ctrl-C stops; wait at the end for unloads that go on behind."""
+    with stop_on_ctrl_c() as stop:
+        watcher = TerminalWatcher(stop)
+        try:
+            yield watcher
+        finally:
+            watcher.close()
+            finish_pending_unloads()
