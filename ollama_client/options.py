@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .images import MAX_SIDE_PX, MIN_SIDE_PX
+from .json_schema import check_schema
 
 FREE_MEMORY = ("always", "when needed", "never")
 SEED_MASK = 0x7FFF_FFFF
@@ -61,6 +62,8 @@ class StageOptions:
             )
         if isinstance(self.format, str) and self.format != "json":
             raise ValueError('format must be "json", or a JSON schema.')
+        if isinstance(self.format, dict):
+            check_schema(self.format)
         if self.max_image_side < MIN_SIDE_PX:
             raise ValueError(
                 f"max_image_side is {self.max_image_side}, but must be at least {MIN_SIDE_PX} px."
