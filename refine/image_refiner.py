@@ -186,6 +186,8 @@ class ImageRefiner:
         if settings.strength == 0:
             return list(images)
         batch = Batch(images, settings, prompts, masks)
+        if not images:
+            return []
         tell = on_progress or _tell_nobody
         with self._lock:
             return batch.run(self._ready_stages(tell, should_stop), self._prompts, tell)

@@ -6,6 +6,7 @@ tensors make no detour through 8 bits.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -47,7 +48,7 @@ class Source:
     alpha: Tensor | None
     restore: Callable[[Tensor, Tensor | None, Tensor | None], Image.Image | np.ndarray | Tensor]
 
-    @property
+    @cached_property
     def composite(self) -> Tensor:
         """The picture over mid-grey: what the model sees, (B, 3, H, W)."""
         if self.alpha is None:

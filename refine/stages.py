@@ -82,6 +82,7 @@ class Stages:
                 pixels = tile.pixels.to(self.residency.device, dtype) * 2 - 1
                 posterior = self._with_tiles(lambda p=pixels: self.parts.vae.encode(p)).latent_dist
                 sample = posterior.mean + posterior.std * tile.latent_noise.to(pixels)
+                _require_finite(sample, "The VAE", self.parts)
                 tile.latents = sample.cpu() * self.parts.vae.config.scaling_factor
                 tile.input_latents = tile.latents
 

@@ -188,9 +188,7 @@ def test_a_truncated_file_is_named_as_such(tiny_file: Path, tmp_path: Path, leng
         load_parts(path)
 
 
-def test_a_part_without_all_its_weights_says_what_it_lacks(
-    tiny_file: Path, tmp_path: Path
-) -> None:
+def test_a_part_without_all_its_weights_says_what_it_lacks(tiny_file: Path, tmp_path: Path) -> None:
     tensors = load_file(tiny_file)
     del tensors["conditioner.embedders.0.model.ln_final.weight"]
     save_file(tensors, tmp_path / "lacks.safetensors")
