@@ -1,4 +1,4 @@
-"""`image-refinery demo`: a picture to words with the best that this machine has."""
+"""`image-refinery demo`: a picture to words, and refined, with the best that this machine has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ..ollama_client.client import OllamaClient
 from ..ollama_client.errors import OllamaError, ServerConfigError
 from ..ollama_client.servers import EMBEDDED, Server, find_server
 from ..ollama_client.stages import Outcome
+from ..refine.errors import RefineCancelled, RefineError
 from .describe import make_job, run_on_files, source
+from .refine_demo import refine_demo
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "scene.png"
 INSTRUCTIONS = "Rewrite this description as one vivid sentence of a story."
@@ -28,7 +30,7 @@ _LINE_CHARACTERS = 72
 
 
 def demo(image: Path | None, output: Path) -> int:
-    """Describe and rewrite one picture; leave demo.png and demo.txt in `output`."""
+    """Describe, rewrite and refine one picture; leave what became of it in `output`."""
     path = image or EXAMPLE
     picture = source(path)()
     with _best_client() as client:
@@ -49,8 +51,17 @@ def demo(image: Path | None, output: Path) -> int:
     )
     _draw(picture, texts).save(output / "demo.png")
     print("\n".join(lines))
-    print(f"Written: {output / 'demo.png'} and {output / 'demo.txt'}")
-    return 1 if any(isinstance(outcome, OllamaError) for _, outcome in texts) else 0
+    written = [output / "demo.png", output / "demo.txt"]
+    failed = any(isinstance(outcome, OllamaError) for _, outcome in texts)
+    try:
+        written += refine_demo(picture, output, is_example=image is None)
+    except RefineError as error:
+        if isinstance(error, RefineCancelled):
+            raise
+        print(f"Error: {error}", file=sys.stderr)
+        failed = True
+    print("Written:", *(f"  {file}" for file in written), sep="\n")
+    return 1 if failed else 0
 
 
 def _best_client() -> OllamaClient:

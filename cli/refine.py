@@ -49,7 +49,7 @@ def refine(options: argparse.Namespace) -> int:
         return 1
     targets = target_files(paths, options.output)
     mask = None if options.mask is None else _mask(options.mask)
-    refiner = ImageRefiner(model=options.model, memory_mode=options.memory_mode)
+    refiner = ImageRefiner(best_device(), model=options.model, memory_mode=options.memory_mode)
     load(refiner)
     problems = 0
     with stop_on_ctrl_c() as stopped, refiner:
@@ -74,6 +74,19 @@ def refine(options: argparse.Namespace) -> int:
                 problems += 1
                 print(f"Error: {target} cannot be written ({error.strerror}).", file=sys.stderr)
     return 1 if problems else 0
+
+
+def best_device() -> str:
+    """Return the name of the fastest device that torch has here; a word on stderr if it is slow."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    for name in ("xpu", "mps"):
+        if getattr(torch, name).is_available():
+            return name
+    print("torch finds no GPU: images are refined on the CPU, which is slow.", file=sys.stderr)
+    return "cpu"
 
 
 def load(refiner: ImageRefiner) -> None:
