@@ -2,12 +2,14 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .display_anything import DisplayAnything
 from .free_memory import FreeMemory
 from .llm_describe import LLMDescribe
 from .llm_image_refine import LLMImageRefine
 from .load_folder import LoadImagesFromFolder
 from .ollama_options import OllamaOptions
 from .ollama_process import OllamaProcess
+from .ready_instructions import ReadyInstructions
 from .save_caption import SaveCaption
 from .sdxl_refiner import SDXLRefiner
 from .text_to_filename import TextToFilename
@@ -24,7 +26,9 @@ class ImageRefineryExtension(ComfyExtension):
             LLMDescribe,
             OllamaProcess,
             OllamaOptions,
+            ReadyInstructions,
             WildcardProcessor,
+            DisplayAnything,
             FreeMemory,
             LoadImagesFromFolder,
             SaveCaption,

@@ -164,6 +164,7 @@ def test_the_wheel_holds_every_module(wheel: zipfile.Path) -> None:
         ("locales", ("**/*.json",)),
         ("example_workflows", ("*.json",)),
         ("wildcards", ("**/*.txt",)),
+        ("instructions", ("*.txt",)),
     ],
 )
 def test_the_wheel_holds_the_data(

@@ -75,8 +75,8 @@ class WildcardFiles:
         if self._found is None:
             self._found = {}
             for folder in self._folders:
-                for name, path in _text_files(folder):
-                    self._found.setdefault(name, path)
+                for name, path in text_files(folder):
+                    self._found.setdefault(name.lower(), path)
         return self._found
 
     def _read(self, path: Path) -> tuple[Line, ...]:
@@ -109,7 +109,8 @@ def split_weight(text: str) -> tuple[float, str]:
     return (1.0, text) if found is None else (float(found[1]), text[found.end() :])
 
 
-def _text_files(folder: Path) -> Iterator[tuple[str, Path]]:
+def text_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield each .txt below a folder with its name, sorted; links that lead out are left out."""
     top = folder.resolve()
     for place, inner, names in os.walk(top):
         inner.sort()
@@ -118,7 +119,7 @@ def _text_files(folder: Path) -> Iterator[tuple[str, Path]]:
             if path.suffix.lower() != _SUFFIX or not path.is_file():
                 continue
             if not path.is_symlink() or path.resolve().is_relative_to(top):
-                yield path.relative_to(top).with_suffix("").as_posix().lower(), path
+                yield path.relative_to(top).with_suffix("").as_posix(), path
 
 
 def _parse(text: str) -> Iterator[Line]:
