@@ -90,6 +90,13 @@ def find_host() -> FoundHost | str:
     return FoundHost(home, python, _version(home))
 
 
+def clean_environment() -> dict[str, str]:
+    """The environment of a user's ComfyUI: no path of ours, and compiled files are kept."""
+    unwanted = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE"}
+    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
+    return kept | {"PYTHONUTF8": "1"}
+
+
 def free_port() -> int:
     """A loopback port that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -327,8 +334,7 @@ class ComfyHost:
 
     def start(self) -> None:
         """Start the server and wait until it answers; AssertionError with its log if it ends."""
-        env = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"} | self._env
-        env.pop("PYTHONPATH", None)
+        env = clean_environment() | {"HF_HUB_OFFLINE": "1"} | self._env
         began = time.monotonic()
         self._log = self.log_file.open("ab")
         self._process = subprocess.Popen(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from faulty_ollama import FaultyOllama
-from host import PACK_FOLDER, ComfyHost, FoundHost, copy_pack, free_port
+from host import PACK_FOLDER, ComfyHost, FoundHost, clean_environment, copy_pack, free_port
 
 NODE = "RefineryLLMImageRefine"
 MEASURE = Path(__file__).resolve().parent / "measure_import.py"
@@ -98,7 +98,7 @@ def _import_cost(found: FoundHost, pack: Path, url: str) -> dict[str, float]:
         capture_output=True,
         text=True,
         check=False,
-        env=dict(os.environ) | {"OLLAMA_BASE_URL": url, "PYTHONUTF8": "1"},
+        env=clean_environment() | {"OLLAMA_BASE_URL": url},
     )
     lines = [line for line in said.stdout.splitlines() if line.startswith("RESULT")]
     assert lines, said.stderr
