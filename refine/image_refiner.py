@@ -252,7 +252,8 @@ class ImageRefiner:
         from .stages import Stages
 
         make = self._make_residency or self._own_residency
-        return Stages(parts, make(parts, self.device))
+        with torch.inference_mode(False):
+            return Stages(parts, make(parts, self.device))
 
     def _own_residency(self, parts: Parts, device: torch.device) -> Residency:
         return LocalResidency(parts, device, self.memory_mode)

@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_refinery.refine import DeviceMemoryError, ImageRefiner, LocalResidency, NotFiniteError
+from image_refinery.refine import (
+    DeviceMemoryError,
+    ImageRefiner,
+    LocalResidency,
+    NotFiniteError,
+    Parts,
+)
 from image_refinery.refine import residency as residency_module
 from image_refinery.refine.residency import choose_mode, is_out_of_memory
 from PIL import Image
@@ -120,6 +126,19 @@ def test_another_owner_of_the_weights_is_asked_for_each_part(tiny_file: Path, dr
         "vae",
     ]
     assert all(size > 0 for _, size in asked)
+
+
+def test_the_owner_of_the_weights_is_made_outside_inference_mode(tiny_file: Path) -> None:
+    modes: list[bool] = []
+
+    def make(parts: Parts, device: torch.device) -> LocalResidency:
+        modes.append(torch.is_inference_mode_enabled())
+        assert not any(p.is_inference() for p in parts.unet.parameters())
+        return LocalResidency(parts, device)
+
+    with torch.inference_mode():
+        ImageRefiner("cpu", model=tiny_file, residency=make).load()
+    assert modes == [False]
 
 
 class Shortage:
