@@ -114,7 +114,7 @@ def unload_patchers(patchers: Sequence[Any]) -> int:
 def _limited(base: type) -> type:
     """A kind of ModelPatcher whose share of the device can be limited."""
 
-    class LimitedPatcher(base):
+    class LimitedPatcher(base):  # pyright: ignore[reportUntypedBaseClass]
         limit_bytes: int | None = None
 
         def partially_load(

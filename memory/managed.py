@@ -92,30 +92,37 @@ class ManagedResidency:
 
 
 class _Part:
-    """One part: its holder, and the patcher by which ComfyUI knows it.
+    """One part, and the patcher by which ComfyUI knows it.
 
-    ComfyUI sets `device` on what it manages, which the models of diffusers and transformers do not
-    allow; so they go into a plain module.
+    The models of diffusers and transformers do not let ComfyUI set their `device`, so a plain
+    module stands between.
     """
 
     def __init__(
         self, name: str, module: nn.Module, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.can_be_partial = _adopt(module, dtype, must_match=name == "vae")
-        self._with_buffers = [owner for owner in module.modules() if owner._buffers]
+        self._with_buffers = [m for m in module.modules() if any(m.named_buffers(recurse=False))]
         # Named for ComfyUI's log, which says "Requested to load RefinerUnet".
-        holder = type(f"Refiner{name.title().replace('_', '')}", (nn.Module,), {})()
-        holder.part = module
-        holder.device = _CPU
-        holder.manual_cast_dtype = dtype
+        holder = type(f"Refiner{name.title().replace('_', '')}", (_Holder,), {})(module, dtype)
         self.patcher = comfyui.new_patcher(holder, device, _CPU, None)
 
     def place_buffers(self, device: torch.device) -> None:
         """Move what is no weight; ComfyUI does not do so for a part that it loads partially."""
         for owner in self._with_buffers:
-            for name, buffer in owner._buffers.items():
-                if buffer is not None and buffer.device != device:
-                    owner._buffers[name] = buffer.to(device)
+            for name, buffer in list(owner.named_buffers(recurse=False)):
+                if buffer.device != device:
+                    setattr(owner, name, buffer.to(device))
+
+
+class _Holder(nn.Module):
+    """What ComfyUI manages: it sets `device`, and reads the type in which the part computes."""
+
+    def __init__(self, part: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.part = part
+        self.device: Any = _CPU
+        self.manual_cast_dtype: Any = dtype
 
 
 def _adopt(module: nn.Module, dtype: torch.dtype, *, must_match: bool) -> bool:
@@ -130,7 +137,7 @@ def _adopt(module: nn.Module, dtype: torch.dtype, *, must_match: bool) -> bool:
     """
     complete = True
     for leaf in module.modules():
-        own = {key: value for key, value in leaf._parameters.items() if value is not None}
+        own = dict(leaf.named_parameters(recurse=False))
         if not own:
             continue
         for parameter in own.values():
@@ -141,9 +148,10 @@ def _adopt(module: nn.Module, dtype: torch.dtype, *, must_match: bool) -> bool:
             complete = False
             continue
         leaf.__class__ = _leaf_class(comfyui.casting_leaf(name))
+        assert isinstance(leaf, _Leaf)
         leaf.resting = {key: parameter.data for key, parameter in own.items()}
-        if name == "Embedding":
-            leaf.bias = None  # ComfyUI's kind asks for one
+        if isinstance(leaf, _EmbeddingLeaf):
+            leaf.register_parameter("bias", None)  # ComfyUI's kind asks for one
             leaf.computes_in = dtype
     return complete
 
@@ -157,7 +165,7 @@ def _leaf_class(base: type) -> type:
 class _Leaf(nn.Module):
     """A layer whose weights return to where they rest when they are moved there."""
 
-    resting: dict[str, Tensor]
+    resting: Any  # dict[str, Tensor]: by the names of its weights
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Leaf:
         # Nodes run under inference mode; a weight made there could not be moved by "Unload
@@ -177,7 +185,7 @@ class _Leaf(nn.Module):
 class _EmbeddingLeaf(_Leaf):
     """An embedding, which alone has no floats to take its type from."""
 
-    computes_in: torch.dtype
+    computes_in: Any  # torch.dtype
 
     def forward(self, input: Tensor, **_: Any) -> Tensor:
         return super().forward(input, out_dtype=self.computes_in)

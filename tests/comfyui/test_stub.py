@@ -2,12 +2,11 @@
 
 import ast
 import json
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
-from host import FoundHost
+from host import FoundHost, clean_environment
 
 STUB = Path(__file__).resolve().parents[1] / "comfy_stub"
 
@@ -48,7 +47,7 @@ WANTED = [
     "comfy.model_management:should_use_fp16",
     *(f"comfy.model_patcher:ModelPatcher.{name}" for name in ("__init__", "model_size", "detach")),
     *(f"comfy.model_patcher:ModelPatcher.{name}" for name in ("loaded_size", "partially_load")),
-    *(f"comfy.ops:manual_cast.{name}.forward" for name in LEAVES),
+    *(f"comfy.ops:manual_cast.{name}.forward_comfy_cast_weights" for name in LEAVES),
     "comfy.utils:set_progress_bar_global_hook",
     "comfy.utils:ProgressBar.__init__",
     "comfy.utils:ProgressBar.update_absolute",
@@ -85,7 +84,7 @@ def _describe(found: FoundHost, root: Path) -> Described:
         text=True,
         check=False,
         cwd=root,
-        env=dict(os.environ) | {"PYTHONPATH": "", "PYTHONUTF8": "1"},
+        env=clean_environment(),
     )
     lines = [line for line in said.stdout.splitlines() if line.startswith("RESULT")]
     assert lines, said.stderr

@@ -1,6 +1,7 @@
 """The interrupt flag, and a record of what the pack asked the model manager to do."""
 
 import threading
+import weakref
 from typing import Any
 
 import torch
@@ -38,8 +39,45 @@ def throw_exception_if_processing_interrupted() -> None:
             raise InterruptProcessingException
 
 
+class LoadedModel:
+    """One entry of the list; it holds the patcher weakly."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = weakref.ref(model)
+
+    @property
+    def model(self) -> Any:
+        return self._model()
+
+    def model_unload(self, memory_to_free: Any = None, unpatch_weights: bool = True) -> bool:
+        self.model.detach(unpatch_weights)
+        return True
+
+
+current_loaded_models: list[LoadedModel] = []
+
+
+def load_models_gpu(
+    models: list[Any],
+    memory_required: float = 0,
+    force_patch_weights: bool = False,
+    minimum_memory_required: float | None = None,
+    force_full_load: bool = False,
+) -> None:
+    calls.append("load_models_gpu")
+    current_loaded_models[:] = [one for one in current_loaded_models if one.model is not None]
+    for patcher in models:
+        patcher.partially_load(patcher.load_device, 1e32)
+        if all(one.model is not patcher for one in current_loaded_models):
+            current_loaded_models.insert(0, LoadedModel(patcher))
+
+
 def unload_all_models() -> None:
     calls.append("unload_all_models")
+    while current_loaded_models:
+        loaded = current_loaded_models.pop()
+        if loaded.model is not None:
+            loaded.model_unload()
 
 
 def soft_empty_cache(force: bool = False) -> None:
@@ -48,6 +86,19 @@ def soft_empty_cache(force: bool = False) -> None:
 
 def get_torch_device() -> torch.device:
     return torch.device("cpu")
+
+
+def is_device_cpu(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
+def should_use_fp16(
+    device: torch.device | None = None,
+    model_params: int = 0,
+    prioritize_performance: bool = True,
+    manual_cast: bool = False,
+) -> bool:
+    return device is not None and not is_device_cpu(device)
 
 
 def intermediate_device() -> torch.device:
@@ -65,4 +116,4 @@ def get_total_memory(dev: Any = None, torch_total_too: bool = False) -> Any:
 
 
 def loaded_models(only_currently_used: bool = False) -> list[Any]:
-    return []
+    return [one.model for one in current_loaded_models]

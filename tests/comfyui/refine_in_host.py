@@ -1,0 +1,157 @@
+"""Print, as JSON, how the refiner behaves over ComfyUI's real model manager, without a server.
+
+    python refine_in_host.py ROOT PACK CHECKPOINT --cpu
+
+ROOT is ComfyUI's folder, which goes on sys.path. A computer without a GPU never loads partially,
+so one scenario tells the manager that its CPU is no CPU and that there is no VRAM.
+Answer: RESULT and a JSON object.
+"""
+
+import gc
+import importlib
+import importlib.util
+import json
+import sys
+import weakref
+from pathlib import Path
+
+root, pack, checkpoint = (Path(sys.argv.pop(1)) for _ in range(3))
+sys.path[0] = str(root)  # instead of this script's folder
+importlib.import_module("comfy.options").enable_args_parsing()
+importlib.import_module("utils.extra_config")  # before comfy/, which has a utils.py too
+management = importlib.import_module("comfy.model_management")
+torch = importlib.import_module("torch")
+torch.set_num_threads(1)
+
+spec = importlib.util.spec_from_file_location(
+    "pack", pack / "__init__.py", submodule_search_locations=[str(pack)]
+)
+sys.modules["pack"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["pack"])
+refine = importlib.import_module("pack.refine")
+managed = importlib.import_module("pack.memory.managed")
+kept = importlib.import_module("pack.memory.kept")
+stages = importlib.import_module("pack.refine.stages")
+
+SETTINGS = refine.RefineSettings(prompt="a red circle", seed=3, working_size="as it is")
+PICTURE = torch.rand(1, 64, 128, 3, generator=torch.Generator().manual_seed(1))
+
+
+def make(mode):
+    """A refiner as the node makes it, loaded outside inference mode."""
+    refiner = refine.ImageRefiner(
+        "cpu",
+        model=checkpoint,
+        memory_mode=mode,
+        residency=lambda parts, device: managed.ManagedResidency(parts, device, mode),
+    )
+    refiner.load()
+    return refiner
+
+
+def run(refiner):
+    """One picture as ComfyUI runs its nodes: under inference mode."""
+    with torch.inference_mode():
+        return refiner.refine_batch([PICTURE], SETTINGS)[0].clone()
+
+
+def difference(refiner):
+    """How far the result is from the stand-alone refiner's."""
+    return float((run(refiner) - EXPECTED).abs().max())
+
+
+def loaded():
+    """Names of the models in ComfyUI's list."""
+    return sorted(type(one.model.model).__name__ for one in management.current_loaded_models)
+
+
+def modes():
+    """Each memory mode: how far from the stand-alone result, and what stays loaded."""
+    answer = {}
+    for mode in ("auto", "gpu", "offload", "low_vram"):
+        refiner = make(mode)
+        answer[mode] = {"difference": difference(refiner), "loaded": loaded()}
+        refiner.unload()
+        answer[mode]["after"] = loaded()
+    return answer
+
+
+def no_vram():
+    """With a budget of nothing, and the weights of every layer where they rest."""
+    was = management.vram_state, management.is_device_cpu
+    management.vram_state = management.VRAMState.NO_VRAM
+    management.is_device_cpu = lambda device: False
+    try:
+        refiner = make("auto")
+        far = difference(refiner)
+        sizes = [one.model.loaded_size() for one in management.current_loaded_models]
+        whole = [one.model.model_size() for one in management.current_loaded_models]
+        return {"difference": far, "loaded_bytes": sum(sizes), "all_bytes": sum(whole)}
+    finally:
+        management.unload_all_models()
+        management.vram_state, management.is_device_cpu = was
+
+
+def unload_models():
+    """What the button does, outside inference mode; then it all works again."""
+    refiner = make("auto")
+    run(refiner)
+    before = loaded()
+    while management.current_loaded_models:  # on a CPU unload_all_models finds nothing to do
+        management.current_loaded_models.pop().model_unload()
+    return {"before": before, "after": loaded(), "difference": difference(refiner)}
+
+
+def rests():
+    """After a round trip to another type and back, every weight is the mapped one again."""
+    refiner = make("auto")
+    unet = refiner._stages.parts.unet
+    before = {name: weight.data_ptr() for name, weight in unet.named_parameters()}
+    with torch.inference_mode():
+        unet.to(torch.float64)
+        moved = sum(w.data_ptr() != before[n] for n, w in unet.named_parameters())
+        inference = sum(w.data.is_inference() for w in unet.parameters())
+    unet.to(torch.float16)  # the type in which the file stores them
+    back = sum(w.data_ptr() == before[n] for n, w in unet.named_parameters())
+    return {"weights": len(before), "moved": moved, "inference": inference, "back": back}
+
+
+def out_of_memory():
+    """An error in the middle of the first step: the device is cleared, and the work goes on."""
+    refiner = make("auto")
+    parts = refiner._stages.parts
+    layer, failures = parts.unet.conv_out, []
+
+    def fail(*_):
+        if not failures:
+            failures.append(1)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    handle = layer.register_forward_pre_hook(fail)
+    far = difference(refiner)
+    handle.remove()
+    return {"failures": len(failures), "difference": far}
+
+
+def owner():
+    """Another key closes the first refiner; freeing leaves nothing alive."""
+    first = kept.keep_refiner("a", lambda: make("auto"))
+    run(first)
+    again = kept.keep_refiner("a", lambda: make("auto"))
+    watched = weakref.ref(first._stages.parts.unet)
+    same = first is again
+    del first, again
+    gc.collect()
+    alive = watched() is not None
+    second = kept.keep_refiner("b", lambda: make("auto"))
+    gone = watched() is None
+    run(second)
+    del second
+    kept.free_refiner()
+    return {"same": same, "kept": alive, "closed": gone, "left": loaded()}
+
+
+EXPECTED = refine.ImageRefiner("cpu", model=checkpoint).refine_batch([PICTURE], SETTINGS)[0]
+SCENARIOS = (modes, no_vram, unload_models, rests, out_of_memory, owner)
+answers = {scenario.__name__: scenario() for scenario in SCENARIOS}
+sys.stdout.write(f"RESULT{json.dumps(answers)}\n")

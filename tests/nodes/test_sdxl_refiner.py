@@ -1,0 +1,300 @@
+"""SDXL Refiner over the stub, with the tiny refiner: inputs, pairing, errors, cancel, progress."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from image_refinery import memory
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "tools" / "tiny_refiner" / "weights"
+TINY = "tiny_refiner.safetensors"
+
+# diffusers 0.39 hands a torch tensor to numpy.array, which NumPy 2.4 announces to forbid.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(comfy: None) -> Path:
+    """The stub's checkpoints folder, with the tiny refiner in it."""
+    import folder_paths
+
+    folder = Path(folder_paths.base_path, "models", "checkpoints")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(WEIGHTS / "tiny_refiner", folder / "tiny_refiner", dirs_exist_ok=True)
+    shutil.copy2(WEIGHTS / TINY, folder / TINY)
+    return folder
+
+
+@pytest.fixture
+def node(checkpoints: Path) -> Iterator[Any]:
+    """The node class; afterwards no refiner is kept."""
+    from image_refinery.nodes.sdxl_refiner import SDXLRefiner
+
+    yield SDXLRefiner
+    memory.free_refiner()
+
+
+def execute(node: Any, *batches: torch.Tensor, **inputs: Any) -> Any:
+    """Call the node as ComfyUI does with an input list: under inference mode."""
+    named = {"checkpoint": TINY, "prompt": "", "working_size": "as it is"} | inputs
+    lists = {key: value if isinstance(value, list) else [value] for key, value in named.items()}
+    with torch.inference_mode():
+        return node.execute(image=list(batches), **lists)
+
+
+def image(height: int = 64, width: int = 64, batch: int = 1, channels: int = 3) -> torch.Tensor:
+    return torch.rand(batch, height, width, channels)
+
+
+def test_the_inputs_are_in_the_design_s_order_and_all_explained(node: Any) -> None:
+    inputs = node.define_schema().inputs
+    assert [one.id for one in inputs] == [
+        *("image", "checkpoint", "prompt", "negative_prompt", "strength"),
+        *("num_inference_steps", "guidance_scale", "seed", "mask", "enabled"),
+        *("aesthetic_score", "negative_aesthetic_score", "guidance_end", "working_size"),
+        *("output_size", "keep_colours", "memory_mode", "unload_after", "on_error"),
+    ]
+    assert next(one.id for one in inputs if one.optional) == "mask"
+    assert all(one.tooltip for one in inputs)
+    assert all(one.tooltip and one.is_output_list for one in node.define_schema().outputs)
+
+
+def test_the_defaults_are_the_settings_own(node: Any) -> None:
+    from image_refinery.refine import RefineSettings
+
+    usual = RefineSettings().describe()
+    fields = {one.id: one.as_dict() for one in node.define_schema().inputs}
+    assert {name: fields[name]["default"] for name in usual} == usual
+    assert fields["unload_after"]["default"] is True
+    assert fields["on_error"]["default"] == "stop the workflow"
+
+
+def test_refiners_come_first_and_pickles_not_at_all(node: Any, checkpoints: Path) -> None:
+    from image_refinery.nodes.sdxl_refiner import DOWNLOAD, checkpoints_to_choose
+
+    others = [checkpoints / name for name in ("a_base.safetensors", "z_REFINER.sft", "old.ckpt")]
+    for file in others:
+        file.write_bytes(b"")
+    try:
+        expected = [TINY, "z_REFINER.sft", "a_base.safetensors", DOWNLOAD]
+        assert checkpoints_to_choose() == expected
+    finally:
+        for file in others:
+            file.unlink()
+
+
+def test_any_checkpoint_passes_validation(node: Any) -> None:
+    assert list(inspect.signature(node.validate_inputs).parameters) == ["checkpoint"]
+    assert node.validate_inputs("somebody's.safetensors") is True
+
+
+def test_a_windows_path_is_found(node: Any, checkpoints: Path) -> None:
+    from image_refinery.nodes.sdxl_refiner import find_checkpoint
+
+    (checkpoints / "sdxl").mkdir(exist_ok=True)
+    (checkpoints / "sdxl" / "one.safetensors").write_bytes(b"")
+    assert find_checkpoint("sdxl\\one.safetensors") == checkpoints / "sdxl" / "one.safetensors"
+
+
+def test_a_batch_stays_a_batch_and_rows_equal_single_runs(node: Any) -> None:
+    batch, other = image(batch=2), image(64, 128)
+    images, masks = execute(node, batch, other, seed=5, unload_after=False).result
+    assert [tuple(one.shape) for one in images] == [(2, 64, 64, 3), (1, 64, 128, 3)]
+    assert [tuple(one.shape) for one in masks] == [(2, 64, 64), (1, 64, 128)]
+    assert not any(mask.any() for mask in masks)
+    (second,), _ = execute(node, batch[1:], seed=6, unload_after=False).result
+    (third,), _ = execute(node, other, seed=7).result
+    assert torch.allclose(images[0][1:], second, atol=1e-5)
+    assert torch.allclose(images[1], third, atol=1e-5)
+
+
+def test_prompts_are_zipped_with_images_also_with_those_of_one_batch(node: Any) -> None:
+    batch = image(batch=2)
+    (both,), _ = execute(node, batch, prompt=["red", "blue"], unload_after=False).result
+    (first,), _ = execute(node, batch[:1], prompt="red", unload_after=False).result
+    (second,), _ = execute(node, batch[1:], prompt="blue", seed=1, unload_after=False).result
+    (unlike,), _ = execute(node, batch[1:], prompt="red", seed=1).result
+    assert torch.allclose(both, torch.cat([first, second]), atol=1e-5)
+    assert not torch.allclose(second, unlike, atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [{"strength": 0.0}, {"enabled": False}])
+def test_nothing_to_do_is_the_very_same_object(node: Any, inputs: dict[str, Any]) -> None:
+    picture, mask = image(), torch.rand(1, 64, 64)
+    images, masks = execute(node, picture, mask=mask, **inputs).result
+    assert images[0] is picture and masks[0] is mask
+
+
+def test_not_enabled_touches_no_checkpoint_and_asks_for_no_prompt(node: Any) -> None:
+    picture = image()
+    images, _ = execute(node, picture, enabled=False, checkpoint="gone.safetensors").result
+    assert images[0] is picture
+    assert node.check_lazy_status(enabled=[False], prompt=(None,)) == []
+    assert node.check_lazy_status(enabled=[True], prompt=(None,)) == ["prompt", "negative_prompt"]
+
+
+def test_pixels_outside_a_mask_stay_and_a_mask_of_another_size_fits(node: Any) -> None:
+    picture = image(128, 128)
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 16:32, 16:32] = 1
+    (refined,), masks = execute(node, picture, mask=mask).result
+    assert masks[0] is mask
+    assert torch.equal(refined[:, 72:], picture[:, 72:])
+    assert not torch.equal(refined[:, 32:64, 32:64], picture[:, 32:64, 32:64])
+
+
+def test_alpha_is_kept(node: Any) -> None:
+    picture = image(channels=4)
+    (refined,), _ = execute(node, picture).result
+    assert torch.equal(refined[..., 3], picture[..., 3])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"prompt": ["a", "b"]}, "2 prompts came for 3 images"),
+        ({"mask": [torch.zeros(1, 8, 8)] * 2}, "2 masks came for 3 images"),
+        ({"strength": [0.1, 0.2]}, "strength got a list of different values"),
+        ({"strength": 1.5}, "strength is a number from 0 to 1"),
+        ({"num_inference_steps": 2}, "leave no step to run"),
+        ({"checkpoint": "gone.safetensors"}, 'no checkpoint "gone.safetensors"'),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(node: Any, inputs: dict[str, Any], words: str) -> None:
+    from image_refinery.refine import RefineError
+
+    with pytest.raises(RefineError, match=words):
+        execute(node, image(batch=3), **inputs)
+    picture = image(batch=3)
+    before = node.fingerprint_inputs()
+    output = execute(node, picture, on_error="pass the image on", **inputs)
+    assert output.result[0][0] is picture
+    assert words in output.ui["text"][0]
+    assert node.fingerprint_inputs() != before, "a run that met an error is not cached"
+
+
+def test_passing_on_costs_only_the_image_that_is_bad(node: Any) -> None:
+    bad = image()
+    bad[0, 0, 0, 0] = float("nan")
+    good = image()
+    output = execute(node, bad, good, on_error="pass the image on", unload_after=False)
+    assert output.result[0][0] is bad
+    assert not torch.equal(output.result[0][1], good)
+    assert "NaN" in output.ui["text"][0] and len(output.ui["text"]) == 1
+    (alone,), _ = execute(node, good, seed=1).result
+    assert torch.allclose(output.result[0][1], alone, atol=1e-5), "the seed is the place's own"
+
+
+def test_a_good_run_keeps_the_fingerprint(node: Any) -> None:
+    before = node.fingerprint_inputs()
+    execute(node, image())
+    assert node.fingerprint_inputs() == before
+
+
+def test_one_refiner_is_kept_until_another_is_asked_for(node: Any, checkpoints: Path) -> None:
+    from image_refinery.memory import kept
+
+    execute(node, image())
+    first = kept._kept
+    execute(node, image())
+    assert kept._kept is first
+    execute(node, image(), memory_mode="gpu")
+    assert kept._kept is not first
+
+
+@pytest.mark.parametrize(("unload_after", "left"), [(True, 0), (False, 3)])
+def test_unload_after_frees_the_device(node: Any, unload_after: bool, left: int) -> None:
+    import comfy.model_management as management
+
+    execute(node, image(), unload_after=unload_after)
+    assert len(management.current_loaded_models) == left
+
+
+def test_progress_and_previews_reach_the_page(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.utils
+    from server import PromptServer
+
+    monkeypatch.setattr(node, "hidden", type("Hidden", (), {"unique_id": "4"}))
+    seen: list[tuple[int, int, Any, str]] = []
+    comfy.utils.set_progress_bar_global_hook(
+        lambda value, total, preview, node_id=None: seen.append((value, total, preview, node_id))
+    )
+    PromptServer.instance.sent_texts.clear()
+    try:
+        execute(node, image(batch=2), num_inference_steps=10, on_error="pass the image on")
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    assert [(value, total) for value, total, *_ in seen] == [
+        *((0, 6), (1, 6), (2, 6), (3, 6), (3, 6), (4, 6), (5, 6), (6, 6)),
+    ]
+    previews = [preview for *_, preview, _ in seen if preview is not None]
+    assert len(previews) == 6
+    assert all(kind == "JPEG" and picture.size == (8, 8) for kind, picture, _ in previews)
+    texts = [text for id, text in PromptServer.instance.sent_texts if id == "4"]
+    assert "image 2 of 2, step 2 of 3 (10 x 0.3)" in texts
+
+
+def press_cancel(after: Callable[[], bool]) -> list[float]:
+    """Press cancel as soon as `after` is true; gives when."""
+    import comfy.model_management as management
+
+    pressed: list[float] = []
+
+    def press() -> None:
+        while not after():
+            time.sleep(0.01)
+        pressed.append(time.monotonic())
+        management.interrupt_current_processing()
+
+    threading.Thread(target=press, daemon=True).start()
+    return pressed
+
+
+def test_cancel_in_the_middle_of_the_steps(node: Any) -> None:
+    import comfy.model_management as management
+    import comfy.utils
+
+    steps: list[int] = []
+    comfy.utils.set_progress_bar_global_hook(lambda value, *_, node_id=None: steps.append(value))
+    try:
+        pressed = press_cancel(lambda: len(steps) > 2)
+        with pytest.raises(management.InterruptProcessingException):
+            execute(node, image(128, 128), num_inference_steps=1000, strength=1.0)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    assert time.monotonic() - pressed[0] < 1.0
+    assert not management.processing_interrupted()
+    assert management.current_loaded_models == []
+    execute(node, image())
+
+
+def test_cancel_while_the_checkpoint_is_loading(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.model_management as management
+    from image_refinery.refine import ImageRefiner
+
+    started, ended = threading.Event(), threading.Event()
+    load = ImageRefiner.load
+
+    def slowly(self: ImageRefiner) -> None:
+        started.set()
+        time.sleep(3)
+        load(self)
+        ended.set()
+
+    monkeypatch.setattr(ImageRefiner, "load", slowly)
+    pressed = press_cancel(started.is_set)
+    with pytest.raises(management.InterruptProcessingException):
+        execute(node, image())
+    assert time.monotonic() - pressed[0] < 1.0
+    assert ended.wait(30), "what was begun ends behind the node"
+    execute(node, image())
