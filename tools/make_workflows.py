@@ -1,0 +1,522 @@
+"""Write example_workflows/*.json and tests/workflows/api/*.json.
+
+    python tools/make_workflows.py                    all files anew
+    python tools/make_workflows.py --core URL [URL]   also tools/core_nodes.json, from running hosts
+
+The order and the defaults of our nodes' widgets come from their schemas, those of ComfyUI's own
+nodes from tools/core_nodes.json (the part of /object_info that is needed; the first URL that knows
+a node wins, so the oldest host comes first). A test holds the committed files against this script,
+so a changed schema cannot leave an old workflow behind. The pictures beside them are screenshots:
+tests/browser/test_workflows.py takes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from workflow_graph import Graph, Node, NodeType, Output, node_type  # noqa: E402  (no package)
+
+PAGES = ROOT / "example_workflows"
+APIS = ROOT / "tests" / "workflows" / "api"
+CORE = ROOT / "tools" / "core_nodes.json"
+OLDEST = "0.3.64"
+TRELLIS_FROM = "0.34.0"
+
+PICTURE = "example.png"  # every ComfyUI has it in its input folder
+DOWNLOAD = "stabilityai/stable-diffusion-xl-refiner-1.0 (download)"
+SEES, WRITES = "llava:latest", "llama3.2:latest"
+BASE = "sd_xl_base_1.0.safetensors"
+HUB = "https://huggingface.co/"
+FILES = {
+    BASE: ("stabilityai/stable-diffusion-xl-base-1.0", "", "checkpoints"),
+    "dino_v3_vit_l.safetensors": ("Comfy-Org/TRELLIS.2", "clip_vision/", "clip_vision"),
+    "trellis_2_bf16.safetensors": ("Comfy-Org/TRELLIS.2", "diffusion_models/", "diffusion_models"),
+    "trellis_2_shape_vae_bf16.safetensors": ("Comfy-Org/TRELLIS.2", "vae/", "vae"),
+    "trellis_2_texture_vae_bf16.safetensors": ("Comfy-Org/TRELLIS.2", "vae/", "vae"),
+}
+"""File: (hub repository, folder there, folder of ComfyUI)."""
+
+REFINER_TEXT = (
+    "**Refiner:** *checkpoint* is set to fetch it at the first run (6 GB). If you have "
+    f"[sd_xl_refiner_1.0.safetensors]({HUB}stabilityai/stable-diffusion-xl-refiner-1.0), put it "
+    "into *models/checkpoints*, press R and choose it there."
+)
+NEW_STYLE = ",\n{in the style of __style/painting__|__style/photo__|__style/print__}, __light__"
+
+
+def fetch(*names: str) -> list[dict[str, str]]:
+    """What the page is told about files, so that it can offer them where they are missing."""
+    found = []
+    for name in names:
+        repository, folder, directory = FILES[name]
+        url = f"{HUB}{repository}/resolve/main/{folder}{name}"
+        found.append({"name": name, "url": url, "directory": directory})
+    return found
+
+
+def note(graph: Graph, title: str, text: str, *, models: Iterable[str], files: Iterable[str] = (),
+         oldest: str = OLDEST, refines: bool = False, tall: int) -> None:  # fmt: skip
+    """Say what a workflow does, what to fetch and which ComfyUI it needs."""
+    lines = [f"## {title}", text, ""]
+    if commands := "\n".join(f"ollama pull {model.removesuffix(':latest')}" for model in models):
+        lines += [f"**Models** ([Ollama](https://ollama.com)):\n```\n{commands}\n```", ""]
+    if refines:
+        lines += [REFINER_TEXT, ""]
+    if files:
+        lines.append("**Files:**")
+    for name in files:
+        repository, _, directory = FILES[name]
+        lines.append(f"- [{name}]({HUB}{repository}) into *models/{directory}*")
+    if files:
+        lines.append("")
+    lines.append(f"Needs ComfyUI {oldest} or newer.")
+    graph.add_note("\n".join(lines), tall)
+
+
+def text_to_image(graph: Graph, prompt: Output, saved: str | Output) -> None:
+    """Core's nodes from a prompt to a saved picture, in two columns."""
+    graph.column(320)
+    base = graph.add("CheckpointLoaderSimple", ckpt_name=BASE, models=fetch(BASE))
+    positive = graph.add("CLIPTextEncode", title="prompt", clip=base[1], text=prompt, tall=90)
+    negative = graph.add(
+        "CLIPTextEncode", title="what not to show", clip=base[1], tall=110,
+        text="blurry, watermark, text",
+    )  # fmt: skip
+    latent = graph.add("EmptyLatentImage", width=1024, height=1024)
+    graph.column(320)
+    sampled = graph.add(
+        "KSampler", model=base[0], positive=positive[0], negative=negative[0],
+        latent_image=latent[0], steps=25, cfg=7.0, sampler_name="euler", scheduler="normal",
+    )  # fmt: skip
+    decoded = graph.add("VAEDecode", samples=sampled[0], vae=base[2])
+    graph.add("SaveImage", images=decoded[0], filename_prefix=saved)
+
+
+def llm_image_refine_basic(graph: Graph) -> None:
+    """Load Image -> LLM Image Refine -> shown, and saved under a name made of the text."""
+    graph.column(340)
+    note(
+        graph, "Describe and rewrite",
+        "A vision model describes the image; a text model rewrites the description by "
+        "*user_instructions*. Both texts are shown, and the image is saved under a name that is "
+        "made of the rewritten one.",
+        models=(SEES, WRITES), tall=260,
+    )  # fmt: skip
+    image = graph.add("LoadImage", image=PICTURE)
+    graph.column(420)
+    refine = graph.add(
+        "RefineryLLMImageRefine", image=image[0], vision_model=SEES, text_model=WRITES
+    )
+    graph.column(380)
+    graph.add("RefineryDisplayAnything", title="description", value=refine[1])
+    graph.add("RefineryDisplayAnything", title="refined_output", value=refine[2])
+    graph.column(340)
+    name = graph.add("RefineryTextToFilename", text=refine[2], folder="refinery", tall=180)
+    graph.add("SaveImage", images=refine[0], filename_prefix=name[0])
+
+
+def llm_image_refine_advanced(graph: Graph) -> None:
+    """Load Image -> LLM Image Refine -> Wildcard Processor -> text to image."""
+    graph.column(340)
+    note(
+        graph, "A new picture from an old one",
+        "LLM Image Refine turns the image into a prompt, *Wildcard Processor* puts one of the "
+        "packed styles behind it, and SDXL paints the result. Another seed in Wildcard Processor "
+        "gives another style.",
+        models=(SEES, WRITES), files=(BASE,), tall=300,
+    )  # fmt: skip
+    image = graph.add("LoadImage", image=PICTURE)
+    graph.column(420)
+    refine = graph.add(
+        "RefineryLLMImageRefine", image=image[0], vision_model=SEES, text_model=WRITES
+    )
+    graph.column(340)
+    joined = graph.add(
+        "StringConcatenate", title="add wildcards", string_a=refine[2], string_b=NEW_STYLE
+    )
+    wild = graph.add("RefineryWildcardProcessor", text=joined[0], tall=200)
+    graph.add("RefineryDisplayAnything", title="the prompt", value=wild[0])
+    text_to_image(graph, wild[0], "refinery/advanced")
+
+
+def describe_wildcard_text_to_image(graph: Graph) -> None:
+    """Load Image -> LLM Describe -> Wildcard Processor -> text to image."""
+    graph.column(340)
+    note(
+        graph, "Describe, vary, paint",
+        "One model only: *LLM Describe* says what is there in a sentence, *Wildcard Processor* "
+        "varies style and light, SDXL paints it. Set *control after generate* of Wildcard "
+        "Processor to randomize for another variant in each run.",
+        models=(SEES,), files=(BASE,), tall=300,
+    )  # fmt: skip
+    image = graph.add("LoadImage", image=PICTURE)
+    graph.column(380)
+    described = graph.add(
+        "RefineryLLMDescribe", image=image[0], vision_model=SEES,
+        custom_vision_prompt="Describe the main subject of this image and where it is, in one "
+        "sentence. Do not mention style or light.",
+    )  # fmt: skip
+    graph.column(340)
+    joined = graph.add(
+        "StringConcatenate", title="add wildcards", string_a=described[1], string_b=NEW_STYLE
+    )
+    wild = graph.add("RefineryWildcardProcessor", text=joined[0], tall=200)
+    graph.add("RefineryDisplayAnything", title="the prompt", value=wild[0])
+    text_to_image(graph, wild[0], "refinery/variant")
+
+
+def refine_an_image(graph: Graph) -> None:
+    """Load Image -> SDXL Refiner -> Save Image."""
+    graph.column(340)
+    note(
+        graph, "Refine an image",
+        "*SDXL Refiner* sharpens texture and removes noise and artefacts; the picture stays what "
+        "it is. Raise *strength* for more, set *output_size* to working to keep a small image at "
+        "the larger size. Draw a mask on the image (*Open in MaskEditor*) and link it to refine "
+        "that region only.",
+        models=(), refines=True, tall=330,
+    )  # fmt: skip
+    image = graph.add("LoadImage", image=PICTURE)
+    graph.column(400)
+    refined = graph.add(
+        "RefinerySDXLRefiner", image=image[0], checkpoint=DOWNLOAD,
+        prompt="sharp focus, fine texture, clean lines, high detail",
+        negative_prompt="blurry, noise, compression artefacts",
+    )  # fmt: skip
+    graph.column(340)
+    graph.add("PreviewImage", title="before", images=image[0])
+    graph.add("SaveImage", title="after", images=refined[0], filename_prefix="refinery/refined")
+
+
+def describe_rewrite_refine(graph: Graph) -> None:
+    """Load Image -> LLM Describe -> Ollama Process -> SDXL Refiner -> Save Image."""
+    graph.column(340)
+    note(
+        graph, "Describe, rewrite, refine",
+        "The refiner works best when its prompt says what is there. *LLM Describe* looks, *Ollama "
+        "Process* makes a short prompt of it, *SDXL Refiner* works with it. Ollama's models leave "
+        "the GPU before the refiner comes.",
+        models=(SEES, WRITES), refines=True, tall=350,
+    )  # fmt: skip
+    image = graph.add("LoadImage", image=PICTURE)
+    graph.column(380)
+    described = graph.add("RefineryLLMDescribe", image=image[0], vision_model=SEES)
+    graph.column(380)
+    prompt = graph.add(
+        "RefineryOllamaProcess", text=described[1], text_model=WRITES, temperature=0.3,
+        instructions="Make of this description a prompt for refining the very same photo: "
+        "subject, materials, surfaces, light and colours, as phrases between commas. At most 60 "
+        "words. Add nothing that is not there.",
+    )  # fmt: skip
+    graph.add("RefineryDisplayAnything", title="the prompt", value=prompt[0])
+    graph.column(400)
+    refined = graph.add(
+        "RefinerySDXLRefiner", image=described[0], checkpoint=DOWNLOAD,
+        prompt=prompt[0], negative_prompt="blurry, noise, compression artefacts",
+    )  # fmt: skip
+    graph.column(340)
+    graph.add("SaveImage", images=refined[0], filename_prefix="refinery/refined")
+
+
+def refine_then_trellis(graph: Graph) -> None:
+    """Load Image -> SDXL Refiner -> TRELLIS.2 -> a coloured 3D model."""
+    graph.column(340)
+    note(
+        graph, "Refine, then 3D",
+        "*SDXL Refiner* cleans the image and *Free Memory* hands the GPU over; then TRELLIS.2, by "
+        "ComfyUI's own nodes, makes a 3D model of what stands in front. It takes the way without "
+        "cascade at 1024; see ComfyUI's template *Pixal3D & TRELLIS.2* for more detail and baked "
+        "textures. For *Load Background Removal Model* put birefnet.safetensors into "
+        "*models/background_removal*.",
+        models=(), oldest=TRELLIS_FROM, refines=True, tall=470,
+        files=("trellis_2_bf16.safetensors", "dino_v3_vit_l.safetensors",
+               "trellis_2_shape_vae_bf16.safetensors", "trellis_2_texture_vae_bf16.safetensors"),
+    )  # fmt: skip
+    image = graph.add("LoadImage", image=PICTURE)
+    graph.column(400)
+    refined = graph.add(
+        "RefinerySDXLRefiner", image=image[0], checkpoint=DOWNLOAD,
+        prompt="sharp focus, fine texture, clean edges",
+        negative_prompt="blurry, noise, compression artefacts",
+    )  # fmt: skip
+    free = graph.add("RefineryFreeMemory", value=refined[0])
+    graph.column(320)
+    remover = graph.add("LoadBackgroundRemovalModel", bg_removal_name="birefnet.safetensors")
+    mask = graph.add("RemoveBackground", bg_removal_model=remover[0], image=free[0])
+    cropped = graph.add("ImageCropToMask", images=free[0], masks=mask[0])
+    shown = "dino_v3_vit_l.safetensors"
+    sight = graph.add("CLIPVisionLoader", clip_name=shown, models=fetch(shown))
+    looks = graph.add("Trellis2Conditioning", clip_vision_model=sight[0], image=cropped[0])
+    graph.add("PreviewImage", title="what TRELLIS.2 sees", images=cropped[0])
+    graph.column(340)
+    file = "trellis_2_bf16.safetensors"
+    model = graph.add("UNETLoader", unet_name=file, weight_dtype="default", models=fetch(file))
+    shapes, colours = (
+        graph.add("VAELoader", vae_name=name, title=title, models=fetch(name))
+        for name, title in (
+            ("trellis_2_shape_vae_bf16.safetensors", "VAE of shapes"),
+            ("trellis_2_texture_vae_bf16.safetensors", "VAE of colours"),
+        )
+    )
+    latent = graph.add("EmptyTrellis2LatentStructure", batch_size=1)
+    # Guidance ends early and is rescaled, as TRELLIS.2's own pipeline has it for these stages.
+    led = graph.add("CFGOverride", model=model[0], cfg=1.0, start_percent=0.667)
+    scaled = graph.add("RescaleCFG", model=led[0], multiplier=0.7)
+    shifted = graph.add("ModelSamplingSD3", model=scaled[0], shift=5.0)
+    graph.column(340)
+    sampled = graph.add(
+        "KSampler", title="1. where it is solid", model=shifted[0], positive=looks[0],
+        negative=looks[1], latent_image=latent[0], steps=12, cfg=7.5, sampler_name="euler",
+        scheduler="normal",
+    )  # fmt: skip
+    solid = graph.add("VaeDecodeStructureTrellis2", samples=sampled[0], vae=shapes[0],
+                      resolution="64")  # fmt: skip
+    stage = graph.add("Trellis2ShapeStage", positive=looks[0], negative=looks[1], voxel=solid[0])
+    ended = graph.add("CFGOverride", model=model[0], cfg=1.0, start_percent=0.769)
+    rescaled = graph.add("RescaleCFG", model=ended[0], multiplier=0.5)
+    graph.column(340)
+    shape = graph.add(
+        "KSampler", title="2. its shape", model=rescaled[0], positive=stage[0], negative=stage[1],
+        latent_image=stage[2], steps=12, cfg=7.5, sampler_name="euler", scheduler="normal",
+    )  # fmt: skip
+    mesh = graph.add("VaeDecodeShapeTrellis", samples=shape[0], vae=shapes[0])
+    surface = graph.add(
+        "Trellis2TextureStage", positive=stage[0], negative=stage[1], shape_latent=shape[0]
+    )
+    graph.column(340)
+    colour = graph.add(
+        "KSampler", title="3. its colours", model=model[0], positive=surface[0],
+        negative=surface[1], latent_image=surface[2], steps=12, cfg=1.0, sampler_name="euler",
+        scheduler="normal",
+    )  # fmt: skip
+    voxels = graph.add(
+        "VaeDecodeTextureTrellis", samples=colour[0], vae=colours[0], shape_subdivides=mesh[1]
+    )
+    painted = graph.add("PaintMesh", mesh=mesh[0], voxel_colors=voxels[0])
+    graph.add("SaveGLB", mesh=painted[0], filename_prefix="refinery/model", tall=400)
+
+
+def caption_a_folder(graph: Graph) -> None:
+    """Load Images From Folder -> LLM Describe -> Save Caption."""
+    graph.column(340)
+    note(
+        graph, "Caption a folder",
+        "Put a folder of pictures into ComfyUI's input folder, press R, choose it. Each picture "
+        "gets a text file of its own name beside it, as trainers of LoRAs expect. The model is "
+        "loaded once for all of them. Put your trigger word into *prefix* of Save Caption.",
+        models=(SEES,), tall=280,
+    )  # fmt: skip
+    pictures = graph.add("RefineryLoadFolder", folder=".", limit=10)
+    graph.column(400)
+    options = graph.add("RefineryOllamaOptions", num_predict=200)
+    described = graph.add(
+        "RefineryLLMDescribe", image=pictures[0], vision_model=SEES, options=options[0],
+        custom_vision_prompt="Write a caption for training an image model: what is shown, in "
+        "plain words, in two sentences at most. Begin with the subject.",
+    )  # fmt: skip
+    graph.column(360)
+    saved = graph.add("RefinerySaveCaption", name=pictures[1], text=described[1])
+    graph.add("RefineryDisplayAnything", title="captions", value=saved[0])
+
+
+def two_models_batch(graph: Graph) -> None:
+    """Load Images From Folder -> LLM Image Refine with two models -> Save Caption."""
+    graph.column(340)
+    note(
+        graph, "A batch through two models",
+        "All pictures are described by the first model, then the models change places once, then "
+        "all descriptions are rewritten by the second: two model loads, however many pictures. "
+        "Tags are saved as text files in ComfyUI's output folder.",
+        models=(SEES, WRITES), tall=290,
+    )  # fmt: skip
+    pictures = graph.add("RefineryLoadFolder", folder=".", limit=10)
+    graph.column(380)
+    seeing = graph.add("RefineryOllamaOptions", title="for the vision model", num_predict=300)
+    writing = graph.add("RefineryOllamaOptions", title="for the text model", num_predict=150)
+    graph.column(420)
+    refine = graph.add(
+        "RefineryLLMImageRefine", image=pictures[0], vision_model=SEES, text_model=WRITES,
+        user_instructions="Make a list of tags of this description: subject, setting, colours, "
+        "style. Lower case, separated by commas, no sentences.",
+        text_temperature=0.4, vision_options=seeing[0], text_options=writing[0],
+    )  # fmt: skip
+    graph.column(360)
+    saved = graph.add(
+        "RefinerySaveCaption", name=pictures[1], text=refine[2], place="output",
+        subfolder="tags", existing="overwrite",
+    )  # fmt: skip
+    graph.add("RefineryDisplayAnything", title="tags", value=saved[0])
+    graph.add("RefineryDisplayAnything", title="descriptions", value=refine[1])
+
+
+WORKFLOWS: dict[str, Callable[[Graph], None]] = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        llm_image_refine_basic,
+        llm_image_refine_advanced,
+        describe_wildcard_text_to_image,
+        refine_an_image,
+        describe_rewrite_refine,
+        refine_then_trellis,
+        caption_a_folder,
+        two_models_batch,
+    )
+}
+
+
+def pack_types() -> dict[str, NodeType]:
+    """Our nodes' types, by the stand-in for ComfyUI that the tests have; nothing is asked for."""
+    stub = _module("comfy_stub_path", ROOT / "tests" / "comfy_stub" / "stub_path.py")
+    _module("image_refinery", ROOT / "__init__.py", ROOT)
+    before = os.environ.get("OLLAMA_BASE_URL")
+    os.environ["OLLAMA_BASE_URL"] = "http://127.0.0.1:9"  # nobody listens: no models are listed
+    try:
+        with stub.installed():
+            nodes = importlib.import_module("image_refinery.nodes")
+            classes = asyncio.run(nodes.ImageRefineryExtension().get_node_list())
+            return {one.GET_SCHEMA().node_id: _type(one) for one in classes}
+    finally:
+        os.environ.pop("OLLAMA_BASE_URL")
+        if before is not None:
+            os.environ["OLLAMA_BASE_URL"] = before
+
+
+def _type(node: Any) -> NodeType:
+    schema = node.GET_SCHEMA()
+    info = {
+        "input": node.INPUT_TYPES(),
+        "output": [one.io_type for one in schema.outputs],
+        "output_name": [one.display_name or one.io_type for one in schema.outputs],
+    }
+    return node_type(schema.node_id, info)
+
+
+def _module(name: str, file: Path, folder: Path | None = None) -> Any:
+    if name not in sys.modules:
+        places = None if folder is None else [str(folder)]
+        spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=places)
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def core_types() -> dict[str, NodeType]:
+    """The types of ComfyUI's own nodes that the workflows use."""
+    entries = json.loads(CORE.read_text(encoding="utf-8"))
+    return {name: node_type(name, entry) for name, entry in entries.items()}
+
+
+def graphs() -> dict[str, Graph]:
+    """Every workflow."""
+    types = core_types() | pack_types()
+    built = {}
+    for name, build in WORKFLOWS.items():
+        built[name] = Graph(types)
+        build(built[name])
+    return built
+
+
+def files() -> dict[Path, str]:
+    """What this script writes: the text of every file."""
+    core = json.loads(CORE.read_text(encoding="utf-8"))
+    origins = {name: ("comfy-core", entry["since"]) for name, entry in core.items()}
+    origins |= dict.fromkeys(pack_types(), ("image-refinery", _version()))
+    texts = {}
+    for name, graph in graphs().items():
+        page = graph.page(name, origins)
+        texts[PAGES / f"{name}.json"] = json.dumps(page, indent=2, ensure_ascii=False) + "\n"
+        api = json.dumps(graph.api(), indent=2, ensure_ascii=False)
+        texts[APIS / f"{name}.json"] = api + "\n"
+    return texts
+
+
+def _version() -> str:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^version = "([^"]+)"', text, re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def read_core(hosts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what tools/core_nodes.json holds, of /object_info of hosts, the oldest first."""
+    wanted = {
+        node.type.id
+        for name in WORKFLOWS
+        for node in _recorded(name)
+        if not node.type.id.startswith("Refinery")
+    }
+    found: dict[str, Any] = {}
+    for since, host in zip((OLDEST, TRELLIS_FROM), hosts, strict=False):
+        for name in sorted(wanted - set(found)):
+            if name in host:
+                found[name] = {"since": since, **_reduced(host[name])}
+    return dict(sorted(found.items()))
+
+
+def _reduced(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Without lists of files and samplers, which differ from machine to machine, and tooltips."""
+    kept = ("default", "multiline", "control_after_generate", "image_upload", "forceInput")
+    inputs: dict[str, Any] = {}
+    for group in ("required", "optional"):
+        for name, spec in info["input"].get(group, {}).items():
+            options = spec[1] if len(spec) > 1 else {}
+            chosen = {key: options[key] for key in kept if key in options}
+            kind = "COMBO" if isinstance(spec[0], list) else spec[0]
+            inputs.setdefault(group, {})[name] = [kind, chosen]
+    return {"input": inputs, "output": info["output"], "output_name": info["output_name"]}
+
+
+class _AnyType(dict[str, NodeType]):
+    """Takes any node with any input, to learn which ones the workflows use."""
+
+    def __missing__(self, name: str) -> NodeType:
+        class Anything(NodeType):
+            def input(self, name: str) -> Any:
+                return None
+
+        return Anything(name, (), (("", "*"),) * 9)
+
+
+def _recorded(name: str) -> list[Node]:
+    graph = Graph(_AnyType())
+    WORKFLOWS[name](graph)
+    return [node for node in graph.nodes if node.type.id != "MarkdownNote"]
+
+
+def _get(url: str) -> dict[str, Any]:
+    if not url.startswith("http"):
+        return json.loads(Path(url).read_text(encoding="utf-8"))
+    import requests
+
+    return requests.get(f"{url}/object_info", timeout=60).json()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--core", nargs="+", default=[], help="hosts, or saved /object_info files")
+    arguments = parser.parse_args()
+    if arguments.core:
+        core = read_core([_get(url) for url in arguments.core])
+        CORE.write_text(json.dumps(core, indent=1) + "\n", encoding="utf-8", newline="\n")
+    for path, text in files().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
