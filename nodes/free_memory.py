@@ -59,7 +59,7 @@ class FreeMemory(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, server: Any) -> bool:
+    def validate_inputs(cls, server: Any = "") -> bool:
         """Accept any name: a workflow from a machine with other servers must load and queue."""
         return True
 

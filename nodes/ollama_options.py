@@ -27,8 +27,9 @@ class OllamaOptions(io.ComfyNode):
             display_name="Ollama Options",
             category="refinery",
             description=(
-                "Options for one stage of LLM Image Refine: connect it to vision_options or "
-                "text_options. What is not set keeps the pack's default, else the server's."
+                "Options for one stage of LLM Image Refine, LLM Describe or Ollama Process: "
+                "connect it to vision_options, text_options or options. What is not set keeps the "
+                "pack's default, else the server's."
             ),
             search_aliases=["ollama settings", "num_ctx", "thinking", "json", "keep alive"],
             inputs=[
@@ -89,8 +90,8 @@ class OllamaOptions(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="Empty: free text. The word json: any JSON. A JSON schema, such as "
-                    '{"type": "object", ...}: JSON of that form.',
+                    tooltip="Empty: free text. The word json: any JSON. A JSON schema, which is an "
+                    "object in braces: JSON of that form. It is checked before anything is sent.",
                 ),
                 io.Int.Input(
                     "max_image_side",

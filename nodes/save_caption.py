@@ -94,6 +94,8 @@ class SaveCaption(io.ComfyNode):
         existing: str = EXISTING[0],
     ) -> io.NodeOutput:
         """Write, unless the text is an error; ValueError where the name cannot be used."""
+        if place not in _PLACES:  # older hosts do not check a list's value
+            raise ValueError(f'place is "{place}", but must be one of {list(_PLACES)}.')
         folder = Path(
             folder_paths.get_input_directory()
             if place == _PLACES[0]

@@ -28,8 +28,8 @@ class WildcardProcessor(io.ComfyNode):
             display_name="Wildcard Processor",
             category="refinery",
             description=(
-                "Puts random lines of wildcard files (__colour__) and choices ({a|b}) into a text. "
-                "All other text stays as it is. The same seed gives the same result."
+                "Puts random lines of wildcard files (__colour__) and choices in braces into a "
+                "text. All other text stays as it is. The same seed gives the same result."
             ),
             search_aliases=["wildcards", "dynamic prompts", "random prompt", "variants"],
             is_input_list=True,
@@ -39,9 +39,9 @@ class WildcardProcessor(io.ComfyNode):
                     multiline=True,
                     default="",
                     dynamic_prompts=False,
-                    tooltip="__name__: a random line of name.txt. __colour*__: of several files. "
-                    "{a|b|c}: one of these. {2::a|b}: a twice as often. {2$$a|b|c}: two of them. "
-                    "{all$$__name__}: all lines. \\{ \\} \\__: these signs themselves.",
+                    tooltip="__name__ becomes a random line of name.txt, and choices in braces "
+                    "one of them. All other text stays as it is. Every form stands in this "
+                    "node's help.",
                 ),
                 stage_inputs.seed_input(
                     "The same seed, text and files give the same result. In a list of texts each "

@@ -88,3 +88,9 @@ def test_an_error_s_message_is_no_caption(node: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "input").exists()
     save(node, text="Error: a sign that says 404")
     assert (tmp_path / "input" / "cats" / "one.txt").is_file(), "an answer may begin so"
+
+
+def test_a_place_that_does_not_exist_is_refused(node: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='place is "root"'):
+        save(node, place="root")
+    assert list(tmp_path.rglob("*.txt")) == []
