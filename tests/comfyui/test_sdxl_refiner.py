@@ -402,22 +402,18 @@ def test_cancel_in_the_middle_of_a_step_and_another_model_right_after(refinery: 
 def opened(host: ComfyHost, graphs: list[Graph], folder: Path) -> list[str]:
     """Run graphs while strace watches the server, and return the checkpoint's openat calls."""
     trace = folder / "openat.txt"
-    watch = subprocess.Popen(
-        ["strace", "-f", "-e", "trace=open,openat", "-p", str(host.pid), "-o", str(trace)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert watch.stderr is not None
-        line = watch.stderr.readline()
-        if "attached" not in line:
-            pytest.skip(f"strace cannot watch ComfyUI here ({line.strip()})")
-        for graph in graphs:
-            run = host.run(graph, timeout_s=120)
-            assert run.ok, run.error
-    finally:
-        watch.terminate()
-        watch.wait(timeout=20)
+    command = ["strace", "-f", "-e", "trace=open,openat", "-p", str(host.pid), "-o", str(trace)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as watch:
+        try:
+            assert watch.stderr is not None
+            line = watch.stderr.readline()
+            if "attached" not in line:
+                pytest.skip(f"strace cannot watch ComfyUI here ({line.strip()})")
+            for graph in graphs:
+                run = host.run(graph, timeout_s=120)
+                assert run.ok, run.error
+        finally:
+            watch.terminate()
     lines = trace.read_text(errors="replace").splitlines()
     assert any("refined_" in line for line in lines), "strace saw SaveImage's file"
     return [line for line in lines if TINY in line and "ENOENT" not in line]

@@ -1,0 +1,188 @@
+"""`image-refinery refine` as it is typed: files, metadata, comparison, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from image_refinery import __version__
+from image_refinery.__main__ import main
+from image_refinery.cli.compare import busiest_box, comparison
+from image_refinery.cli.refine import METADATA_KEY, target_files
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "tools" / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
+
+# diffusers 0.39 hands a torch tensor to numpy.array, which NumPy 2.4 announces to forbid.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Work in an empty folder, with the tiny refiner as the default model."""
+    monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(TINY))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """Noise, of which nothing can come back by chance."""
+    path = tmp_path / "a photo.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, quality=95)
+    return path
+
+
+def test_a_picture_becomes_a_png_of_its_size_with_its_settings(photo: Path, capsys: Any) -> None:
+    before = photo.read_bytes()
+    words = ["--prompt", "M\u00e4rz", "--strength", "0.2", "--steps", "10", "--seed", "7"]
+    assert main(["refine", str(photo), *words]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{Path('refined', 'a photo-refined.png')}\n"
+    assert photo.name in printed.err
+    assert photo.read_bytes() == before
+    with Image.open("refined/a photo-refined.png") as refined:
+        assert refined.format == "PNG" and refined.size == (80, 48)
+        about = json.loads(refined.text[METADATA_KEY])
+    assert about["software"] == f"image-refinery {__version__}"
+    assert about["model"] == TINY.name, "no path of this computer"
+    assert about["prompt"] == "M\u00e4rz" and about["seed"] == 7
+    assert about["strength"] == 0.2 and about["num_inference_steps"] == 10
+
+
+def test_the_same_settings_give_the_same_picture(photo: Path) -> None:
+    for folder in ("one", "two"):
+        assert main(["refine", str(photo), "-o", folder, "--steps", "4"]) == 0
+    first, second = (Path(f, "a photo-refined.png").read_bytes() for f in ("one", "two"))
+    assert first == second
+
+
+def test_compare_writes_a_sheet(photo: Path, capsys: Any) -> None:
+    assert main(["refine", str(photo), "--compare", "-o", ".", "--steps", "4"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        *("a photo-refined.png", "a photo-refined-compare.png"),
+    ]
+    with Image.open("a photo-refined-compare.png") as sheet:
+        assert sheet.width > 2 * 600 and sheet.height > 600
+
+
+def test_a_bad_file_is_named_and_the_others_are_refined(photo: Path, capsys: Any) -> None:
+    cut = photo.with_name("cut.jpg")
+    cut.write_bytes(photo.read_bytes()[:300])
+    assert main(["refine", "gone.png", str(cut), str(photo), "--steps", "4"]) == 1
+    printed = capsys.readouterr()
+    assert "Error: gone.png does not exist." in printed.err
+    assert f"Error: {cut} is damaged" in printed.err
+    assert printed.out == f"{Path('refined', 'a photo-refined.png')}\n"
+
+
+def test_a_folder_is_its_pictures(photo: Path, capsys: Any) -> None:
+    (photo.parent / "notes.txt").write_text("no picture")
+    assert main(["refine", ".", "--steps", "4"]) == 0
+    assert capsys.readouterr().out == f"{Path('refined', 'a photo-refined.png')}\n"
+
+
+def test_no_input_is_ever_a_target(tmp_path: Path) -> None:
+    names = ["x.png", "x-refined.png", "x-refined-2-compare.png", "deep/x.png"]
+    paths = [tmp_path / name for name in names]
+    targets = target_files(paths, tmp_path)
+    sheets = [target.with_name(f"{target.stem}-compare.png") for target in targets]
+    assert len({*paths, *targets, *sheets}) == 3 * len(paths)
+    assert targets[0].name == "x-refined-3.png"
+
+
+def test_a_mask_limits_the_change(photo: Path) -> None:
+    mask = np.zeros((48, 80), np.uint8)
+    mask[8:40, 8:40] = 255
+    Image.fromarray(mask).save("mask.png")
+    assert main(["refine", str(photo), "--mask", "mask.png", "--steps", "4"]) == 0
+    with Image.open(photo) as before, Image.open("refined/a photo-refined.png") as after:
+        changed = np.abs(np.asarray(before).astype(int) - np.asarray(after).astype(int)).max(2) > 0
+    assert changed[:, 40:].sum() == 0 and changed[8:40, 8:40].mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--strength", "0.01"], "leave no step to run"),
+        (["--strength", "2"], "strength is a number from 0 to 1"),
+        (["--model", "gone.safetensors"], "There is no checkpoint file at gone.safetensors"),
+        (["--model", "old.ckpt"], "pickled checkpoint"),
+        (["--mask", "gone.png"], "gone.png does not exist"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_and_exit_code_1(
+    photo: Path, capsys: Any, words: list[str], said: str
+) -> None:
+    assert main(["refine", str(photo), *words]) == 1
+    printed = capsys.readouterr()
+    last = printed.err.splitlines()[-1]
+    assert last.startswith("Error: ") and said in last
+    assert printed.out == "" and not Path("refined").exists()
+
+
+def test_wrong_arguments_are_exit_code_2(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["refine", "x.png", "--memory-mode", "tiny"])
+    assert ended.value.code == 2
+    assert "low_vram" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process on Windows")
+def test_ctrl_c_ends_it_with_130_and_leaves_no_half_file(photo: Path) -> None:
+    code = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('image_refinery', r'{ROOT}/__init__.py', "
+        f"submodule_search_locations=[r'{ROOT}'])\n"
+        "package = sys.modules['image_refinery'] = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(package)\n"
+        "from image_refinery.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["refine", str(photo), "--steps", "1000", "--strength", "1"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.strip() == photo.name:
+                break
+        time.sleep(0.5)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        process.wait(timeout=30)
+        took = time.monotonic() - began
+    assert process.returncode == 130
+    assert rest.endswith("Cancelled.\n") and "Traceback" not in rest
+    assert took < 5, "most of it is Python's own end"
+    assert not Path("refined").exists()
+
+
+def test_the_magnified_crop_is_where_most_changed() -> None:
+    before = Image.new("RGB", (200, 100), "grey")
+    after = before.copy()
+    after.paste("red", (150, 60, 165, 75))
+    left, top, right, bottom = busiest_box(before, after)
+    assert left <= 150 and right >= 165 and top <= 60 and bottom >= 75
+    sheet = np.asarray(comparison(before, after))
+    crop = sheet[sheet.shape[0] // 2 + 60 :, sheet.shape[1] // 2 :]
+    red = (crop[..., 0] > 200) & (crop[..., 1] < 60)
+    assert red.mean() > 0.2, "the changed place fills much of the lower right"
+
+
+def test_a_comparison_takes_any_two_pictures() -> None:
+    see_through = Image.new("RGBA", (3, 50), (0, 0, 0, 0))
+    larger = Image.new("L", (6, 100), 10)
+    assert comparison(see_through, larger).mode == "RGB"
