@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from .client import Model, OllamaClient
 from .errors import OllamaError
@@ -26,7 +27,8 @@ class Catalogue:
     """Remembers what a server has; looks again in the background when somebody asks.
 
     ComfyUI builds the description of a node on the thread that serves the page, for every request
-    and every queued prompt, so a server that is off or hangs must cost next to nothing there.
+    and every queued prompt, so a server that is off or hangs must cost next to nothing there. The
+    first look of the process is never waited for.
     """
 
     def __init__(self, find: Callable[[], Server] = find_server) -> None:
@@ -36,6 +38,7 @@ class Catalogue:
         self._looked_at = float("-inf")
         self._failed_at = float("-inf")
         self._look: threading.Thread | None = None
+        self._looks = 0
         self._listed = threading.Event()
 
     def names(self, capability: str) -> list[str]:
@@ -47,13 +50,16 @@ class Catalogue:
         now = time.monotonic()
         if now - self._looked_at > FRESH_S:
             listed = self._start_look()
-            if now - self._failed_at > REST_S and not listed.wait(WAIT_S):
+            # ComfyUI asks first while it loads the pack, long before there is a page to fill.
+            waits = self._looks > 1 and now - self._failed_at > REST_S
+            if waits and not listed.wait(WAIT_S):
                 self._failed_at = time.monotonic()  # hangs: who asks next need not wait as well
         return [model.name for model in sorted(self._models, key=lambda m: _rank(m, capability))]
 
     def _start_look(self) -> threading.Event:
         with self._lock:
             if self._look is None or not self._look.is_alive():
+                self._looks += 1
                 self._listed = threading.Event()
                 self._look = threading.Thread(
                     target=self._run,
@@ -69,9 +75,11 @@ class Catalogue:
             with OllamaClient(self._find(), Timeouts(connect_s=2.0, quick_s=5.0)) as client:
                 models = client.models()
                 # What was found out before is kept while the rest is asked for again.
-                known = {model.digest: model for model in self._models if model.digest}
+                known = {model.digest: model.capabilities for model in self._models}
                 self._models = [
-                    model if model.capabilities is not None else known.get(model.digest, model)
+                    replace(model, capabilities=known.get(model.digest))
+                    if model.capabilities is None
+                    else model
                     for model in models
                 ]
                 self._looked_at = time.monotonic()

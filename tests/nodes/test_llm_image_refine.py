@@ -96,6 +96,8 @@ def test_the_model_lists_hold_what_the_server_has_and_the_usual_names(
 
     ollama.models = {"bakllava:latest": vision_model("bakllava")}
     monkeypatch.setattr(host, "catalogue", host.Catalogue(lambda: host.server_named("")))
+    host.catalogue.names("vision")
+    host.catalogue._look.join(timeout=10)
     inputs = {i.id: i.as_dict() for i in node.define_schema().inputs}
     assert inputs["vision_model"]["options"] == ["bakllava:latest", "llava:latest"]
     assert inputs["text_model"]["options"] == ["bakllava:latest", "llama3.2:latest"]

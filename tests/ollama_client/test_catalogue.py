@@ -12,11 +12,22 @@ if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
 
 
+def looked(url: str) -> Catalogue:
+    """A catalogue that has had its first look."""
+    catalogue = Catalogue(lambda: Server(url=url))
+    started = time.monotonic()
+    catalogue.names("vision")
+    assert time.monotonic() - started < 0.1, "the first look is not waited for"
+    assert catalogue._look is not None
+    catalogue._look.join(timeout=10)
+    return catalogue
+
+
 def test_models_that_can_come_first(make_ollama: Any) -> None:
     from faulty_ollama import FakeModel, text_model, vision_model
 
     ollama = make_ollama([text_model("a"), vision_model("b"), FakeModel("c", ("embedding",))])
-    catalogue = Catalogue(lambda: Server(url=ollama.url))
+    catalogue = looked(ollama.url)
     assert catalogue.names("vision") == ["b:latest", "a:latest", "c:latest"]
     assert catalogue.names("completion") == ["a:latest", "b:latest", "c:latest"]
 
@@ -26,7 +37,7 @@ def test_two_hundred_models_of_an_old_server_are_listed_at_once(make_ollama: Any
 
     names = [f"model{index:03}" for index in range(200)]
     ollama = make_ollama([text_model(name) for name in names], version="0.12.0")
-    catalogue = Catalogue(lambda: Server(url=ollama.url))
+    catalogue = looked(ollama.url)
     started = time.monotonic()
     assert len(catalogue.names("vision")) == 200
     assert time.monotonic() - started < WAIT_S + 0.1
@@ -36,7 +47,7 @@ def test_a_model_pulled_a_second_ago_shows(make_ollama: Any) -> None:
     from faulty_ollama import text_model
 
     ollama = make_ollama([text_model("old")])
-    catalogue = Catalogue(lambda: Server(url=ollama.url))
+    catalogue = looked(ollama.url)
     assert catalogue.names("completion") == ["old:latest"]
     ollama.models["new:latest"] = text_model("new")
     time.sleep(1.05)
@@ -44,11 +55,12 @@ def test_a_model_pulled_a_second_ago_shows(make_ollama: Any) -> None:
 
 
 def test_a_server_that_hangs_is_waited_for_once(ollama: FaultyOllama) -> None:
+    catalogue = looked(ollama.url)
     ollama.always("tags", "hang")
-    catalogue = Catalogue(lambda: Server(url=ollama.url))
+    time.sleep(1.05)
     started = time.monotonic()
     for _ in range(20):
-        assert catalogue.names("vision") == []
+        assert catalogue.names("vision") == ["llava:latest", "llama3.2:latest"]
     assert time.monotonic() - started < WAIT_S + 0.1
 
 
