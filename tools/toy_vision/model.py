@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import vocabulary
 from torch import Tensor, nn
+from torch.nn import Embedding, LayerNorm, Linear
 
 # Pixels are mapped from 0..255 to about -2..2, the same for all three channels.
 MEAN, STD = 0.5, 0.25
@@ -46,12 +47,12 @@ class VisionBlock(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.heads = shape.heads
-        self.ln1 = nn.LayerNorm(shape.width, eps=LAYER_NORM_EPS)
-        self.qkv = nn.Linear(shape.width, 3 * shape.width)
-        self.out = nn.Linear(shape.width, shape.width)
-        self.ln2 = nn.LayerNorm(shape.width, eps=LAYER_NORM_EPS)
-        self.up = nn.Linear(shape.width, shape.vision_ff)
-        self.down = nn.Linear(shape.vision_ff, shape.width)
+        self.ln1 = LayerNorm(shape.width, eps=LAYER_NORM_EPS)
+        self.qkv = Linear(shape.width, 3 * shape.width)
+        self.out = Linear(shape.width, shape.width)
+        self.ln2 = LayerNorm(shape.width, eps=LAYER_NORM_EPS)
+        self.up = Linear(shape.width, shape.vision_ff)
+        self.down = Linear(shape.vision_ff, shape.width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = _split_heads(self.qkv(self.ln1(x)), self.heads)
@@ -64,11 +65,11 @@ class TextBlock(nn.Module):
         super().__init__()
         self.heads = shape.heads
         self.attn_norm = nn.RMSNorm(shape.width, eps=RMS_EPS)
-        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=False)
-        self.out = nn.Linear(shape.width, shape.width, bias=False)
+        self.qkv = Linear(shape.width, 3 * shape.width, bias=False)
+        self.out = Linear(shape.width, shape.width, bias=False)
         self.ffn_norm = nn.RMSNorm(shape.width, eps=RMS_EPS)
-        self.gate_up = nn.Linear(shape.width, 2 * shape.text_ff, bias=False)
-        self.down = nn.Linear(shape.text_ff, shape.width, bias=False)
+        self.gate_up = Linear(shape.width, 2 * shape.text_ff, bias=False)
+        self.down = Linear(shape.text_ff, shape.width, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = _split_heads(self.qkv(self.attn_norm(x)), self.heads)
@@ -87,17 +88,17 @@ class ToyVision(nn.Module):
         self.shape = shape = shape or Shape()
         pixels = 3 * shape.patch_size**2
         # Rows of `patch` are (channel, y, x), as a convolution's weight lies in memory.
-        self.patch = nn.Linear(pixels, shape.width, bias=False)
+        self.patch = Linear(pixels, shape.width, bias=False)
         self.position = nn.Parameter(0.02 * torch.randn(shape.patches, shape.width))
-        self.pre_ln = nn.LayerNorm(shape.width, eps=LAYER_NORM_EPS)
+        self.pre_ln = LayerNorm(shape.width, eps=LAYER_NORM_EPS)
         self.vision = nn.ModuleList(VisionBlock(shape) for _ in range(shape.vision_layers))
-        self.post_ln = nn.LayerNorm(shape.width, eps=LAYER_NORM_EPS)
-        self.project_in = nn.Linear(shape.width, shape.width)
-        self.project_out = nn.Linear(shape.width, shape.width)
-        self.embed = nn.Embedding(vocabulary.SIZE, shape.width)
+        self.post_ln = LayerNorm(shape.width, eps=LAYER_NORM_EPS)
+        self.project_in = Linear(shape.width, shape.width)
+        self.project_out = Linear(shape.width, shape.width)
+        self.embed = Embedding(vocabulary.SIZE, shape.width)
         self.text = nn.ModuleList(TextBlock(shape) for _ in range(shape.text_layers))
         self.norm = nn.RMSNorm(shape.width, eps=RMS_EPS)
-        self.output = nn.Linear(shape.width, vocabulary.SIZE, bias=False)
+        self.output = Linear(shape.width, vocabulary.SIZE, bias=False)
         cos, sin = rotary(shape.context, shape.width // shape.heads)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from pictures import PATCH_WORDS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, autocast, nn
+from torch.nn import Linear
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 BATCH = 64
@@ -84,7 +85,7 @@ class Trainee(nn.Module):
     def __init__(self, model: ToyVision) -> None:
         super().__init__()
         self.model = model
-        self.patch_heads = nn.Linear(model.shape.width, sum(PATCH_WORDS))
+        self.patch_heads = Linear(model.shape.width, sum(PATCH_WORDS))
         none = torch.tensor([[vocabulary.SCENE_ID, vocabulary.word_id(vocabulary.NO_PICTURE)]])
         self.register_buffer("no_picture", none, persistent=False)
 
@@ -145,7 +146,7 @@ class Training:
         """Take one step; return the losses on the sentences and on the patches (2,)."""
         for group in (group for stepper in self.steppers for group in stepper.param_groups):
             group["lr"] = self.rate * rate_at(self.step, elapsed)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with autocast("cpu", torch.bfloat16, enabled=self.bf16):
             sentence, seen = self.run(*batch)
         (sentence + PATCH_WEIGHT * seen).backward()
         nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
