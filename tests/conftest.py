@@ -38,6 +38,29 @@ _load("image_refinery", ROOT / "__init__.py", ROOT)
 _load("faulty_ollama", TESTS / "faulty_ollama.py")
 
 
+MAY_BE_MISSING = ("gpu", "comfyui", "browser", "ollama", "embedded")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--force",
+        action="append",
+        default=[],
+        choices=MAY_BE_MISSING,
+        help="tests with this marker fail instead of being skipped; may be given several times",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    forced = item.config.getoption("--force")
+    if report.skipped and any(item.get_closest_marker(marker) for marker in forced):
+        report.outcome = "failed"
+        report.longrepr = f"forced, but skipped: {report.longrepr}"
+    return report
+
+
 @pytest.fixture
 def make_ollama() -> Iterator[Callable[..., FaultyOllama]]:
     """Start any number of scripted servers: make_ollama(models, version="0.12.0", ...)."""
