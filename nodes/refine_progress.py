@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ class NodeProgress:
         self._node_id = node_id
         self._images = images
         self._first = 0
+        self._began = time.monotonic()
         self._bar = comfy.utils.ProgressBar(1, node_id=node_id)
 
     def start_at(self, index: int) -> None:
@@ -46,6 +48,11 @@ class NodeProgress:
         preview = event.preview() if event.step else None
         shown = None if preview is None else ("JPEG", preview, _PREVIEW_SIDE)
         self._bar.update_absolute(before + event.done, total, shown)
+
+    def finished(self) -> None:
+        """Leave a last word on the node."""
+        images = "the image" if self._images == 1 else f"{self._images} images"
+        self.say(f"refined {images} in {time.monotonic() - self._began:.1f} s")
 
     def say(self, text: str) -> None:
         """Show a text on the node."""

@@ -330,9 +330,11 @@ def _refine(
 
     try:
         if not passes_on:
-            return convert.rejoin(batches, run(0, len(singles))), []
+            results = run(0, len(singles))
+            progress.finished()
+            return convert.rejoin(batches, results), []
         # One by one, so that a bad image costs only itself.
-        results: list[torch.Tensor] = []
+        results = []
         errors: list[RefineError] = []
         for index, single in enumerate(singles):
             try:
@@ -341,6 +343,7 @@ def _refine(
                 log.warning("SDXL Refiner passes image %d on: %s", index + 1, error)
                 results.append(single)
                 errors.append(error)
+        progress.finished()
         return convert.rejoin(batches, results), errors
     finally:
         if unload_after:
