@@ -1,5 +1,6 @@
 """The specification's Python snippet runs as it stands, with a stand-in for the 3D pipeline."""
 
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,32 +11,13 @@ import torch
 from image_refinery.refine import ImageRefiner
 from PIL import Image
 
-SNIPPET = """
-from trellis.pipelines import TrellisImageTo3DPipeline
-from library.image_refiner import ImageRefiner
-from PIL import Image
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "python-api.md"
 
-# Load pipeline and refiner
-pipeline = TrellisImageTo3DPipeline.from_pretrained("JeffreyXiang/TRELLIS-image-large")
-pipeline.cuda()
 
-refiner = ImageRefiner(device="cuda", use_fp16=True)
-
-# Load and refine image
-image = Image.open("input.png")
-refined_image = refiner.refine(
-    image,
-    strength=0.3,  # 0.0-1.0, lower = more faithful to original
-    guidance_scale=7.5,
-    num_inference_steps=20,
-)
-
-# Clean up refiner before TRELLIS
-refiner.unload()
-
-# Generate 3D from refined image
-outputs = pipeline.run(refined_image, seed=1)
-"""
+def snippet() -> str:
+    """The page's "Before TRELLIS" example, which is the specification's, letter for letter."""
+    section = PAGE.read_text("utf-8").partition("## Before TRELLIS")[2]
+    return section.partition("```python\n")[2].partition("```")[0]
 
 
 class StandInPipeline:
@@ -66,12 +48,13 @@ def test_the_snippet_runs(
     monkeypatch.setitem(sys.modules, "trellis.pipelines", trellis)
     monkeypatch.setitem(sys.modules, "library", ModuleType("library"))
     monkeypatch.setitem(sys.modules, "library.image_refiner", image_refinery.refine)
-    names: dict[str, object] = {}
+    script = tmp_path / "snippet.py"
+    script.write_text(snippet(), "utf-8")
     if torch.cuda.is_available():
-        _run(names)
+        names = runpy.run_path(str(script))
     else:
         with pytest.warns(RuntimeWarning, match="no CUDA device") as caught:
-            _run(names)
+            names = runpy.run_path(str(script))
         assert [w.category for w in caught].count(RuntimeWarning) == 1
     outputs = names["outputs"]
     assert outputs["seed"] == 1
@@ -81,11 +64,6 @@ def test_the_snippet_runs(
     assert refiner._stages.residency.held_bytes() == 0
     # A second refinement after unload works.
     assert refiner.refine(names["image"], strength=0.1, num_inference_steps=10).size == (518, 518)
-
-
-def _run(names: dict[str, object]) -> None:
-    code = compile(SNIPPET, "snippet", "exec")
-    exec(code, names)
 
 
 def test_importing_the_package_imports_neither_torch_nor_diffusers() -> None:
