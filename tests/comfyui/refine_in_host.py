@@ -97,9 +97,35 @@ def unload_models():
     refiner = make("auto")
     run(refiner)
     before = loaded()
-    while management.current_loaded_models:  # on a CPU unload_all_models finds nothing to do
-        management.current_loaded_models.pop().model_unload()
-    return {"before": before, "after": loaded(), "difference": difference(refiner)}
+    management.unload_all_models()
+    after = loaded()
+    return {"before": before, "after": after, "difference": difference(refiner)}
+
+
+class Other(torch.nn.Module):
+    """Somebody else's model."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(256, 256))
+
+
+def neighbours():
+    """Our release leaves another model where it is; ours make room when it is told to come."""
+    patchers = importlib.import_module("comfy.model_patcher")
+    cpu = torch.device("cpu")
+    other = patchers.ModelPatcher(Other(), cpu, cpu)
+    management.load_models_gpu([other])
+    refiner = make("auto")
+    run(refiner)
+    both = loaded()
+    refiner.unload()
+    alone = loaded()
+    run(refiner)
+    management.free_memory(1e30, cpu, keep_loaded=[])
+    answer = {"both": both, "alone": alone, "freed": loaded(), "difference": difference(refiner)}
+    refiner.unload()
+    return answer
 
 
 def rests():
@@ -152,6 +178,6 @@ def owner():
 
 
 EXPECTED = refine.ImageRefiner("cpu", model=checkpoint).refine_batch([PICTURE], SETTINGS)[0]
-SCENARIOS = (modes, no_vram, unload_models, rests, out_of_memory, owner)
+SCENARIOS = (modes, no_vram, unload_models, neighbours, rests, out_of_memory, owner)
 answers = {scenario.__name__: scenario() for scenario in SCENARIOS}
 sys.stdout.write(f"RESULT{json.dumps(answers)}\n")

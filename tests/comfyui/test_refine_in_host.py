@@ -61,6 +61,14 @@ def test_unload_models_takes_all_parts_and_the_next_run_works(answers: dict[str,
     assert said["difference"] <= 1e-6
 
 
+def test_other_models_are_left_alone_and_ours_make_room(answers: dict[str, Any]) -> None:
+    said = answers["neighbours"]
+    assert said["both"] == sorted([*ALL_PARTS, "Other"])
+    assert said["alone"] == ["Other"]
+    assert said["freed"] == []
+    assert said["difference"] <= 1e-6
+
+
 def test_weights_that_leave_the_device_are_the_mapped_ones_again(answers: dict[str, Any]) -> None:
     said = answers["rests"]
     assert said["weights"] > 100
