@@ -234,3 +234,18 @@ def test_what_counts_as_out_of_memory() -> None:
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_memory_stays_flat_over_fifty_runs(tiny_file: Path, draw: Draw) -> None:
+    import psutil
+
+    refiner = ImageRefiner("cpu", model=tiny_file)
+    image = draw(0, (128, 128))
+    used: list[int] = []
+    for run in range(50):
+        refiner.refine(image, prompt=f"run {run}", num_inference_steps=4, working_size="as it is")
+        if run % 10 == 9:
+            refiner.unload()
+            used.append(psutil.Process().memory_info().rss)
+    # The first ten runs fill PyTorch's and the prompts' caches.
+    assert used[-1] - used[0] < 8_000_000, used

@@ -21,6 +21,7 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from scene_pairs import clean_crop, scene_pair
+from starts import silence, start_as_pyramid
 from tiny_model import SCHEDULER, build_pipeline
 from torch import Tensor
 from torch.nn import functional
@@ -29,8 +30,8 @@ SEED = 20261121
 VAE_SIDE = 96
 VAE_BATCH = 8
 UNET_SIDE = 256
-UNET_BATCH = 16
-UNET_PAIRS = 1800
+UNET_BATCH = 8
+UNET_PAIRS = 900
 # The noise at which the default refinement (20 steps, strength 0.3) starts.
 START_SIGMA = 0.698
 PROMPTS = (
@@ -49,15 +50,23 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="go on from what WORK holds")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
     pipeline = build_pipeline(SEED, arguments.work / "tokenizer")
+    if arguments.resume:
+        held = load_file(arguments.work / f"{arguments.part}.safetensors")
+        getattr(pipeline, arguments.part).load_state_dict(held)
     if arguments.part == "vae":
+        if not arguments.resume:
+            start_as_pyramid(pipeline.vae)
         vae = train_vae(pipeline.vae, arguments.minutes)
         save_file(vae.state_dict(), arguments.work / "vae.safetensors")
         return
     pipeline.vae.load_state_dict(load_file(arguments.work / "vae.safetensors"))
+    if not arguments.resume:
+        silence(pipeline.unet)
     unet = train_unet(pipeline, arguments.minutes)
     save_file(unet.state_dict(), arguments.work / "unet.safetensors")
 
@@ -81,7 +90,7 @@ def train_vae(vae: AutoencoderKL, minutes: float) -> AutoencoderKL:
         error = functional.mse_loss(back, pixels) + 0.1 * functional.l1_loss(back, pixels)
         return error + 0.1 * edges + 1e-6 * posterior.kl().mean() / VAE_SIDE**2
 
-    _train(vae, loss, minutes, peak=2e-3)
+    _train(vae, loss, minutes, peak=1e-3)
     with torch.no_grad():
         pixels = crops[:256].float() / 127.5 - 1
         _fold_scale(vae, vae.encode(pixels).latent_dist.mean)
@@ -91,7 +100,6 @@ def train_vae(vae: AutoencoderKL, minutes: float) -> AutoencoderKL:
 def train_unet(pipeline, minutes: float) -> UNet2DConditionModel:
     """Teach the UNet to lead from damaged pictures' latents to the clean ones'."""
     unet, vae = pipeline.unet, pipeline.vae
-    _quieten_conditioning(unet)
     clean, damaged = _encode_pairs(vae)
     texts, pooled = _encode_prompts(pipeline)
     scheduler = EulerDiscreteScheduler(**SCHEDULER)
@@ -180,15 +188,6 @@ def _fold_scale(vae: AutoencoderKL, latents: Tensor) -> None:
     vae.quant_conv.bias[:mean_rows] *= factor
     vae.quant_conv.bias[mean_rows:] += 2 * factor.log()
     vae.post_quant_conv.weight /= factor
-
-
-@torch.no_grad()
-def _quieten_conditioning(unet: UNet2DConditionModel) -> None:
-    """Start with little influence of prompt and scores: guidance multiplies it by 7.5."""
-    for name, module in unet.named_modules():
-        if name.endswith(("attn2.to_out.0", "add_embedding.linear_2")):
-            module.weight *= 0.05
-            module.bias.zero_()
 
 
 @torch.no_grad()
