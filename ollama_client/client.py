@@ -17,6 +17,7 @@ from .errors import (
     NoThinking,
     OllamaError,
     ServerConfigError,
+    ServerUnreachable,
 )
 from .retry import Retries
 from .runaway import RepeatGuard
@@ -386,10 +387,18 @@ class OllamaClient:
 
         A model that is not loaded, and a cloud model, is left alone; calling twice is safe.
         """
-        before = self._loaded(model, cancelled)
+        request: Json = {"model": model, "keep_alive": 0}
+        try:
+            before = self._loaded(model, cancelled)
+        except (Cancelled, ServerUnreachable):
+            raise
+        except OllamaError:
+            # Who cannot say what is loaded can unload it all the same.
+            self._transport.post("/api/generate", request, cancelled)
+            raise
         if before is None:
             return Unloaded(model=model)
-        self._transport.post("/api/generate", {"model": model, "keep_alive": 0}, cancelled)
+        self._transport.post("/api/generate", request, cancelled)
         deadline = time.monotonic() + limit_s
         pause_s = 0.02
         while self._loaded(model, cancelled) is not None:

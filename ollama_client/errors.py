@@ -141,8 +141,9 @@ class ServerBusy(OllamaError):
 
     def __init__(self, model: str, url: str, said: str, *, status: int = 503) -> None:
         self.status = status
+        whom = f' for "{model}"' if model else ""
         super().__init__(
-            f'{_name(url)} is too busy for "{model}" ({said}). Wait until its other requests '
+            f"{_name(url)} is too busy{whom} ({said}). Wait until its other requests "
             "have ended, then queue again."
         )
 
@@ -287,7 +288,7 @@ def from_response(
     if "file does not exist" in said:
         advice = f'Its library has no model "{model}": check the spelling.'
         return UnexpectedResponse(url, status, said, advice)
-    if "not found" in said and "model" in said:
+    if model and "not found" in said and "model" in said:
         return ModelNotFound(model, url)
     if status == HTTPStatus.NOT_FOUND:
         advice = "This does not look like Ollama: check OLLAMA_BASE_URL."

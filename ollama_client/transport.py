@@ -299,7 +299,7 @@ def _split_lines(response: requests.Response, url: str) -> Iterator[list[bytes]]
     """
     chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
     has_length = "Content-Length" in response.headers
-    size = None if chunked else 65536 if has_length else 64
+    size = 65536 if chunked or has_length else 64
     rest: list[bytes] = []
     held = 0
     for piece in response.iter_content(size):
@@ -377,6 +377,14 @@ def _new_session(server: Server) -> requests.Session:
             if manager.proxy is not None:  # SOCKS has pools of its own
                 manager.pool_classes_by_scheme = dict(pools)
             return manager
+
+        def close(self) -> None:
+            # The library leaves this to the garbage collector, and the traceback of an error keeps
+            # connections from it for a long time.
+            for manager in (self.poolmanager, *self.proxy_manager.values()):
+                for pool in [manager.pools[key] for key in manager.pools.keys()]:  # noqa: SIM118
+                    pool.close()
+            super().close()
 
     session = requests.Session()
     # A proxy never serves the own machine, and half of the "cannot connect" reports are one.
