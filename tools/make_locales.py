@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def _module(name: str, file: Path, folder: Path | None = None) -> Any:
 
 def main() -> None:
     """Write the file."""
+    os.environ["OLLAMA_BASE_URL"] = "http://127.0.0.1:9"  # nobody is asked for models
     stub = _module("comfy_stub_path", ROOT / "tests" / "comfy_stub" / "stub_path.py")
     _module("image_refinery", ROOT / "__init__.py", ROOT)
     with stub.installed():

@@ -1,0 +1,109 @@
+"""Every node has a help page that names all its inputs and outputs, and translations hold all."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+LANGUAGES = ["en", "zh", "ja", "de", "fr", "es"]
+SPECIAL = re.compile(r"[{}|]|@(?=\S)")
+"""Signs that the page's translations give a meaning of their own."""
+
+
+def _load(name: str, file: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def schemas() -> Iterator[list[Any]]:
+    """The schema of every node of the pack."""
+    stub = _load("comfy_stub_path_of_help", TESTS / "comfy_stub" / "stub_path.py")
+    with pytest.MonkeyPatch.context() as patch, stub.installed():
+        patch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")  # nobody is asked for models
+        nodes = importlib.import_module("image_refinery.nodes")
+        listed = asyncio.run(nodes.ImageRefineryExtension().get_node_list())
+        yield [node.define_schema() for node in listed]
+
+
+@pytest.fixture(scope="module")
+def english(schemas: list[Any]) -> dict[str, Any]:
+    """What locales/en must hold."""
+    return _load("make_locales", ROOT / "tools" / "make_locales.py").node_definitions(schemas)
+
+
+def leaves(entry: Any, path: str = "") -> dict[str, str]:
+    """{"Node.inputs.seed.tooltip": text} of a nested definition."""
+    if isinstance(entry, str):
+        return {path.lstrip("."): entry}
+    found: dict[str, str] = {}
+    for key, inner in entry.items():
+        found |= leaves(inner, f"{path}.{key}")
+    return found
+
+
+def language(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "locales" / name / "nodeDefs.json").read_text("utf-8"))
+
+
+def test_every_input_and_output_has_a_name_and_a_tooltip(english: dict[str, Any]) -> None:
+    assert len(english) >= 12
+    for place, text in leaves(english).items():
+        assert isinstance(text, str) and text, place
+        assert not SPECIAL.search(text), f"{place}: the page's translations would read {text}"
+
+
+def test_every_node_can_be_found_by_other_words(schemas: list[Any]) -> None:
+    for schema in schemas:
+        assert schema.category == "refinery"
+        assert schema.description.endswith(".")
+
+
+def test_english_is_what_the_nodes_say(english: dict[str, Any]) -> None:
+    assert language("en") == english, "run: python tools/make_locales.py"
+
+
+@pytest.mark.parametrize("name", LANGUAGES[1:])
+def test_a_language_is_complete(name: str, english: dict[str, Any]) -> None:
+    own, wanted = leaves(language(name)), leaves(english)
+    assert set(own) == set(wanted)
+    assert all(own.values())
+    for place, text in own.items():
+        assert not SPECIAL.search(text), place
+    same = [place for place in own if place.endswith("tooltip") and own[place] == wanted[place]]
+    assert same == [], "not translated"
+
+
+def test_machine_made_languages_say_so() -> None:
+    said = (ROOT / "locales" / "README.md").read_text("utf-8")
+    assert all(f"`{name}`" in said for name in LANGUAGES) and "machine" in said
+
+
+def test_every_node_has_a_help_page_with_all_its_inputs_and_outputs(schemas: list[Any]) -> None:
+    for schema in schemas:
+        file = ROOT / "web" / "docs" / f"{schema.node_id}.md"
+        assert file.is_file(), f"{schema.node_id} has no help page"
+        page = file.read_text("utf-8")
+        assert page.startswith(f"# {schema.display_name}\n")
+        missing = [one.id for one in schema.inputs if f"`{one.id}`" not in page]
+        missing += [one.display_name for one in schema.outputs if one.display_name not in page]
+        assert missing == [], schema.node_id
+
+
+def test_docs_speak_of_every_node(schemas: list[Any]) -> None:
+    page = (ROOT / "docs" / "nodes.md").read_text("utf-8")
+    for schema in schemas:
+        assert f"## {schema.display_name}\n" in page, schema.display_name
