@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, TimeoutError
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -314,8 +315,11 @@ def _refine(
     mode = _one(inputs, "memory_mode", "auto")
     unload_after = _one(inputs, "unload_after", True)
     progress = NodeProgress(host.node_id(node), len(singles))
-    progress.say("loading the checkpoint")
-    refiner = _wait_for(lambda: _loaded_refiner(checkpoint, mode))
+    what = f"fetching {HUB_MODEL}" if checkpoint == DOWNLOAD else "loading the checkpoint"
+    refiner = _wait_for(
+        lambda: _loaded_refiner(checkpoint, mode),
+        lambda seconds: progress.say(f"{what} ({seconds} s)" if seconds else what),
+    )
 
     def run(first: int, last: int) -> list[torch.Tensor]:
         progress.start_at(first)
@@ -410,11 +414,13 @@ def _make_refiner(model: Path | str, mode: MemoryMode) -> ImageRefiner:
     )
 
 
-def _wait_for(work: Callable[[], T]) -> T:
+def _wait_for(work: Callable[[], T], waiting: Callable[[int], None]) -> T:
     """Do slow work in a thread; on a cancel leave at once, and let it finish behind us.
 
-    The thread also works outside ComfyUI's inference mode, which holds for one thread only:
-    weights that are loaded inside it could not be moved outside it.
+    Args:
+        work: Done in the thread, which has none of ComfyUI's inference mode: that holds for one
+            thread only, and weights that are loaded inside it could not be moved outside it.
+        waiting: Told at the start and at every full second how many have passed.
     """
     future: Future[T] = Future()
 
@@ -426,15 +432,15 @@ def _wait_for(work: Callable[[], T]) -> T:
         else:
             future.set_result(result)
 
+    began, told = time.monotonic(), -1
     threading.Thread(target=run, name="image-refinery-load", daemon=True).start()
-    while True:
-        try:
-            return future.result(timeout=_POLL_S)
-        except TimeoutError:
-            if future.done():
-                raise
-            if host.interrupted():
-                raise RefineCancelled("Cancelled while the checkpoint was loading.") from None
+    while not wait([future], timeout=_POLL_S).done:
+        if host.interrupted():
+            raise RefineCancelled("Cancelled while the checkpoint was loading.")
+        if (seconds := int(time.monotonic() - began)) > told:
+            waiting(seconds)
+            told = seconds
+    return future.result()
 
 
 def _unload(refiner: ImageRefiner) -> None:

@@ -92,6 +92,29 @@ def no_vram():
         management.vram_state, management.is_device_cpu = was
 
 
+def low_vram():
+    """As --lowvram on a GPU: the limit holds for what is loaded of each part."""
+    was = management.vram_state, management.is_device_cpu, managed.LOW_VRAM_BYTES
+    management.vram_state = management.VRAMState.LOW_VRAM
+    management.is_device_cpu = lambda device: False
+    managed.LOW_VRAM_BYTES = 2**20
+    load, seen = managed.comfyui.load_patcher, []
+
+    def load_and_look(patcher, working_bytes, *, whole):
+        load(patcher, working_bytes, whole=whole)
+        seen.append((patcher.loaded_size(), patcher.model_size()))
+
+    managed.comfyui.load_patcher = load_and_look
+    try:
+        far = difference(make("low_vram"))
+        most = max(loaded for loaded, _ in seen)
+        return {"difference": far, "most_loaded": most, "largest": max(size for _, size in seen)}
+    finally:
+        managed.comfyui.load_patcher = load
+        management.unload_all_models()
+        management.vram_state, management.is_device_cpu, managed.LOW_VRAM_BYTES = was
+
+
 def unload_models():
     """What the button does, outside inference mode; then it all works again."""
     refiner = make("auto")
@@ -178,6 +201,6 @@ def owner():
 
 
 EXPECTED = refine.ImageRefiner("cpu", model=checkpoint).refine_batch([PICTURE], SETTINGS)[0]
-SCENARIOS = (modes, no_vram, unload_models, neighbours, rests, out_of_memory, owner)
+SCENARIOS = (modes, no_vram, low_vram, unload_models, neighbours, rests, out_of_memory, owner)
 answers = {scenario.__name__: scenario() for scenario in SCENARIOS}
 sys.stdout.write(f"RESULT{json.dumps(answers)}\n")

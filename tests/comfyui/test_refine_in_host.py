@@ -54,6 +54,12 @@ def test_with_no_vram_nothing_is_loaded_and_the_picture_is_the_same(
     assert said["loaded_bytes"] == 0 < said["all_bytes"]
 
 
+def test_low_vram_keeps_to_its_limit_and_the_picture_is_the_same(answers: dict[str, Any]) -> None:
+    said = answers["low_vram"]
+    assert said["difference"] <= 1e-6
+    assert 0 < said["most_loaded"] <= 2**20 < said["largest"]
+
+
 def test_unload_models_takes_all_parts_and_the_next_run_works(answers: dict[str, Any]) -> None:
     said = answers["unload_models"]
     assert said["before"] == ALL_PARTS

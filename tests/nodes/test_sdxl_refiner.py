@@ -183,6 +183,50 @@ def test_what_cannot_be_done_is_one_sentence(node: Any, inputs: dict[str, Any], 
     assert node.fingerprint_inputs() != before, "a run that met an error is not cached"
 
 
+def test_memory_that_runs_out_in_every_mode_is_one_sentence(
+    node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as management
+    from image_refinery.refine import DeviceMemoryError
+
+    execute(node, image(), unload_after=False)  # so that there is a checkpoint to break
+    unet = next(
+        one.model.model.part
+        for one in management.current_loaded_models
+        if type(one.model.model).__name__ == "RefinerUnet"
+    )
+
+    def run_out(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    broken = unet.conv_out.register_forward_pre_hook(run_out)
+    with pytest.raises(DeviceMemoryError, match="although every smaller way was tried"):
+        execute(node, image(), unload_after=False)
+    picture = image()
+    output = execute(node, picture, on_error="pass the image on", unload_after=False)
+    assert output.result[0][0] is picture and "Memory ran out" in output.ui["text"][0]
+    broken.remove()
+    assert not torch.equal(execute(node, picture).result[0][0], picture)
+
+
+def test_the_hub_s_licence_gate_is_one_sentence(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+    from image_refinery.nodes.sdxl_refiner import DOWNLOAD
+    from image_refinery.refine import HubError
+
+    def refuse(repo_id: str, *, local_files_only: bool = False, **_: Any) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not there")
+        request = httpx.Request("GET", "http://127.0.0.1/")
+        raise GatedRepoError("gated", response=httpx.Response(403, request=request))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(HubError, match="accepted its licence"):
+        execute(node, image(), checkpoint=DOWNLOAD)
+
+
 def test_passing_on_costs_only_the_image_that_is_bad(node: Any) -> None:
     bad = image()
     bad[0, 0, 0, 0] = float("nan")
@@ -241,7 +285,9 @@ def test_progress_and_previews_reach_the_page(node: Any, monkeypatch: pytest.Mon
     assert len(previews) == 6
     assert all(kind == "JPEG" and picture.size == (8, 8) for kind, picture, _ in previews)
     texts = [text for id, text in PromptServer.instance.sent_texts if id == "4"]
+    assert texts[0] == "loading the checkpoint"
     assert "image 2 of 2, step 2 of 3 (10 x 0.3)" in texts
+    assert texts[-1].startswith("refined 2 images in ")
 
 
 def press_cancel(after: Callable[[], bool]) -> list[float]:
