@@ -21,6 +21,9 @@ PICTURE_PX = 260
 SHOWS_PICTURES = {"LoadImage", "SaveImage", "PreviewImage"}
 TEXT_PX = 200
 SHOWS_TEXT = {"RefineryDisplayAnything"}
+LIVE_PX = 80
+SHOWS_LIVE_TEXT = {"RefineryLLMImageRefine", "RefineryLLMDescribe", "RefineryOllamaProcess"}
+"""The page puts what they say while they run below their widgets."""
 
 
 class UnknownInput(KeyError):
@@ -142,7 +145,7 @@ class Graph:
         """Put a note, which the API's form does not have, into the column."""
         self.note = text
         kind = NodeType(NOTE, (Input("text", "STRING", True, "", True, ()),), ())
-        self._place(kind, {"text": text}, None, tall)
+        self._place(kind, {"text": text}, "Read me", tall)
 
     def add(
         self,
@@ -308,4 +311,5 @@ def _height(kind: NodeType) -> int:
         if one.widget:
             height += (MULTILINE_PX if one.multiline else ROW_PX) + ROW_PX * len(one.extra)
     height += PICTURE_PX if kind.id in SHOWS_PICTURES else 0
+    height += LIVE_PX if kind.id in SHOWS_LIVE_TEXT else 0
     return height + (TEXT_PX if kind.id in SHOWS_TEXT else 0)

@@ -1,0 +1,51 @@
+"""Make screenshots small and put them where they belong.
+
+    SCREENSHOTS=FOLDER make test ARGS="-m browser"
+    python tools/place_pictures.py FOLDER
+
+A picture with the name of a workflow goes beside it (JPEG, the only kind that ComfyUI's template
+browser shows); node-*.png go to docs/pictures. Needs Pillow.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDEST_PX = 1600
+MOST_BYTES = 200_000
+
+
+def place(source: Path) -> Path | None:
+    """Write a picture to its place, or return None where it has none."""
+    beside = ROOT / "example_workflows" / f"{source.stem}.json"
+    if beside.is_file():
+        target, settings = beside.with_suffix(".jpg"), {"quality": 85, "progressive": True}
+    elif source.stem.startswith("node-"):
+        target, settings = ROOT / "docs" / "pictures" / f"{source.stem}.png", {}
+    else:
+        return None
+    with Image.open(source) as file:
+        picture = file.convert("RGB")
+    if picture.width > WIDEST_PX:
+        height = round(picture.height * WIDEST_PX / picture.width)
+        picture = picture.resize((WIDEST_PX, height), Image.Resampling.LANCZOS)
+    if target.suffix == ".png":
+        picture = picture.quantize(256, dither=Image.Dither.NONE)
+    picture.save(target, optimize=True, **settings)
+    if target.stat().st_size > MOST_BYTES:
+        sys.exit(f"{target} has {target.stat().st_size} bytes, more than {MOST_BYTES}")
+    return target
+
+
+def main() -> None:
+    for source in sorted(Path(sys.argv[1]).glob("*.png")):
+        if target := place(source):
+            print(target.relative_to(ROOT), target.stat().st_size)
+
+
+if __name__ == "__main__":
+    main()
