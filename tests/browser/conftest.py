@@ -100,3 +100,24 @@ def page(chromium: Any, comfyui: Any, scripted: FaultyOllama) -> Iterator[Any]:
     yield page
     context.close()
     assert not [text for text in problems if "refinery" in text.lower()], problems
+
+
+USE_NODES_2 = """async (on) => {
+  const settings = app.extensionManager.setting;
+  if (settings.get("Comfy.VueNodes.Enabled") !== on) {
+    await settings.set("Comfy.VueNodes.Enabled", on);
+  }
+}"""
+FIRST_NODES_2 = (0, 3, 76)
+"""Before, the page's own second renderer was an experiment without widgets' values."""
+
+
+@pytest.fixture(params=["classic", "Nodes 2.0"])
+def renderer(request: pytest.FixtureRequest, page: Any, comfyui: Any) -> Iterator[str]:
+    """Both ways in which a page draws nodes, one after the other."""
+    if request.param == "Nodes 2.0" and comfyui.found.version < FIRST_NODES_2:
+        pytest.skip("this ComfyUI has one renderer")
+    page.evaluate(USE_NODES_2, request.param == "Nodes 2.0")
+    page.wait_for_timeout(300)
+    yield request.param
+    page.evaluate(USE_NODES_2, False)
