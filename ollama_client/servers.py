@@ -126,18 +126,21 @@ def parse_host(text: str) -> str:
     try:
         port = parts.port
     except ValueError:
-        raise _bad_address("has a port that is not a number from 0 to 65535") from None
+        port = 0
+    if port == 0:
+        raise _bad_address("has a port that is not a number from 1 to 65535")
     host = parts.hostname or "127.0.0.1"
     if not scheme_given and host == "ollama.com" and port is None:
         scheme = "https"
     if port is None:
         named = scheme_given or scheme == "https"
         port = _SCHEME_PORTS[scheme] if named else _OLLAMA_PORT
-    if any(character.isspace() for character in host):
-        raise _bad_address("has a space in the host's name")
+    path = parts.path.rstrip("/")
+    if any(sign.isspace() or not sign.isprintable() or sign in "\"'" for sign in host + path):
+        raise _bad_address("has a space, a quotation mark or an invisible sign in it")
     host = _connectable(host)
     netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return f"{scheme}://{netloc}{parts.path.rstrip('/')}"
+    return f"{scheme}://{netloc}{path}"
 
 
 def parse_login(text: str) -> tuple[str, str] | None:

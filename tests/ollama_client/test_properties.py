@@ -34,6 +34,10 @@ SECRETS = st.from_regex(r"[A-Za-z0-9]{9,20}", fullmatch=True).map("pw".__add__)
 @example("//host:")
 @example("http://[v1.x]")
 @example("http://\u2100")
+@example("host:0")
+@example("host/a /")
+@example("host/a'/")
+@example("host/\x01")
 def test_any_text_is_an_address_or_one_clear_error(text: str) -> None:
     try:
         url = parse_host(text)

@@ -1,0 +1,141 @@
+"""Coverage-guided fuzzing of what reads text from elsewhere (atheris, from the package index).
+
+    pip install atheris
+    python tools/fuzz/fuzz.py stream   [seconds]     answers of a server, as bytes in pieces
+    python tools/fuzz/fuzz.py wildcard [seconds]     texts with wildcards, and a wildcard file
+    python tools/fuzz/fuzz.py address  [seconds]     addresses of servers
+    python tools/fuzz/fuzz.py clean    [seconds]     answers that are tidied up
+
+Ends with status 1 at the first exception that nobody promised, and leaves the input in a file
+crash-...; what was found so far stands as examples in tests/ollama_client/test_properties.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import atheris
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 120
+LONGEST_BYTES = 4096
+
+
+def _load_package() -> None:
+    """Import the checkout as `image_refinery`: it must not be on sys.path."""
+    spec = importlib.util.spec_from_file_location(
+        "image_refinery", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None and spec.loader is not None
+    sys.modules["image_refinery"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+_load_package()
+with atheris.instrument_imports(include=["image_refinery"]):
+    from image_refinery.ollama_client import Server, StageOptions, client, errors, prompts, servers
+    from image_refinery.ollama_client.transport import Timeouts, Transport, _split_lines
+    from image_refinery.texts import WildcardFiles, expand
+
+
+class _Body:
+    """A response that gives its body in the given pieces."""
+
+    def __init__(self, pieces: list[bytes], chunked: bool) -> None:
+        self.headers = {"Transfer-Encoding": "chunked"} if chunked else {}
+        self._pieces = pieces
+
+    def iter_content(self, size: int) -> Iterator[bytes]:
+        yield from self._pieces
+
+
+def stream(data: bytes) -> None:
+    """Decode a stream as the client does, and make an answer of it."""
+    source = atheris.FuzzedDataProvider(data)
+    chunked = source.ConsumeBool()
+    pieces = []
+    while source.remaining_bytes():
+        pieces.append(source.ConsumeBytes(source.ConsumeIntInRange(1, 64)))
+    response: Any = _Body(pieces, chunked)
+    transport = Transport(Server(url="http://127.0.0.1:9"), Timeouts())
+    asking = client.OllamaClient(Server(url="http://127.0.0.1:9"))
+    options = {"num_predict": 50, "num_ctx": 4096}
+    growing, last = client._Growing(options), {}
+    try:
+        for lines in _split_lines(response, "http://127.0.0.1:9"):
+            for line in lines:
+                value = transport._object(line, "m")
+                growing.read(value)
+                if value.get("done"):
+                    last = value
+        growing.finish()
+        answer = asking._answer("m", growing, last, options)
+    except errors.OllamaError as error:
+        assert "\n" not in str(error), "a message is one line"
+        return
+    assert answer.text == answer.text.strip() != ""
+
+
+_FOLDER = Path(tempfile.mkdtemp(prefix="fuzz_wildcards_"))
+
+
+def wildcard(data: bytes) -> None:
+    """Replace wildcards in any text, with a file that holds any text."""
+    source = atheris.FuzzedDataProvider(data)
+    (_FOLDER / "a.txt").write_bytes(source.ConsumeBytes(200))
+    text = source.ConsumeUnicode(400)
+    first = expand(text, WildcardFiles([_FOLDER]), 7)
+    assert first == expand(text, WildcardFiles([_FOLDER]), 7), "the same seed, another text"
+
+
+def address(data: bytes) -> None:
+    """Read any text as a server's address."""
+    text = atheris.FuzzedDataProvider(data).ConsumeUnicode(200)
+    try:
+        url = servers.parse_host(text)
+        servers.parse_login(text)
+    except errors.ServerConfigError:
+        return
+    assert servers.parse_host(url) == url
+    Server(url=url).is_loopback  # noqa: B018
+
+
+def clean(data: bytes) -> None:
+    """Tidy any answer, and put any text into its marks."""
+    text = atheris.FuzzedDataProvider(data).ConsumeUnicode(1000)
+    tidied = prompts.clean(text)
+    assert len(tidied) <= len(text)
+    message = prompts.rewrite_messages(text, "Shorten it.")[1]["content"]
+    assert message.lower().count("<material>") == message.lower().count("</material>") == 1
+    assert StageOptions().parallel == 1
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "stream": stream,
+    "wildcard": wildcard,
+    "address": address,
+    "clean": clean,
+}
+
+
+def main() -> None:
+    """Fuzz one target for a while, with the seeds beside this file."""
+    if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
+        sys.exit(__doc__)
+    name = sys.argv[1]
+    seconds = int(sys.argv[2]) if len(sys.argv) > 2 else SECONDS
+    seeds = Path(__file__).parent / "seeds" / name
+    found = tempfile.mkdtemp(prefix="fuzz_corpus_")
+    arguments = [sys.argv[0], found, str(seeds)]
+    arguments += [f"-max_total_time={seconds}", f"-max_len={LONGEST_BYTES}", "-timeout=10"]
+    atheris.Setup([*arguments, "-print_final_stats=1"], TARGETS[name])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
