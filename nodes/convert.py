@@ -64,31 +64,27 @@ def single_masks(masks: list[torch.Tensor], batches: list[torch.Tensor]) -> list
     """Return one mask (1, H, W) for each image of a list of batches, at the image's size.
 
     Args:
-        masks: (H, W) or (M, H, W), 0 to 1: one for all batches, or one for each batch, or one for
-            each image. M is 1, or the batch's length.
+        masks: (H, W) or (M, H, W), 0 to 1: one mask for all images; or as many as there are images,
+            in order; or one entry (of one mask, or of as many as the batch has images) for each
+            batch, or for all batches.
         batches: (B, H, W, C) each.
 
     Raises:
         ValueError: masks and images cannot be paired; the message says how many there are.
     """
-    count = sum(batch.shape[0] for batch in batches)
+    singles = single_images(batches)
     given = [mask if mask.ndim == 3 else mask[None] for mask in masks]
-    if len(given) == 1:
-        given = given * len(batches)
-    if len(given) == count:
-        rows = [mask[:1] for mask in given]
-    elif len(given) == len(batches):
-        rows = []
-        for mask, batch in zip(given, batches, strict=True):
-            if mask.shape[0] not in (1, batch.shape[0]):
-                raise ValueError(f"{mask.shape[0]} masks came for a batch of {batch.shape[0]}.")
-            rows += [mask[i % mask.shape[0]][None] for i in range(batch.shape[0])]
-    else:
-        raise ValueError(f"{len(given)} masks came for {count} images.")
-    return [
-        _at_size(row, *single.shape[1:3])
-        for row, single in zip(rows, single_images(batches), strict=True)
-    ]
+    rows = [mask[i : i + 1] for mask in given for i in range(mask.shape[0])]
+    if len(rows) == 1:
+        rows = rows * len(singles)
+    elif len(rows) != len(singles):
+        each = given * len(batches) if len(given) == 1 else given
+        pairs = list(zip(each, batches, strict=False))
+        fits = all(mask.shape[0] in (1, batch.shape[0]) for mask, batch in pairs)
+        if len(each) != len(batches) or not fits:
+            raise ValueError(f"{len(rows)} masks came for {len(singles)} images.")
+        rows = [mask[i % mask.shape[0]][None] for mask, b in pairs for i in range(b.shape[0])]
+    return [_at_size(row, *single.shape[1:3]) for row, single in zip(rows, singles, strict=True)]
 
 
 def empty_mask(batch: torch.Tensor) -> torch.Tensor:

@@ -258,7 +258,7 @@ class SDXLRefiner(io.ComfyNode):
             except RefineError as error:
                 if not passes_on:
                     raise
-                result, errors = image, [error]
+                result, errors = image, [str(error)]
         texts = [f"Error: {error}" for error in errors]
         if errors:
             host.count_failed_run()
@@ -303,8 +303,8 @@ def _refine(
     inputs: dict[str, list[Any]],
     *,
     passes_on: bool,
-) -> tuple[list[torch.Tensor], list[RefineError]]:
-    """Return the refined batches, and the errors of images that were passed on."""
+) -> tuple[list[torch.Tensor], list[str]]:
+    """Return the refined batches, and what was wrong with images that were passed on."""
     settings = _settings(inputs)
     if settings.strength == 0:
         return batches, []
@@ -339,14 +339,14 @@ def _refine(
             return convert.rejoin(batches, results), []
         # One by one, so that a bad image costs only itself.
         results = []
-        errors: list[RefineError] = []
+        errors: list[str] = []
         for index, single in enumerate(singles):
             try:
                 results += run(index, index + 1)
             except _OF_ONE_IMAGE as error:
                 log.warning("SDXL Refiner passes image %d on: %s", index + 1, error)
                 results.append(single)
-                errors.append(error)
+                errors.append(str(error) if len(singles) == 1 else f"image {index + 1}: {error}")
         progress.finished()
         return convert.rejoin(batches, results), errors
     finally:

@@ -153,6 +153,43 @@ def test_pixels_outside_a_mask_stay_and_a_mask_of_another_size_fits(node: Any) -
     assert not torch.equal(refined[:, 32:64, 32:64], picture[:, 32:64, 32:64])
 
 
+def mask_of(*values: float) -> torch.Tensor:
+    return torch.tensor(values)[:, None, None].expand(-1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("masks", "sizes", "expected"),
+    [
+        ([mask_of(0.1)], [2, 1], [0.1, 0.1, 0.1]),
+        ([mask_of(0.1)[0]], [1], [0.1]),
+        ([mask_of(0.1, 0.2, 0.3)], [3], [0.1, 0.2, 0.3]),
+        ([mask_of(0.1, 0.2, 0.3)], [1, 1, 1], [0.1, 0.2, 0.3]),
+        ([mask_of(0.1), mask_of(0.2), mask_of(0.3)], [3], [0.1, 0.2, 0.3]),
+        ([mask_of(0.1), mask_of(0.2)], [2, 3], [0.1, 0.1, 0.2, 0.2, 0.2]),
+        ([mask_of(0.1), mask_of(0.2, 0.3)], [3, 2], [0.1, 0.1, 0.1, 0.2, 0.3]),
+        ([mask_of(0.1, 0.2)], [2, 2], [0.1, 0.2, 0.1, 0.2]),
+    ],
+)
+def test_masks_are_paired_with_images(
+    node: Any, masks: list[torch.Tensor], sizes: list[int], expected: list[float]
+) -> None:
+    from image_refinery.nodes import convert
+
+    batches = [torch.zeros(size, 8, 6, 3) for size in sizes]
+    rows = convert.single_masks(masks, batches)
+    assert [tuple(row.shape) for row in rows] == [(1, 8, 6)] * len(expected)
+    assert [float(row.mean()) for row in rows] == pytest.approx(expected)
+
+
+def test_masks_that_fit_no_way_are_refused(node: Any) -> None:
+    from image_refinery.nodes import convert
+
+    batches = [torch.zeros(3, 8, 6, 3)]
+    for masks in ([mask_of(0.1, 0.2)], [mask_of(0.1), mask_of(0.2)], [mask_of(*[0.1] * 4)]):
+        with pytest.raises(ValueError, match="masks came for 3 images"):
+            convert.single_masks(masks, batches)
+
+
 def test_alpha_is_kept(node: Any) -> None:
     picture = image(channels=4)
     (refined,), _ = execute(node, picture).result
@@ -234,7 +271,8 @@ def test_passing_on_costs_only_the_image_that_is_bad(node: Any) -> None:
     output = execute(node, bad, good, on_error="pass the image on", unload_after=False)
     assert output.result[0][0] is bad
     assert not torch.equal(output.result[0][1], good)
-    assert "NaN" in output.ui["text"][0] and len(output.ui["text"]) == 1
+    (text,) = output.ui["text"]
+    assert text.startswith("Error: image 1: ") and "NaN" in text
     (alone,), _ = execute(node, good, seed=1).result
     assert torch.allclose(output.result[0][1], alone, atol=1e-5), "the seed is the place's own"
 
