@@ -86,6 +86,13 @@ def note(graph: Graph, title: str, text: str, *, models: Iterable[str], files: I
     graph.add_note("\n".join(lines), tall)
 
 
+def instructions(graph: Graph, name: str) -> Node:
+    """Ready Instructions with one of the pack's texts picked."""
+    file = ROOT / "instructions" / f"{name}.txt"
+    text = file.read_text(encoding="utf-8").strip()
+    return graph.add("RefineryReadyInstructions", pick=name, text=text, tall=190)
+
+
 def text_to_image(graph: Graph, prompt: Output, saved: str | Output) -> None:
     """Core's nodes from a prompt to a saved picture, in two columns."""
     graph.column(320)
@@ -133,16 +140,19 @@ def llm_image_refine_advanced(graph: Graph) -> None:
     graph.column(340)
     note(
         graph, "A new picture from an old one",
-        "LLM Image Refine turns the image into a prompt, *Wildcard Processor* puts one of the "
+        "LLM Image Refine turns the image into a prompt, by the instructions that are picked in "
+        "*Ready Instructions*; *Wildcard Processor* puts one of the "
         "packed styles behind it, and SDXL paints the result. Another seed in Wildcard Processor "
         "gives another style.",
         models=(SEES, WRITES), files=(BASE,), tall=300,
     )  # fmt: skip
     image = graph.add("LoadImage", image=PICTURE)
+    ready = instructions(graph, "Prompt for SDXL")
     graph.column(420)
     refine = graph.add(
-        "RefineryLLMImageRefine", image=image[0], vision_model=SEES, text_model=WRITES
-    )
+        "RefineryLLMImageRefine", image=image[0], vision_model=SEES, text_model=WRITES,
+        user_instructions=ready[0],
+    )  # fmt: skip
     graph.column(340)
     joined = graph.add(
         "StringConcatenate", title="add wildcards", string_a=refine[2], string_b=NEW_STYLE
@@ -214,12 +224,11 @@ def describe_rewrite_refine(graph: Graph) -> None:
     image = graph.add("LoadImage", image=PICTURE)
     graph.column(380)
     described = graph.add("RefineryLLMDescribe", image=image[0], vision_model=SEES)
+    ready = instructions(graph, "Prompt for refining")
     graph.column(380)
     prompt = graph.add(
         "RefineryOllamaProcess", text=described[1], text_model=WRITES, temperature=0.3,
-        instructions="Make of this description a prompt for refining the very same photo: "
-        "subject, materials, surfaces, light and colours, as phrases between commas. At most 60 "
-        "words. Add nothing that is not there.",
+        instructions=ready[0],
     )  # fmt: skip
     graph.add("RefineryDisplayAnything", title="the prompt", value=prompt[0])
     graph.column(400)
