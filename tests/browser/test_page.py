@@ -151,4 +151,4 @@ def test_the_page_serves_our_script(page: Any, comfyui: Any) -> None:
     scripts = [path for path in comfyui.get("/extensions") if path.endswith("/js/refinery.js")]
     assert len(scripts) == 1
     if pytest.importorskip("requests"):
-        assert "ImageRefinery.models" in comfyui.get_text(scripts[0])
+        assert "imagerefinery.models" in comfyui.get_text(scripts[0])

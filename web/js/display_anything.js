@@ -5,7 +5,7 @@ import { app } from "../../../scripts/app.js";
 const NODE = "RefineryDisplayAnything";
 
 app.registerExtension({
-  name: "ImageRefinery.displayAnything",
+  name: "imagerefinery.displayAnything",
 
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;

@@ -9,7 +9,7 @@ function learn(def) {
 }
 
 app.registerExtension({
-  name: "ImageRefinery.readyInstructions",
+  name: "imagerefinery.readyInstructions",
 
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (nodeData.name === NODE) learn(nodeData);

@@ -11,7 +11,7 @@ function* nodesOf(graph) {
 }
 
 app.registerExtension({
-  name: "ImageRefinery.models",
+  name: "imagerefinery.models",
 
   // R asks every extension. ComfyUI up to 0.3.64 refreshes only inputs of the type "COMBO", and
   // a model's name can also be linked ("COMBO,STRING").
