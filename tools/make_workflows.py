@@ -54,7 +54,7 @@ REFINER_TEXT = (
     f"[sd_xl_refiner_1.0.safetensors]({HUB}stabilityai/stable-diffusion-xl-refiner-1.0), put it "
     "into *models/checkpoints*, press R and choose it there."
 )
-NEW_STYLE = ",\n{in the style of __style/painting__|__style/photo__|__style/print__}, __light__"
+NEW_STYLE = "Style: {__style/painting__|__style/photo__|__style/print__}. Light: __light__."
 
 
 def fetch(*names: str) -> list[dict[str, str]]:
@@ -155,8 +155,9 @@ def llm_image_refine_advanced(graph: Graph) -> None:
     )  # fmt: skip
     graph.column(340)
     joined = graph.add(
-        "StringConcatenate", title="add wildcards", string_a=refine[2], string_b=NEW_STYLE
-    )
+        "StringConcatenate", title="add wildcards", string_a=refine[2], string_b=NEW_STYLE,
+        delimiter=" ",
+    )  # fmt: skip
     wild = graph.add("RefineryWildcardProcessor", text=joined[0], tall=200)
     graph.add("RefineryDisplayAnything", title="the prompt", value=wild[0])
     text_to_image(graph, wild[0], "refinery/advanced")
@@ -181,8 +182,9 @@ def describe_wildcard_text_to_image(graph: Graph) -> None:
     )  # fmt: skip
     graph.column(340)
     joined = graph.add(
-        "StringConcatenate", title="add wildcards", string_a=described[1], string_b=NEW_STYLE
-    )
+        "StringConcatenate", title="add wildcards", string_a=described[1], string_b=NEW_STYLE,
+        delimiter=" ",
+    )  # fmt: skip
     wild = graph.add("RefineryWildcardProcessor", text=joined[0], tall=200)
     graph.add("RefineryDisplayAnything", title="the prompt", value=wild[0])
     text_to_image(graph, wild[0], "refinery/variant")
