@@ -102,7 +102,8 @@ def _thumbnails(values: list[Any]) -> list[dict[str, str]]:
     written: list[dict[str, str]] = []
     pictures = (picture for value in values for picture in _pictures(value))
     for picture, _ in zip(pictures, range(_MOST_THUMBNAILS), strict=False):
-        image = Image.fromarray(convert.pixels(picture)().squeeze())
+        pixels = convert.pixels(picture)()
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
         name = f"refinery_display_{uuid.uuid4().hex}.png"
         image.save(folder / name, compress_level=1)

@@ -40,6 +40,9 @@ SET = """([id, name, value]) => {
   widget.callback?.(value);
 }"""
 QUEUE = "async () => { await app.queuePrompt(0, 1); }"
+RELOAD = """async () => {
+  await app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize())));
+}"""
 PROMPT = "async () => (await app.graphToPrompt()).output"
 
 
@@ -64,9 +67,17 @@ def run(page: Any, comfyui: Any) -> dict[str, Any]:
     raise AssertionError("the run did not end")
 
 
+def set_renderer(page: Any, vue: bool) -> None:
+    page.evaluate(
+        "async (on) => app.ui.settings.setSettingValueAsync?.('Comfy.VueNodes.Enabled', on)"
+        " ?? app.ui.settings.setSettingValue('Comfy.VueNodes.Enabled', on)",
+        vue,
+    )
+
+
 @pytest.mark.parametrize("renderer", ["classic", "Nodes 2.0"])
 def test_shown_edited_held_saved_and_loaded_again(
-    page: Any, comfyui: Any, tmp_path: Path, renderer: str
+    page: Any, comfyui: Any, tmp_path: Path, renderer: str, request: pytest.FixtureRequest
 ) -> None:
     known = page.evaluate(
         "() => app.ui.settings.settingsLookup?.['Comfy.VueNodes.Enabled'] != null"
@@ -74,11 +85,8 @@ def test_shown_edited_held_saved_and_loaded_again(
     if renderer == "Nodes 2.0" and not known:
         pytest.skip("this page has one renderer")
     if known:
-        page.evaluate(
-            "async (on) => app.ui.settings.setSettingValueAsync?.('Comfy.VueNodes.Enabled', on)"
-            " ?? app.ui.settings.setSettingValue('Comfy.VueNodes.Enabled', on)",
-            renderer == "Nodes 2.0",
-        )
+        request.addfinalizer(lambda: set_renderer(page, False))
+        set_renderer(page, renderer == "Nodes 2.0")
     picture = comfyui.save_input(Image.new("RGB", (320, 200), "teal"))
     load, show, preview = page.evaluate(BUILD_GRAPH, picture)
 
@@ -98,8 +106,7 @@ def test_shown_edited_held_saved_and_loaded_again(
     assert history["outputs"][str(show)]["text"] == ["my own words"]
     assert history["outputs"][str(preview)]["text"] == ["my own words"]
 
-    saved = page.evaluate("() => app.graph.serialize()")
-    page.evaluate("async (saved) => { await app.loadGraphData(saved); }", saved)
+    page.evaluate(RELOAD)
     assert page.evaluate(VALUE, [show, "held_text"]) == "my own words"
     assert page.evaluate(VALUE, [show, "hold"]) is True
     other = comfyui.save_input(Image.new("RGB", (64, 64), "red"))

@@ -100,7 +100,7 @@ def test_nothing_runs_before_a_text_that_is_held(comfyui: ComfyHost, ollama: Fau
     }  # fmt: skip
     run = ran(comfyui, graph)
     assert run.texts("3") == ["mine"] and "1" not in run.order
-    assert ollama.requests == []
+    assert not [r for r in ollama.requests if r.kind in ("load", "chat")]
     graph["2"]["inputs"]["hold"] = False
     assert ran(comfyui, graph).texts("3") == ["A crimson disc floats on snow."]
 
@@ -164,7 +164,7 @@ def test_a_bad_schema_ends_before_any_request(comfyui: ComfyHost, ollama: Faulty
         "3": display(["2", 0]),
     })  # fmt: skip
     assert 'format: type is "objekt"' in run.error["exception_message"]
-    assert ollama.requests == []
+    assert not [r for r in ollama.requests if r.kind in ("load", "chat")]
 
 
 def test_a_place_that_does_not_exist_is_never_written_to(comfyui: ComfyHost) -> None:

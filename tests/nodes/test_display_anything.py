@@ -62,6 +62,7 @@ def size_of(file: Path) -> tuple[int, int]:
         (torch.rand(2, 100, 200, 3), [(200, 100)] * 2),
         (torch.rand(1, 1200, 600, 4), [(256, 512)]),
         (torch.rand(1, 30, 40), [(40, 30)]),
+        (torch.rand(1, 1, 40, 3), [(40, 1)]),
         (torch.rand(30, 20, 20, 3), [(20, 20)] * 16),
         (torch.rand(1, 4, 8, 8), []),
         (torch.zeros(1, 0, 8, 3), []),
