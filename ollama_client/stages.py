@@ -312,9 +312,11 @@ class _Run:
         wanted = _spread(custom_prompts, len(groups))
 
         def prepare() -> Model:
+            if not all(groups):
+                raise UnusableImage("There is no image to ask about: the batch is empty.")
             model = self._find(stage.model)
             if model.lacks("vision"):
-                raise NoVision(model.name, self.client.url)
+                raise NoVision(model.name, self.client.place)
             return model
 
         ahead = _Ahead(groups, stage.settings)

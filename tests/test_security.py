@@ -1,0 +1,109 @@
+"""What the source must not contain. docs/security.md says against what each of these stands."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("nodes", "refine", "ollama_client", "memory", "texts", "files", "cli")
+CODE_FROM_DATA = {"eval", "exec", "compile", "__import__", "execfile"}
+PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+OPENERS = {"torch.load", "numpy.load", "np.load", "yaml.load", "os.system", "os.popen"}
+NETWORK = {"requests", "urllib3", "httpx", "aiohttp", "socket", "http", "huggingface_hub", "ftplib"}
+MAY_CONNECT = {
+    "ollama_client/transport.py",  # to the server that the environment or the file names
+    "ollama_client/servers.py",  # looks up whether a name is this machine
+    "ollama_client/errors.py",  # HTTP's words for a status
+    "refine/loading.py",  # the hub id of the specification, where no file is given
+    "refine/vocabulary.py",  # the hub's cache on this disk
+}
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    files = [ROOT / "__init__.py", ROOT / "__main__.py"]
+    files += [file for name in PACKAGES for file in sorted((ROOT / name).rglob("*.py"))]
+    for file in files:
+        yield file.relative_to(ROOT).as_posix(), ast.parse(file.read_text("utf-8"))
+
+
+def nodes_of(kind: type[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
+    for name, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, kind):
+                yield name, node
+
+
+def imported() -> Iterator[tuple[str, str]]:
+    """(file, module) of every import, wherever it stands; of ours none."""
+    for name, node in nodes_of(ast.Import):
+        assert isinstance(node, ast.Import)
+        yield from ((name, alias.name.partition(".")[0]) for alias in node.names)
+    for name, node in nodes_of(ast.ImportFrom):
+        assert isinstance(node, ast.ImportFrom)
+        if node.level == 0 and node.module:
+            yield name, node.module.partition(".")[0]
+
+
+def called() -> Iterator[tuple[str, str]]:
+    for name, node in nodes_of(ast.Call):
+        assert isinstance(node, ast.Call)
+        yield name, ast.unparse(node.func)
+
+
+def test_the_scan_sees_the_pack() -> None:
+    names = [name for name, _ in sources()]
+    assert len(names) > 40 and "nodes/save_caption.py" in names
+    assert ("ollama_client/transport.py", "requests") in set(imported())
+    assert ("memory/policy.py", "free_comfyui") in set(called())
+
+
+def test_no_code_is_made_from_data() -> None:
+    assert [call for call in called() if call[1] in CODE_FROM_DATA | OPENERS] == []
+
+
+def test_nothing_is_unpickled() -> None:
+    assert [entry for entry in imported() if entry[1] in PICKLES] == []
+
+
+def test_commands_are_run_by_the_embedded_engine_only_and_never_by_a_shell() -> None:
+    assert {name for name, module in imported() if module == "subprocess"} == {
+        "ollama_client/embedded/process.py"
+    }
+    for _, node in nodes_of(ast.keyword):
+        assert isinstance(node, ast.keyword)
+        assert node.arg != "shell"
+
+
+def test_only_few_files_can_reach_a_network() -> None:
+    users = {name for name, module in imported() if module in NETWORK}
+    assert {name for name in users if "/embedded/" not in name} == MAY_CONNECT
+
+
+def test_we_add_no_route_to_comfyui() -> None:
+    added = {name for name, module in imported() if module == "aiohttp"}
+    for name, node in nodes_of(ast.Attribute):
+        assert isinstance(node, ast.Attribute)
+        if node.attr in ("routes", "add_route", "add_routes", "add_static", "middlewares"):
+            added.add(name)
+    assert added == set()
+
+
+def test_no_certificate_goes_unchecked() -> None:
+    for name, node in nodes_of(ast.keyword):
+        assert isinstance(node, ast.keyword)
+        off = isinstance(node.value, ast.Constant) and node.value.value is False
+        assert not (node.arg == "verify" and off), name
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "web").rglob("*.js")), ids=lambda f: f.name)
+def test_our_scripts_neither_call_out_nor_write_html(file: Path) -> None:
+    text = file.read_text("utf-8")
+    wrong = r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new Function|fetch\(|" + (
+        r"fetchApi|XMLHttpRequest|sendBeacon|WebSocket|https?://|import\("
+    )
+    assert re.findall(wrong, text) == []
