@@ -80,6 +80,7 @@ class FreeMemory(io.ComfyNode):
             host.stop()
         if comfyui_models:
             said.append(str(memory.free_comfyui()))
+            memory.free_refiner()  # off the GPU already, as one of ComfyUI's; now forgotten too
         if cuda_cache:
             said.append(str(memory.free_cuda_cache()))
         log.info("Image Refinery freed %s", "; ".join(said) or "nothing: nothing is ticked")

@@ -294,6 +294,17 @@ def test_one_refiner_is_kept_until_another_is_asked_for(node: Any, checkpoints: 
     assert kept._kept is not first
 
 
+def test_free_memory_forgets_the_refiner(node: Any) -> None:
+    import comfy.model_management as management
+    from image_refinery.memory import kept
+    from image_refinery.nodes.free_memory import FreeMemory
+
+    execute(node, image(), unload_after=False)
+    FreeMemory.execute(None, comfyui_models=True, cuda_cache=False, ollama_models=False)
+    assert management.current_loaded_models == []
+    assert kept._kept is None
+
+
 @pytest.mark.parametrize(("unload_after", "left"), [(True, 0), (False, 3)])
 def test_unload_after_frees_the_device(node: Any, unload_after: bool, left: int) -> None:
     import comfy.model_management as management
