@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def test_the_help_panel_opens_for_every_node(page: Any, comfyui: Any) -> None:
             """(type) => {
               app.graph.clear();
               const node = LiteGraph.createNode(type);
-              node.pos = [500, 200];
+              node.pos = [500, 500];
               app.graph.add(node);
               app.canvas.ds.scale = 0.7;
               app.canvas.ds.offset = [0, 0];
@@ -106,7 +108,7 @@ def test_the_help_panel_opens_for_every_node(page: Any, comfyui: Any) -> None:
         )
         button = page.get_by_test_id("info-button")
         button.wait_for(state="visible", timeout=10_000)
-        button.click()
+        button.dispatch_event("click")  # above a tall node it may lie outside of the window
         inputs = {
             **info[node]["input"].get("required", {}),
             **info[node]["input"].get("optional", {}),
@@ -182,6 +184,42 @@ def test_cancel_stops_within_a_second_and_leaves_nothing_running(
     until(lambda: not scripted.loaded, "Ollama has unloaded the model")
 
 
+def test_the_refiner_s_steps_and_previews_arrive(page: Any, comfyui: Any, renderer: str) -> None:
+    tiny = ROOT / "tools" / "tiny_refiner" / "weights"
+    if not (tiny / "tiny_refiner.safetensors").is_file():
+        pytest.skip("the tiny refiner's weights are not in this checkout")
+    checkpoints = comfyui.base / "models" / "checkpoints"
+    if not (checkpoints / "tiny_refiner").exists():
+        shutil.copytree(tiny / "tiny_refiner", checkpoints / "tiny_refiner")
+        shutil.copy2(tiny / "tiny_refiner.safetensors", checkpoints)
+    put_example(comfyui, "sienna")
+    file = ROOT / "example_workflows" / "refine-an-image.json"
+    graph = json.loads(file.read_text(encoding="utf-8"))
+    refiner = node_of(graph, "RefinerySDXLRefiner")["id"]
+    page.evaluate(LOAD, graph)
+    page.evaluate(
+        """([id, seed]) => {
+          const values = {checkpoint: "tiny_refiner.safetensors", working_size: "as it is", seed};
+          for (const widget of app.graph.getNodeById(id).widgets) {
+            if (widget.name in values) widget.value = values[widget.name];
+          }
+          window.seen = {text: [], previews: 0};
+          const api = window.comfyAPI.api.api;
+          api.addEventListener("progress_text", (e) => seen.text.push(e.detail.text));
+          for (const kind of ["b_preview", "b_preview_with_metadata"]) {
+            api.addEventListener(kind, () => { seen.previews += 1; });
+          }
+        }""",
+        [refiner, len(renderer)],
+    )
+    before = set(comfyui.get("/history"))
+    page.evaluate(QUEUE)
+    history = finish(comfyui, before, timeout_s=120)
+    assert history["status"]["status_str"] == "success", history["status"]["messages"][-1]
+    until(lambda: page.evaluate("() => seen.previews") > 0, "a preview arrives")
+    assert any("step" in text for text in page.evaluate("() => seen.text"))
+
+
 def test_a_reloaded_page_has_the_values(page: Any, comfyui: Any) -> None:
     put_example(comfyui)
     graph = basic()
@@ -228,7 +266,9 @@ def test_a_strangers_models_stay_and_a_run_says_what_to_pull(
     for node in saved["nodes"]:
         if node["type"] != "RefineryDisplayAnything":
             ours = next(one for one in file["nodes"] if one["id"] == node["id"])
-            assert (node.get("widgets_values") or []) == ours["widgets_values"], node["type"]
+            # ComfyUI 0.3.64's page saves its own live text behind the widgets of a node.
+            kept = (node.get("widgets_values") or [])[: len(ours["widgets_values"])]
+            assert kept == ours["widgets_values"], node["type"]
 
 
 def test_a_linked_name_with_colon_and_slash_is_the_model_that_is_asked(
