@@ -42,6 +42,11 @@ def refinery(comfyui: ComfyHost) -> ComfyHost:
     return comfyui
 
 
+def finished(host: ComfyHost, graph: Graph) -> Run:
+    """Run a graph; the first run imports diffusers, which takes its time on a busy machine."""
+    return host.run(graph, timeout_s=300)
+
+
 def refine(image: Link, **inputs: Any) -> dict[str, Any]:
     """The node with its required inputs, as a page would send them; small work."""
     usual = {
@@ -134,7 +139,7 @@ def test_refiners_come_first_and_the_download_last(refinery: ComfyHost):
 
 
 def test_load_refine_save_shows_steps_and_previews(refinery: ComfyHost):
-    run = refinery.run(single(refinery))
+    run = finished(refinery, single(refinery))
     assert run.ok, run.error
     (file,) = refinery.saved(run, "3")
     result = pixels(file)
@@ -161,7 +166,7 @@ def test_a_batch_of_three_is_a_batch_and_each_row_has_its_own_seed(refinery: Com
         "6": node("SaveImage", images=["5", 0], filename_prefix="one"),
         "7": node("ProbeSame", first=["1", 0], second=["2", 0]),
     }
-    run = refinery.run(graph)
+    run = finished(refinery, graph)
     assert run.ok, run.error
     files = refinery.saved(run, "3")
     assert len(files) == 3
@@ -197,7 +202,7 @@ def test_lists_of_images_and_of_written_prompts_are_zipped(
         "3": refine(["2", 0], prompt=["2", 2]),
         "4": node("SaveImage", images=["3", 0], filename_prefix="list"),
     }
-    run = refinery.run(graph)
+    run = finished(refinery, graph)
     assert run.ok, run.error
     assert len(set(run.outputs["2"]["text"])) == 3
     assert [pixels(file).shape[:2] for file in refinery.saved(run, "4")] == [
@@ -219,7 +224,7 @@ def test_prompts_that_cannot_be_paired_are_refused(refinery: ComfyHost, ollama: 
         "3": refine(["5", 0], prompt=["2", 1]),
         "4": node("PreviewAny", source=["3", 0]),
     }
-    run = refinery.run(graph)
+    run = finished(refinery, graph)
     assert "2 prompts came for 3 images" in sentence(run)
 
 
@@ -232,7 +237,7 @@ def test_nothing_to_do_gives_the_very_same_object_and_zeros_for_a_mask(
     graph["20"] = node("ProbeSame", first=["1", 0], second=["2", 0])
     graph["21"] = node("MaskToImage", mask=["2", 1])
     graph["22"] = node("SaveImage", images=["21", 0], filename_prefix="mask")
-    run = refinery.run(graph)
+    run = finished(refinery, graph)
     assert run.ok, run.error
     assert compared(run, "20")["rows"][0]["same"] is True
     (mask,) = refinery.saved(run, "22")
@@ -243,11 +248,11 @@ def test_not_enabled_leaves_linked_prompts_unmade(refinery: ComfyHost):
     graph = single(refinery, enabled=False, prompt=["9", 0], negative_prompt=["8", 0])
     for number in ("8", "9"):
         graph[number] = node("ProbeModel", seconds=0.0, salt=next(_salt))
-    run = refinery.run(graph)
+    run = finished(refinery, graph)
     assert run.ok, run.error
     assert set(run.order) == {"1", "2", "3"}
     graph["2"]["inputs"]["enabled"] = True
-    run = refinery.run(graph)
+    run = finished(refinery, graph)
     assert run.ok, run.error
     assert {"8", "9"} <= set(run.order)
 
@@ -263,7 +268,7 @@ def test_with_a_mask_pixels_outside_stay_bit_for_bit(refinery: ComfyHost):
     graph["13"] = node("SolidMask", value=1.0, width=64, height=64)
     graph["20"] = node("MaskToImage", mask=["2", 1])
     graph["21"] = node("SaveImage", images=["20", 0], filename_prefix="mask")
-    run = refinery.run(graph)
+    run = finished(refinery, graph)
     assert run.ok, run.error
     (file,) = refinery.saved(run, "3")
     changed = np.abs(pixels(file) - np.asarray(picture).astype(int)).max(axis=2) > 0
@@ -276,7 +281,7 @@ def test_with_a_mask_pixels_outside_stay_bit_for_bit(refinery: ComfyHost):
 
 def test_load_image_s_small_mask_of_an_opaque_picture_marks_nothing(refinery: ComfyHost):
     picture = scene(128, 64)
-    run = refinery.run(single(refinery, picture, mask=["1", 1]))
+    run = finished(refinery, single(refinery, picture, mask=["1", 1]))
     assert run.ok, run.error
     (file,) = refinery.saved(run, "3")
     assert (pixels(file) == np.asarray(picture)).all()
@@ -307,40 +312,40 @@ WRONG_KINDS = {
 def test_another_kind_of_checkpoint_is_named(refinery: ComfyHost, kind: str):
     key, words = WRONG_KINDS[kind]
     write_header(refinery.base / "models" / "checkpoints" / f"{kind}.safetensors", key)
-    said = sentence(refinery.run(single(refinery, checkpoint=f"{kind}.safetensors")))
+    said = sentence(finished(refinery, single(refinery, checkpoint=f"{kind}.safetensors")))
     assert words in said and said.count("\n") == 0
 
 
 def test_a_truncated_checkpoint_is_named(refinery: ComfyHost):
     folder = refinery.base / "models" / "checkpoints"
     (folder / "cut.safetensors").write_bytes((folder / TINY).read_bytes()[:-1000])
-    said = sentence(refinery.run(single(refinery, checkpoint="cut.safetensors")))
+    said = sentence(finished(refinery, single(refinery, checkpoint="cut.safetensors")))
     assert "damaged or not fully downloaded" in said
 
 
 def test_a_checkpoint_of_somebody_else_s_workflow_queues_and_is_named(refinery: ComfyHost):
-    said = sentence(refinery.run(single(refinery, checkpoint="their own.safetensors")))
+    said = sentence(finished(refinery, single(refinery, checkpoint="their own.safetensors")))
     assert 'no checkpoint "their own.safetensors"' in said
 
 
 def test_a_path_out_of_the_folder_is_no_checkpoint(refinery: ComfyHost):
-    said = sentence(refinery.run(single(refinery, checkpoint="../../input/x.safetensors")))
+    said = sentence(finished(refinery, single(refinery, checkpoint="../../input/x.safetensors")))
     assert "no checkpoint" in said
 
 
 def test_the_download_without_a_network_is_one_sentence(refinery: ComfyHost):
-    run = refinery.run(single(refinery, checkpoint=DOWNLOAD))
+    run = finished(refinery, single(refinery, checkpoint=DOWNLOAD))
     assert "could not be fetched from the model hub" in sentence(run)
 
 
 def test_settings_that_leave_no_step_say_which_would(refinery: ComfyHost):
-    said = sentence(refinery.run(single(refinery, num_inference_steps=3, strength=0.3)))
+    said = sentence(finished(refinery, single(refinery, num_inference_steps=3, strength=0.3)))
     assert "leave no step to run" in said and "raise strength to" in said
 
 
 def test_a_value_out_of_range_is_refused_when_it_is_queued(refinery: ComfyHost):
     with pytest.raises(Refused):
-        refinery.run(single(refinery, strength=1.5))
+        finished(refinery, single(refinery, strength=1.5))
 
 
 def test_nan_is_said_and_not_saved_as_a_black_picture(refinery: ComfyHost):
@@ -355,18 +360,18 @@ def test_nan_is_said_and_not_saved_as_a_black_picture(refinery: ComfyHost):
     whole[8 + length + start : 8 + length + end] = nan
     (folder / "nan.safetensors").write_bytes(whole)
     shutil.copytree(folder / "tiny_refiner", folder / "nan")
-    said = sentence(refinery.run(single(refinery, checkpoint="nan.safetensors")))
+    said = sentence(finished(refinery, single(refinery, checkpoint="nan.safetensors")))
     assert "produced NaN or infinity" in said
 
 
 def test_passing_the_image_on_shows_the_error_and_is_not_cached(refinery: ComfyHost):
     graph = single(refinery, checkpoint="gone.safetensors", on_error="pass the image on")
     graph["20"] = node("ProbeSame", first=["1", 0], second=["2", 0])
-    run = refinery.run(graph)
+    run = finished(refinery, graph)
     assert run.ok, run.error
     assert compared(run, "20")["rows"][0]["same"] is True
     assert run.outputs["2"]["text"][0].startswith('Error: There is no checkpoint "gone')
-    again = refinery.run(graph)
+    again = finished(refinery, graph)
     assert "2" in again.order, "a failure is never cached"
 
 
@@ -378,7 +383,7 @@ def test_cancel_in_the_middle_of_a_step_and_another_model_right_after(refinery: 
     events = refinery.listen()
     try:
         prompt_id = refinery.queue(graph, events)
-        events.wait_for("progress", node="2", max=1000)
+        events.wait_for("progress", timeout_s=300, node="2", max=1000)
         time.sleep(0.3)
         began = time.monotonic()
         refinery.interrupt()
@@ -392,8 +397,8 @@ def test_cancel_in_the_middle_of_a_step_and_another_model_right_after(refinery: 
         "1": node("ProbeModel", seconds=0.0, salt=next(_salt)),
         "2": node("PreviewAny", source=["1", 0]),
     }
-    assert refinery.run(core).ok
-    assert refinery.run(single(refinery)).ok
+    assert finished(refinery, core).ok
+    assert finished(refinery, single(refinery)).ok
 
 
 # memory
@@ -410,7 +415,7 @@ def opened(host: ComfyHost, graphs: list[Graph], folder: Path) -> list[str]:
             if "attached" not in line:
                 pytest.skip(f"strace cannot watch ComfyUI here ({line.strip()})")
             for graph in graphs:
-                run = host.run(graph, timeout_s=120)
+                run = finished(host, graph)
                 assert run.ok, run.error
         finally:
             watch.terminate()
@@ -423,7 +428,7 @@ def opened(host: ComfyHost, graphs: list[Graph], folder: Path) -> list[str]:
 def test_a_second_run_opens_no_checkpoint_also_after_unload_models(
     refinery: ComfyHost, tmp_path: Path
 ):
-    assert refinery.run(single(refinery, memory_mode="gpu")).ok
+    assert finished(refinery, single(refinery, memory_mode="gpu")).ok
     graphs = [single(refinery, memory_mode="gpu", unload_after=on) for on in (True, False)]
     assert opened(refinery, graphs, tmp_path) == []
     refinery.free()
@@ -443,7 +448,7 @@ def test_memory_stays_flat_over_fifty_runs(refinery: ComfyHost):
     sizes = []
     for number in range(50):
         unload = number % 2 == 0
-        run = refinery.run(single(refinery, unload_after=unload, num_inference_steps=4))
+        run = finished(refinery, single(refinery, unload_after=unload, num_inference_steps=4))
         assert run.ok, run.error
         sizes.append(resident_kb(refinery.pid))
     tens = [kb // 1024 for kb in sizes[9::10]]
@@ -467,7 +472,7 @@ def test_with_no_vram_the_picture_is_the_same(refinery: ComfyHost, novram: Comfy
     results = []
     for host in (refinery, novram):
         with host.new_log() as said:
-            run = host.run(single(host, picture, prompt="a wall"))
+            run = finished(host, single(host, picture, prompt="a wall"))
             assert run.ok, run.error
             (file,) = host.saved(run, "3")
         results.append(pixels(file))
