@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import image_refinery.ollama_client.client  # noqa: F401 (requests warns at import: not in a thread)
 import pytest
 
 TESTS = Path(__file__).resolve().parent
