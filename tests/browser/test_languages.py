@@ -32,9 +32,9 @@ IDS = [
 ]
 
 
-def test_a_german_page_has_german_nodes(page: Any, comfyui: Any, tmp_path: Path) -> None:
-    german = json.loads((ROOT / "locales" / "de" / "nodeDefs.json").read_text("utf-8"))
-    comfyui.post("/settings", {"Comfy.Locale": "de"}).raise_for_status()
+def test_a_french_page_has_french_nodes(page: Any, comfyui: Any, tmp_path: Path) -> None:
+    french = json.loads((ROOT / "locales" / "fr" / "nodeDefs.json").read_text("utf-8"))
+    comfyui.post("/settings", {"Comfy.Locale": "fr"}).raise_for_status()
     try:
         page.goto(comfyui.url)
         page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=120_000)
@@ -44,9 +44,9 @@ def test_a_german_page_has_german_nodes(page: Any, comfyui: Any, tmp_path: Path)
         shots = Path(os.environ.get("SCREENSHOTS", tmp_path))
         shots.mkdir(parents=True, exist_ok=True)
         version = "-".join(str(part) for part in comfyui.found.version)
-        page.screenshot(path=shots / f"german-{version}.png")
+        page.screenshot(path=shots / f"french-{version}.png")
         titles = page.evaluate("() => app.graph.nodes.map((node) => node.title)")
-        assert titles == [german[node_id]["display_name"] for node_id in IDS]
+        assert titles == [french[node_id]["display_name"] for node_id in IDS]
     finally:
         comfyui.post("/settings", {"Comfy.Locale": "en"}).raise_for_status()
 
