@@ -50,7 +50,9 @@ def ollama_port() -> int:
 @pytest.fixture(scope="session")
 def comfyui(found_comfyui, ollama_port, tmp_path_factory) -> Iterator["host.ComfyHost"]:
     """A running ComfyUI with the pack and the probe pack."""
-    env = {"OLLAMA_BASE_URL": f"http://127.0.0.1:{ollama_port}"}
+    # One thread: the tiny models gain nothing by more, and where other programs want the cores
+    # too, torch's threads wait for one another at each of ten thousand small steps.
+    env = {"OLLAMA_BASE_URL": f"http://127.0.0.1:{ollama_port}", "OMP_NUM_THREADS": "1"}
     with host.ComfyHost(found_comfyui, tmp_path_factory.mktemp("comfyui"), env=env) as running:
         yield running
 

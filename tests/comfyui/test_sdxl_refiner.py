@@ -462,7 +462,8 @@ def novram(
     """A ComfyUI that believes to have a GPU without memory."""
     pack = Path(__file__).resolve().parent / "novram_pack"
     base = tmp_path_factory.mktemp("novram")
-    with ComfyHost(found_comfyui, base, packs={"novram-pack": pack}) as running:
+    env = {"OMP_NUM_THREADS": "1"}  # as for `comfyui`
+    with ComfyHost(found_comfyui, base, env=env, packs={"novram-pack": pack}) as running:
         put_tiny(running)
         yield running
 
