@@ -120,6 +120,8 @@ class NodeWatcher(Watcher):
         if isinstance(outcome, Answer):
             text = outcome.text[-_SHOWN_CHARACTERS:]
             self._show(*filter(None, (self._heading(), text, outcome.remark)))
+        else:
+            self._show(self._heading(), f"Error: {outcome}")
         if self._done < self._count:
             self._wait(self._title)
 

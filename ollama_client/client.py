@@ -346,7 +346,7 @@ class OllamaClient:
         except OllamaError as error:
             if not growing.tokens:
                 raise
-            raise self._incomplete(model, growing.text, str(error)) from error
+            raise self._incomplete(model, growing.text, error.cause) from error
         if rest := growing.finish():
             yield rest
         return self._answer(model, growing, last, options or {})

@@ -56,7 +56,14 @@ EMBEDDED = "embedded"
 
 
 class OllamaError(Exception):
-    """Base of everything that this package raises on purpose."""
+    """Base of everything that this package raises on purpose.
+
+    `cause` is what went wrong in a few words, for a message about what came of it.
+    """
+
+    @property
+    def cause(self) -> str:
+        return str(self)
 
 
 class ServerConfigError(OllamaError):
@@ -98,6 +105,11 @@ class ServerTimeout(OllamaError):
             f"{_name(url)} sent nothing for {seconds:g} s while {doing}. {look} a smaller model, "
             "or raise timeout_s in Ollama Options."
         )
+        self._seconds = seconds
+
+    @property
+    def cause(self) -> str:
+        return f"the server sent nothing for {self._seconds:g} s"
 
 
 class ModelNotFound(OllamaError):
@@ -156,6 +168,11 @@ class OutOfMemory(OllamaError):
             f'{_name(url)} has not enough memory for "{model}" ({said}). Choose a smaller '
             "model, lower num_ctx in Ollama Options, or close what else uses the GPU."
         )
+        self._said = said
+
+    @property
+    def cause(self) -> str:
+        return f"the server has not enough memory: {self._said}"
 
 
 class EmptyAnswer(OllamaError):
@@ -220,6 +237,10 @@ class UnexpectedResponse(OllamaError):
         self.status = status
         self.said = said
 
+    @property
+    def cause(self) -> str:
+        return f'the server said: "{self.said or "nothing"}"'
+
 
 class AccessDenied(UnexpectedResponse):
     """The server wants a key or a sign-in (401), or refuses this client (403)."""
@@ -231,6 +252,10 @@ class ConnectionBroke(UnexpectedResponse):
     def __init__(self, url: str, reason: str) -> None:
         see = "" if url == EMBEDDED else ", or see whether Ollama runs"
         super().__init__(url, 200, reason, f"The connection broke: queue again{see}.")
+
+    @property
+    def cause(self) -> str:
+        return f"the connection broke: {self.said}"
 
 
 class ContextTooLong(UnexpectedResponse):

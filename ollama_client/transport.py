@@ -10,6 +10,7 @@ does nothing of the kind.)
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import queue
 import socket
@@ -342,6 +343,8 @@ def _reason(cause: BaseException) -> str:
     """A cause in words: "Connection refused"."""
     if isinstance(cause, socket.timeout):
         return "no connection within the time"
+    if isinstance(cause, (ValueError, http.client.IncompleteRead)):
+        return "it ended in the middle of the answer"  # not the parser's words for that
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
     return shorten(str(cause), 120) or type(cause).__name__

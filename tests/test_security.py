@@ -55,6 +55,17 @@ def called() -> Iterator[tuple[str, str]]:
         yield name, ast.unparse(node.func)
 
 
+def test_every_test_that_the_page_names_exists() -> None:
+    page = (ROOT / "docs" / "security.md").read_text("utf-8")
+    named = set(re.findall(r"(?:::|`)(test_\w+)`", page))
+    files = set(re.findall(r"`((?:\w+/)*test_\w+\.py)", page))
+    assert len(named) > 30 and len(files) > 8
+    assert [file for file in files if not (ROOT / "tests" / file).is_file()] == []
+    sources = [path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    missing = {name for name in named if not any(f"def {name}(" in text for text in sources)}
+    assert missing == set()
+
+
 def test_the_scan_sees_the_pack() -> None:
     names = [name for name, _ in sources()]
     assert len(names) > 40 and "nodes/save_caption.py" in names

@@ -36,6 +36,7 @@ class Listener(Watcher):
 
     def __init__(self) -> None:
         self.told: list[tuple[str, float]] = []
+        self.told_at = 0.0
         self.pieces = ""
         self.stop: Callable[[], bool] = lambda: False
 
@@ -44,6 +45,7 @@ class Listener(Watcher):
 
     def waiting(self, reason: str, seconds: float) -> None:
         self.told.append((reason, seconds))
+        self.told_at = time.monotonic()
 
     def token(self, index: int, piece: str) -> None:
         self.pieces += piece
@@ -178,17 +180,10 @@ def test_a_name_that_does_not_resolve_is_not_tried_again() -> None:
 def test_cancel_ends_the_wait(ollama: FaultyOllama) -> None:
     ollama.always("chat", "busy")
     watcher = Listener()
-    pressed: list[float] = []
-
-    def stop() -> bool:
-        if watcher.told and not pressed:
-            pressed.append(time.monotonic())
-        return bool(pressed)
-
-    watcher.stop = stop
+    watcher.stop = lambda: bool(watcher.told)  # pressed as soon as the wait is seen
     with pytest.raises(errors.Cancelled):
         write(ollama, watcher=watcher, retries=Retries(first_pause_s=10.0))
-    assert time.monotonic() - pressed[0] < 1.0
+    assert time.monotonic() - watcher.told_at < 1.0
     finish_pending_unloads()
     assert ollama.loaded == []
 
