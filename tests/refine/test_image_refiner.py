@@ -178,7 +178,7 @@ def test_refining_a_noisy_or_damaged_scene_brings_it_closer_to_the_clean_one(
     refiner: ImageRefiner, draw: Draw
 ) -> None:
     gains: dict[str, list[float]] = {"noise": [], "jpeg": []}
-    for index in range(4):
+    for index in range(2):
         clean = draw(index, (320, 320))
         for kind, damaged in (("noise", add_noise(clean, index)), ("jpeg", as_jpeg(clean))):
             out = refiner.refine(damaged, working_size="auto", seed=index)
