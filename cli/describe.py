@@ -130,8 +130,8 @@ def make_job(
     settings = StageOptions()
     if not vision_model or (instructions and not text_model):
         models = [client.with_capabilities(model) for model in client.models()]
-        vision_model = vision_model or choose(models, "vision", client.url)
-        text_model = text_model or (choose(models, "completion", client.url))
+        vision_model = vision_model or choose(models, "vision", client.place)
+        text_model = text_model or (choose(models, "completion", client.place))
     return Job(
         vision=Stage(model=vision_model, options=vision_options(_VISION_SAMPLING, seed, settings)),
         text=Stage(
