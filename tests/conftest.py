@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests  # noqa: F401 - first imported in a thread, its warning would be an error there
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
