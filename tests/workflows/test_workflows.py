@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import requests  # noqa: F401 (its first import must not be that of a thread)
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
