@@ -136,10 +136,6 @@ def test_doctor_never_prints_a_key(
     assert "very-secret" not in printed and "hidden" not in printed
 
 
-# diffusers 0.39 hands a torch tensor to numpy.array, which NumPy 2.4 announces to forbid.
-@pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
 def test_demo_leaves_pictures_and_a_text(photo: Path, capsys: Any) -> None:
     assert main(["demo", str(photo)]) == 0
     output = photo.parent / "demo-output"

@@ -22,11 +22,6 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tools" / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
 
-# diffusers 0.39 hands a torch tensor to numpy.array, which NumPy 2.4 announces to forbid.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 
 @pytest.fixture(autouse=True)
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,11 +17,6 @@ from image_refinery import memory
 WEIGHTS = Path(__file__).resolve().parents[2] / "tools" / "tiny_refiner" / "weights"
 TINY = "tiny_refiner.safetensors"
 
-# diffusers 0.39 hands a torch tensor to numpy.array, which NumPy 2.4 announces to forbid.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 
 @pytest.fixture(scope="module")
 def checkpoints(comfy: None) -> Path:

@@ -16,14 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 TINY_FILE = TOOLS / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
 
-# diffusers 0.39 hands a torch tensor to numpy.array, which NumPy 2.4 announces to forbid.
-NUMPY_COPY = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(pytest.mark.filterwarnings(NUMPY_COPY))
-
 
 def load_tool(folder: str, name: str) -> ModuleType:
     """Import a module of tools/ as its scripts import one another."""
