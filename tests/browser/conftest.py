@@ -43,9 +43,13 @@ def _host() -> Any:
     return sys.modules["host"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """Headless Chromium, or a skip that says what is missing."""
+    """Headless Chromium, or a skip that says what is missing.
+
+    Not for the whole session: Playwright's event loop runs in this thread until it is closed, and
+    `asyncio.run` in any other test would refuse to work beside it.
+    """
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("no Chromium: install one, or set CHROMIUM to its path")
