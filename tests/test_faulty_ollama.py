@@ -103,6 +103,8 @@ def test_requests_are_recorded_with_headers_times_and_images(server: FaultyOllam
     image = base64.b64encode(PNG).decode()
     chat(server, "llava", messages=[{"role": "user", "content": "what?", "images": [image]}])
     record = server.of("chat")[0]
+    # The client has its answer a moment before the server notes that it is done.
+    assert server.wait_until(lambda: record.ended is not None)
     assert record.method == "POST" and record.path == "/api/chat"
     assert record.headers["content-type"] == "application/json"
     assert record.images == [PNG] and record.image_sizes == [(640, 480)]
