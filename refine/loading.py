@@ -216,7 +216,8 @@ def _fetch(repo_id: str, local_files_only: bool) -> Path:
     except (HfHubHTTPError, OSError, *_connection_errors()) as error:
         raise HubError(
             f"{repo_id} could not be fetched from the model hub ({_first_line(error)}): check the "
-            "connection, or download its .safetensors file elsewhere and name that."
+            "connection, or download its .safetensors file elsewhere and name that file (in "
+            "ComfyUI: put it into models/checkpoints and choose it)."
         ) from error
 
 
