@@ -19,7 +19,13 @@ from ..files import (
 )
 from ..ollama_client.client import Model, OllamaClient, same_model
 from ..ollama_client.errors import ModelNotFound, OllamaError, UnusableImage
-from ..ollama_client.options import StageOptions, text_options, vision_options
+from ..ollama_client.options import (
+    TEXT_SAMPLING,
+    VISION_SAMPLING,
+    StageOptions,
+    text_options,
+    vision_options,
+)
 from ..ollama_client.servers import find_server
 from ..ollama_client.stages import Job, Outcome, Result, Stage, run
 from .progress import watching
@@ -28,8 +34,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 USUAL_MODELS = {"vision": "llava", "completion": "llama3.2"}
-_VISION_SAMPLING = {"temperature": 0.3, "top_p": 0.95, "top_k": 40}
-_TEXT_SAMPLING = {"temperature": 0.7, "top_p": 0.95, "top_k": 40}
 
 
 def describe(options: argparse.Namespace) -> int:
@@ -133,10 +137,10 @@ def make_job(
         vision_model = vision_model or choose(models, "vision", client.place)
         text_model = text_model or (choose(models, "completion", client.place))
     return Job(
-        vision=Stage(model=vision_model, options=vision_options(_VISION_SAMPLING, seed, settings)),
+        vision=Stage(model=vision_model, options=vision_options(VISION_SAMPLING, seed, settings)),
         text=Stage(
             model=text_model or vision_model,
-            options=text_options(_TEXT_SAMPLING, seed, settings),
+            options=text_options(TEXT_SAMPLING, seed, settings),
         )
         if instructions
         else None,

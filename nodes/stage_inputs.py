@@ -12,7 +12,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..ollama_client.errors import OllamaError
-from ..ollama_client.options import StageOptions
+from ..ollama_client.options import TEXT_SAMPLING, VISION_SAMPLING, StageOptions
 from ..ollama_client.stages import Stage
 from . import host
 
@@ -76,21 +76,21 @@ def text_numbers(prefix: str = "") -> tuple[Number, ...]:
 _VISION_NUMBERS = (
     Number(
         "temperature",
-        0.3,
+        VISION_SAMPLING["temperature"],
         0.0,
         2.0,
         "Randomness of the description. 0.1 to 0.3: factual; 0.7 to 1.0: more creative.",
     ),
     Number(
         "top_p",
-        0.95,
+        VISION_SAMPLING["top_p"],
         0.0,
         1.0,
         "Nucleus sampling of the description: only the likeliest words that make up this share.",
     ),
     Number(
         "top_k",
-        40,
+        VISION_SAMPLING["top_k"],
         1,
         100,
         "Top-k sampling of the description: only this many of the likeliest words.",
@@ -99,7 +99,7 @@ _VISION_NUMBERS = (
 _TEXT_NUMBERS = (
     Number(
         "temperature",
-        0.7,
+        TEXT_SAMPLING["temperature"],
         0.0,
         2.0,
         "Randomness of the rewrite. 0.3 to 0.5: precise; 0.7 to 1.2: creative.",
@@ -120,14 +120,14 @@ _TEXT_NUMBERS = (
     ),
     Number(
         "top_p",
-        0.95,
+        TEXT_SAMPLING["top_p"],
         0.0,
         1.0,
         "Nucleus sampling of the rewrite: only the likeliest words that make up this share.",
     ),
     Number(
         "top_k",
-        40,
+        TEXT_SAMPLING["top_k"],
         1,
         100,
         "Top-k sampling of the rewrite: only this many of the likeliest words.",

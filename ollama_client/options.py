@@ -13,6 +13,10 @@ FREE_MEMORY = ("always", "when needed", "never")
 SEED_MASK = 0x7FFF_FFFF
 THINK_LEVELS = ("off", "on", "low", "medium", "high")
 
+VISION_SAMPLING = {"temperature": 0.3, "top_p": 0.95, "top_k": 40}
+TEXT_SAMPLING = {"temperature": 0.7, "top_p": 0.95, "top_k": 40}
+"""The specification's defaults, for the node and the command line alike."""
+
 _VISION_DEFAULTS: dict[str, Any] = {"num_predict": 512, "repeat_penalty": 1.1}
 DEFAULT_NUM_PREDICT = 1024
 """Tokens of an answer where nobody said otherwise: without a limit a model may go on for ever."""
