@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,33 +25,6 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-
-# Load Image, LLM Image Refine, and core's text previews on both texts.
-BUILD_GRAPH = """(picture) => {
-  app.graph.clear();
-  const make = (type, x, y, width, height) => {
-    const node = LiteGraph.createNode(type);
-    node.pos = [x, y];
-    app.graph.add(node);
-    node.setSize([width, Math.max(height, node.computeSize()[1])]);
-    return node;
-  };
-  const load = make("LoadImage", 30, 110, 290, 380);
-  const refine = make("RefineryLLMImageRefine", 370, 110, 470, 780);
-  const described = make("PreviewAny", 900, 110, 400, 230);
-  const refined = make("PreviewAny", 900, 410, 400, 230);
-  described.title = "description";
-  refined.title = "refined_output";
-  load.widgets.find((w) => w.name === "image").value = picture;
-  load.widgets.find((w) => w.name === "image").callback?.(picture);
-  load.connect(0, refine, 0);
-  refine.connect(1, described, 0);
-  refine.connect(2, refined, 0);
-  app.canvas.ds.scale = 1;
-  app.canvas.ds.offset = [60, 40];
-  app.graph.setDirtyCanvas(true, true);
-  return refine.id;
-}"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -152,9 +125,3 @@ def renderer(request: pytest.FixtureRequest, page: Any, comfyui: Any) -> Iterato
     page.wait_for_timeout(300)
     yield request.param
     page.evaluate(USE_NODES_2, False)
-
-
-@pytest.fixture
-def build_graph(page: Any) -> Callable[[str], int]:
-    """Put LLM Image Refine between an input picture and two text previews; returns its id."""
-    return lambda picture: page.evaluate(BUILD_GRAPH, picture)

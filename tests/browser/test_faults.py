@@ -6,7 +6,6 @@ With SCREENSHOTS set to a folder the pictures of docs/pictures are left there.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,31 @@ from PIL import Image
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
 
+# Load Image, LLM Image Refine, and core's text previews on both texts.
+BUILD_GRAPH = """(picture) => {
+  app.graph.clear();
+  const make = (type, x, y, width, height) => {
+    const node = LiteGraph.createNode(type);
+    node.pos = [x, y];
+    app.graph.add(node);
+    node.setSize([width, Math.max(height, node.computeSize()[1])]);
+    return node;
+  };
+  const load = make("LoadImage", 30, 110, 290, 380);
+  const refine = make("RefineryLLMImageRefine", 370, 110, 470, 780);
+  const described = make("PreviewAny", 900, 110, 400, 260);
+  const refined = make("PreviewAny", 900, 450, 400, 260);
+  described.title = "description";
+  refined.title = "refined_output";
+  load.widgets.find((w) => w.name === "image").value = picture;
+  load.widgets.find((w) => w.name === "image").callback?.(picture);
+  load.connect(0, refine, 0);
+  refine.connect(1, described, 0);
+  refine.connect(2, refined, 0);
+  app.canvas.ds.scale = 1;
+  app.canvas.ds.offset = [60, 40];
+  app.graph.setDirtyCanvas(true, true);
+}"""
 BOTH_TEXTS_HOLD = """(words) => {
   const shown = app.graph.nodes.filter((node) => node.type === "PreviewAny");
   return shown.length === 2 && shown.every((node) =>
@@ -38,12 +62,12 @@ FAULTS = [
 ]
 
 
-def queue(page: Any, comfyui: Any, build_graph: Callable[[str], int]) -> None:
+def queue(page: Any, comfyui: Any) -> None:
     example = Path(__file__).resolve().parents[2] / "examples" / "scene.png"
     picture = Image.open(example).convert("RGB") if example.is_file() else None
     name = comfyui.save_input(picture or Image.new("RGB", (512, 512), "red"), "scene.png")
     page.evaluate("async () => { await app.refreshComboInNodes(); }")  # the file is new
-    build_graph(name)
+    page.evaluate(BUILD_GRAPH, name)
     page.wait_for_timeout(1000)
     page.evaluate("async () => { await app.queuePrompt(0, 1); }")
 
@@ -57,33 +81,23 @@ def shoot(page: Any, name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(("fault", "words"), FAULTS, ids=[fault for fault, _ in FAULTS])
 def test_the_page_shows_the_message_in_both_texts(
-    page: Any,
-    comfyui: Any,
-    scripted: FaultyOllama,
-    build_graph: Callable[[str], int],
-    tmp_path: Path,
-    fault: str,
-    words: str,
+    page: Any, comfyui: Any, scripted: FaultyOllama, tmp_path: Path, fault: str, words: str
 ) -> None:
     if fault == "refused":
         scripted.stop_listening()
     else:
         scripted.always("chat", fault)
-    queue(page, comfyui, build_graph)
+    queue(page, comfyui)
     page.wait_for_function(BOTH_TEXTS_HOLD, arg=words, timeout=60_000)
     shoot(page, f"fault-{fault.replace('_', '-')}", tmp_path)
     assert scripted.loaded == []
 
 
 def test_a_second_try_is_seen_on_the_node(
-    page: Any,
-    comfyui: Any,
-    scripted: FaultyOllama,
-    build_graph: Callable[[str], int],
-    tmp_path: Path,
+    page: Any, comfyui: Any, scripted: FaultyOllama, tmp_path: Path
 ) -> None:
     scripted.script("chat", "busy", "busy", "busy")
-    queue(page, comfyui, build_graph)
+    queue(page, comfyui)
     page.wait_for_function(PAGE_HOLDS, arg="the server is busy, trying again", timeout=60_000)
     shoot(page, "fault-busy-second-try", tmp_path)
     page.wait_for_function(BOTH_TEXTS_HOLD, arg="A ", timeout=60_000)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,32 @@ CHOICES = """([id, name]) => {
   const widget = app.graph.getNodeById(id).widgets.find((w) => w.name === name);
   const values = widget.options.values;
   return typeof values === "function" ? values() : values;
+}"""
+# Load Image, LLM Image Refine, and core's text previews on both texts.
+BUILD_GRAPH = """(picture) => {
+  app.graph.clear();
+  const make = (type, x, y, width, height) => {
+    const node = LiteGraph.createNode(type);
+    node.pos = [x, y];
+    app.graph.add(node);
+    node.setSize([width, Math.max(height, node.computeSize()[1])]);
+    return node;
+  };
+  const load = make("LoadImage", 30, 110, 290, 380);
+  const refine = make("RefineryLLMImageRefine", 370, 110, 470, 780);
+  const described = make("PreviewAny", 900, 110, 400, 230);
+  const refined = make("PreviewAny", 900, 410, 400, 230);
+  described.title = "description";
+  refined.title = "refined_output";
+  load.widgets.find((w) => w.name === "image").value = picture;
+  load.widgets.find((w) => w.name === "image").callback?.(picture);
+  load.connect(0, refine, 0);
+  refine.connect(1, described, 0);
+  refine.connect(2, refined, 0);
+  app.canvas.ds.scale = 1;
+  app.canvas.ds.offset = [60, 40];
+  app.graph.setDirtyCanvas(true, true);
+  return refine.id;
 }"""
 
 
@@ -78,11 +103,7 @@ def test_saved_names_of_models_that_are_not_here_stay(page: Any) -> None:
 
 
 def test_a_run_shows_its_text_live_and_its_result(
-    page: Any,
-    comfyui: Any,
-    scripted: FaultyOllama,
-    build_graph: Callable[[str], int],
-    tmp_path: Path,
+    page: Any, comfyui: Any, scripted: FaultyOllama, tmp_path: Path
 ) -> None:
     from faulty_ollama import Reply, text_model, vision_model
 
@@ -98,7 +119,11 @@ def test_a_run_shows_its_text_live_and_its_result(
     }
     scripted.always("chat", Reply(token_s=0.08))
     example = Path(__file__).resolve().parents[2] / "examples" / "scene.png"
-    build_graph(comfyui.save_input(Image.open(example).convert("RGB"), "scene.png"))
+    if example.is_file():
+        picture = comfyui.save_input(Image.open(example).convert("RGB"), "scene.png")
+    else:
+        picture = comfyui.save_input(Image.new("RGB", (512, 512), "red"), "scene.png")
+    page.evaluate(BUILD_GRAPH, picture)
     page.wait_for_timeout(1500)
     page.evaluate("async () => { await app.queuePrompt(0, 1); }")
     until(
