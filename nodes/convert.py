@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+BAND_VALUES = 65536
+"""So many float32 (a quarter of a MiB) fit into the second cache of any processor of today."""
+
 
 def single_images(batches: list[torch.Tensor]) -> list[torch.Tensor]:
     """Return each image of a list of batches (B, H, W, C) as a batch of one.
@@ -32,10 +35,25 @@ def pixels(image: torch.Tensor) -> Callable[[], NDArray[np.uint8]]:
     """
 
     def convert() -> NDArray[np.uint8]:
+        import numpy as np
         import torch
 
-        scaled = image[0].detach().to(device="cpu", dtype=torch.float32) * 255.0
-        return scaled.nan_to_num_(0.0).add_(0.5).clamp_(0.0, 255.0).to(torch.uint8).numpy()
+        values = image[0].detach().to(device="cpu", dtype=torch.float32).numpy()
+        result = np.empty(values.shape, np.uint8)
+        # Some rows at a time, in memory that stays in the processor's cache: four times quicker at
+        # 2048 px than whole copies of the image for each step (docs/performance.md).
+        rows = max(1, BAND_VALUES * len(values) // max(1, values.size))
+        scratch = np.empty((rows, *values.shape[1:]), np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what that is about is mended below
+            for first in range(0, len(values), rows):
+                band = values[first : first + rows]
+                scaled = np.multiply(band, 255.0, out=scratch[: len(band)])
+                scaled += 0.5
+                if not np.isfinite(scaled.sum()):
+                    np.nan_to_num(scaled, copy=False)
+                np.clip(scaled, 0.0, 255.0, out=scaled)
+                np.copyto(result[first : first + rows], scaled, casting="unsafe")
+        return result
 
     return convert
 
