@@ -7,8 +7,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .. import memory
-from ..ollama_client.client import OllamaClient
 from ..ollama_client.errors import OllamaError
 from . import host, stage_inputs
 
@@ -73,6 +71,8 @@ class FreeMemory(io.ComfyNode):
         server: str = "default",
     ) -> io.NodeOutput:
         """Free, and say on the node how much; a server that cannot be asked is said, no error."""
+        from .. import memory
+
         said: list[str] = []
         if ollama_models:
             said += _unload_ollama(server)
@@ -89,6 +89,9 @@ class FreeMemory(io.ComfyNode):
 
 
 def _unload_ollama(server: str) -> list[str]:
+    from .. import memory
+    from .stage_run import OllamaClient
+
     try:
         memory.finish_pending_unloads(host.interrupted)
         with OllamaClient(host.server_named(server)) as client:

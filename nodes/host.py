@@ -14,9 +14,9 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..ollama_client.catalogue import Catalogue
-from ..ollama_client.client import Answer
+from ..ollama_client.errors import OllamaError
 from ..ollama_client.servers import CONFIG_NAME, Server, find_server, server_names
-from ..ollama_client.stages import Outcome, Watcher
+from ..ollama_client.watcher import Outcome, Watcher
 
 _SHOW_EVERY_S = 0.1
 _SHOWN_CHARACTERS = 600
@@ -117,11 +117,11 @@ class NodeWatcher(Watcher):
         self._done += 1
         if self._bar is not None:
             self._bar.update_absolute(self._done)
-        if isinstance(outcome, Answer):
+        if isinstance(outcome, OllamaError):
+            self._show(self._heading(), f"Error: {outcome}")
+        else:
             text = outcome.text[-_SHOWN_CHARACTERS:]
             self._show(*filter(None, (self._heading(), text, outcome.remark)))
-        else:
-            self._show(self._heading(), f"Error: {outcome}")
         if self._done < self._count:
             self._wait(self._title)
 

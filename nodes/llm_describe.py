@@ -6,21 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from .. import memory
-from ..ollama_client.client import OllamaClient
 from ..ollama_client.errors import OllamaError
 from ..ollama_client.options import vision_options
-from ..ollama_client.stages import Job, Result, Watcher, run
 from . import convert, host, stage_inputs
-from .stage_run import AsksOllama, ask_server, spoken
 
 if TYPE_CHECKING:
     import torch
 
+    from ..ollama_client.client import OllamaClient
+    from ..ollama_client.watcher import Watcher
+
 _NUMBERS = stage_inputs.vision_numbers()
 
 
-class LLMDescribe(AsksOllama):
+class LLMDescribe(stage_inputs.AsksOllama):
     """(image, description), one of each for every image."""
 
     @classmethod
@@ -62,6 +61,10 @@ class LLMDescribe(AsksOllama):
     @classmethod
     def execute(cls, image: list[torch.Tensor], **inputs: list[Any]) -> io.NodeOutput:
         """Describe every image; errors as in LLM Image Refine."""
+        from ..memory import StageMemory
+        from ..ollama_client.stages import Job, Result, run
+        from .stage_run import ask_server, spoken
+
         images = convert.single_images(image)
         one_question = stage_inputs.asks_one_question(inputs)
 
@@ -76,7 +79,7 @@ class LLMDescribe(AsksOllama):
                 stop_on_error=stage_inputs.stops_on_error(inputs),
             )
             sources = [convert.pixels(single) for single in images]
-            return run(client, sources, job, memory=memory.StageMemory(), watcher=watcher)
+            return run(client, sources, job, memory=StageMemory(), watcher=watcher)
 
         results = ask_server(cls, inputs, ask)
         if isinstance(results, OllamaError):

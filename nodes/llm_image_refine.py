@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from .. import memory
-from ..ollama_client.client import OllamaClient
 from ..ollama_client.errors import OllamaError
 from ..ollama_client.options import text_options, vision_options
 from ..ollama_client.prompts import DEFAULT_INSTRUCTIONS
-from ..ollama_client.stages import Job, Result, Watcher, run
 from . import convert, host, stage_inputs
-from .stage_run import AsksOllama, ask_server, spoken
 
 if TYPE_CHECKING:
     import torch
+
+    from ..ollama_client.client import OllamaClient
+    from ..ollama_client.stages import Job, Result
+    from ..ollama_client.watcher import Watcher
 
 _VISION_NUMBERS = stage_inputs.vision_numbers("vision_")
 _TEXT_NUMBERS = stage_inputs.text_numbers("text_")
 
 
-class LLMImageRefine(AsksOllama):
+class LLMImageRefine(stage_inputs.AsksOllama):
     """The node of spec/llm-image-refine: (image, description, refined_output)."""
 
     @classmethod
@@ -83,13 +83,17 @@ class LLMImageRefine(AsksOllama):
     @classmethod
     def execute(cls, image: list[torch.Tensor], **inputs: list[Any]) -> io.NodeOutput:
         """Run both stages on every image; see spec/llm-image-refine for the error rules."""
+        from ..memory import StageMemory
+        from ..ollama_client.stages import Result, run
+        from .stage_run import ask_server, spoken
+
         images = convert.single_images(image)
         one_question = stage_inputs.asks_one_question(inputs)
 
         def ask(client: OllamaClient, watcher: Watcher) -> list[Result]:
             sources = [convert.pixels(single) for single in images]
             job = _job(inputs)
-            return run(client, sources, job, memory=memory.StageMemory(), watcher=watcher)
+            return run(client, sources, job, memory=StageMemory(), watcher=watcher)
 
         results = ask_server(cls, inputs, ask)
         if isinstance(results, OllamaError):
@@ -102,6 +106,8 @@ class LLMImageRefine(AsksOllama):
 
 
 def _job(inputs: stage_inputs.Inputs) -> Job:
+    from ..ollama_client.stages import Job
+
     return Job(
         vision=stage_inputs.stage(
             inputs, "vision_model", _VISION_NUMBERS, "vision_options", vision_options

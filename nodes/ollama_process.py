@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from .. import memory
-from ..ollama_client.client import OllamaClient
 from ..ollama_client.errors import OllamaError
 from ..ollama_client.options import text_options
-from ..ollama_client.stages import Outcome, TextJob, Watcher, process
 from . import host, stage_inputs
-from .stage_run import AsksOllama, ask_server, spoken
+
+if TYPE_CHECKING:
+    from ..ollama_client.client import OllamaClient
+    from ..ollama_client.watcher import Outcome, Watcher
 
 _NUMBERS = stage_inputs.text_numbers()
 
 
-class OllamaProcess(AsksOllama):
+class OllamaProcess(stage_inputs.AsksOllama):
     """text + instructions -> text; lists give one text for each entry of the longer one."""
 
     @classmethod
@@ -77,6 +77,10 @@ class OllamaProcess(AsksOllama):
     @classmethod
     def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
         """Ask once for each text; errors as in LLM Image Refine."""
+        from ..memory import StageMemory
+        from ..ollama_client.stages import TextJob, process
+        from .stage_run import ask_server, spoken
+
         texts = stage_inputs.texts(inputs, "text")
         instructions = stage_inputs.texts(inputs, "instructions")
 
@@ -89,7 +93,7 @@ class OllamaProcess(AsksOllama):
                 clean=bool(stage_inputs.one(inputs, "clean_output", True)),
                 stop_on_error=stage_inputs.stops_on_error(inputs),
             )
-            return process(client, job, memory=memory.StageMemory(), watcher=watcher)
+            return process(client, job, memory=StageMemory(), watcher=watcher)
 
         outcomes = ask_server(cls, inputs, ask)
         if isinstance(outcomes, OllamaError):

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..files import EXISTING, caption_file, inside, write_caption
 from . import host
-from .stage_run import ErrorText
+from .stage_inputs import ErrorText
 
 _PLACES = ("input", "output")
 

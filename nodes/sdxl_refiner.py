@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import folder_paths
 from comfy_api.latest import io
 
-from .. import memory
-from ..memory import comfyui
 from ..refine.errors import (
     CheckpointError,
     DeviceMemoryError,
@@ -390,6 +388,8 @@ def _masks(masks: list[torch.Tensor], batches: list[torch.Tensor]) -> list[torch
 
 def _loaded_refiner(checkpoint: str, mode: MemoryMode) -> ImageRefiner:
     """Return the refiner that is kept in memory, or a new one in its place; its weights loaded."""
+    from .. import memory
+
     model = find_checkpoint(checkpoint)
     key: tuple[Hashable, ...] = (model, mode)
     if isinstance(model, Path):
@@ -401,6 +401,7 @@ def _loaded_refiner(checkpoint: str, mode: MemoryMode) -> ImageRefiner:
 
 
 def _make_refiner(model: Path | str, mode: MemoryMode) -> ImageRefiner:
+    from ..memory import comfyui
     from ..memory.managed import ManagedResidency
     from ..refine import ImageRefiner
 
@@ -444,6 +445,8 @@ def _wait_for(work: Callable[[], T], waiting: Callable[[int], None]) -> T:
 
 
 def _unload(refiner: ImageRefiner) -> None:
+    from .. import memory
+
     freed = memory.Freed("the refiner", refiner.unload())
     log.info("Image Refinery freed %s; %s", freed, memory.free_cuda_cache())
 

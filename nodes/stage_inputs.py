@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from ..ollama_client.errors import OllamaError
 from ..ollama_client.options import TEXT_SAMPLING, VISION_SAMPLING, StageOptions
-from ..ollama_client.stages import Stage
 from . import host
+
+if TYPE_CHECKING:
+    from ..ollama_client.stages import Stage
 
 USUAL_VISION_MODEL = "llava:latest"
 USUAL_TEXT_MODEL = "llama3.2:latest"
@@ -29,6 +31,19 @@ Inputs = Mapping[str, Sequence[Any]]
 
 class BadInput(OllamaError):
     """A value that came over a link cannot be used."""
+
+
+class ErrorText(str):
+    """A text that is an error's message, for nodes that must not take it for an answer."""
+
+
+class AsksOllama(io.ComfyNode):
+    """Base of the nodes that ask a server."""
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        """Changes after each run that ended in a message, so that a failure is never cached."""
+        return host.failed_runs()
 
 
 @dataclass(frozen=True)
@@ -298,6 +313,8 @@ def stage(
         numbers: the stage's sampling widgets.
         defaults: `vision_options` or `text_options` of ollama_client.options.
     """
+    from ..ollama_client.stages import Stage
+
     name = str(one(inputs, model, "")).strip()
     if not name:
         raise BadInput(f"{model} is empty. Choose a model, or fetch one with: ollama pull llava")

@@ -1,9 +1,12 @@
-"""What the nodes that talk to Ollama do around a run: connect, cancel, turn errors into texts."""
+"""What the nodes that talk to Ollama do around a run: connect, cancel, turn errors into texts.
+
+Imported when a node runs: the client is not needed to describe the nodes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from comfy_api.latest import io
 
@@ -12,22 +15,9 @@ from ..ollama_client.client import OllamaClient
 from ..ollama_client.errors import Cancelled, OllamaError
 from ..ollama_client.stages import Outcome, Watcher
 from . import host
-from .stage_inputs import Inputs, one, stops_on_error
+from .stage_inputs import ErrorText, Inputs, one, stops_on_error
 
 Results = TypeVar("Results")
-
-
-class ErrorText(str):
-    """A text that is an error's message, for nodes that must not take it for an answer."""
-
-
-class AsksOllama(io.ComfyNode):
-    """Base of these nodes."""
-
-    @classmethod
-    def fingerprint_inputs(cls, **_: Any) -> int:
-        """Changes after each run that ended in a message, so that a failure is never cached."""
-        return host.failed_runs()
 
 
 def ask_server(

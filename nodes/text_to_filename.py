@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..texts import safe_filename
-from ..texts.filenames import LONGEST_BYTES
+from ..texts.filenames import LONGEST_BYTES, safe_filename
 from . import host
 
 

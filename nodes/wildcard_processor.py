@@ -9,7 +9,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from ..texts import WildcardFiles, expand, without_comments
+from ..texts import WildcardFiles
 from . import host, stage_inputs
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,8 @@ class WildcardProcessor(io.ComfyNode):
     @classmethod
     def execute(cls, text: list[str], **inputs: list[Any]) -> io.NodeOutput:
         """Replace; what could not be is said on the node and in the log."""
+        from ..texts import expand, without_comments
+
         files = _files()
         strip = bool(stage_inputs.one(inputs, "strip_comments", False))
         seeds = [int(seed) for seed in inputs.get("seed") or [0]]

@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from .client import Model, OllamaClient
 from .errors import OllamaError
 from .servers import Server, find_server
-from .transport import Timeouts
+
+if TYPE_CHECKING:
+    from .client import Model
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,10 @@ class Catalogue:
 
     def _run(self, listed: threading.Event) -> None:
         try:
+            # Here, where nobody waits for it: ComfyUI makes the first list while it starts.
+            from .client import OllamaClient
+            from .transport import Timeouts
+
             with OllamaClient(self._find(), Timeouts(connect_s=2.0, quick_s=5.0)) as client:
                 models = client.models()
                 # What was found out before is kept while the rest is asked for again.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from typing import TYPE_CHECKING
 
-from .client import Message
 from .errors import NoPrompt
+
+if TYPE_CHECKING:
+    from .client import Message
 
 DESCRIBE_REQUEST = (
     "Describe this image in one detailed paragraph: the subject, what it does and where it is, "
@@ -87,17 +90,17 @@ def _edit_messages(kind: str, material: str, instructions: str) -> list[Message]
     ]
 
 
-_FENCE = re.compile(r"\A```[\w+-]*[ \t]*\n(?P<text>.*?)\n?```\Z", re.DOTALL)
-_PREFACE_LINE = re.compile(
-    r"\A(?:sure|certainly|of course|absolutely|okay|ok|here(?:'s|\u2019s| is| are))\b[^\n]{0,160}:"
-    r"[ \t*]*\n+",
-    re.IGNORECASE,
+# Texts, which re compiles when they are first used: ComfyUI imports this when it starts.
+_FENCE = r"(?s)\A```[\w+-]*[ \t]*\n(?P<text>.*?)\n?```\Z"
+_PREFACE_LINE = (
+    r"(?i)\A(?:sure|certainly|of course|absolutely|okay|ok|here(?:'s|\u2019s| is| are))\b"
+    r"[^\n]{0,160}:[ \t*]*\n+"
 )
-_PREFACE_INLINE = re.compile(
-    r"\A(?:(?:sure|certainly|of course|absolutely|okay|ok)[,.!]?\s+)?here(?:'s|\u2019s| is| are)\b"
+_PREFACE_INLINE = (
+    r"(?i)\A(?:(?:sure|certainly|of course|absolutely|okay|ok)[,.!]?\s+)?"
+    r"here(?:'s|\u2019s| is| are)\b"
     r"[^\n:.]{0,80}\b(?:rewritten|rewrite|revised|refined|version|description|prompt|translation|"
-    r"result|keywords|text|caption)\b[^\n:.]{0,80}:[ \t*]*",
-    re.IGNORECASE,
+    r"result|keywords|text|caption)\b[^\n:.]{0,80}:[ \t*]*"
 )
 _QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb", "`": "`"}
 
@@ -125,8 +128,8 @@ def clean(text: str) -> str:
         return text
     kept = text
     for preface in (_PREFACE_LINE, _PREFACE_INLINE):
-        kept = preface.sub("", kept, count=1).strip()
-    if fence := _FENCE.match(kept):
+        kept = re.sub(preface, "", kept, count=1).strip()
+    if fence := re.match(_FENCE, kept):
         kept = fence["text"].strip()
     if len(kept) > 2 and (closing := _QUOTES.get(kept[0])) and kept[-1] == closing:
         inner = kept[1:-1]

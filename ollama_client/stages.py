@@ -37,6 +37,8 @@ from .images import RETRY_SIDE_PX, EncodedImage, encode_image
 from .options import DEFAULT_NUM_PREDICT, StageOptions, context_size
 from .retry import patiently
 from .transport import CancelCheck
+from .watcher import Outcome as Outcome
+from .watcher import Watcher as Watcher
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,9 +51,6 @@ T = TypeVar("T")
 
 ImageSource = Callable[[], "Image.Image | NDArray[np.uint8]"]
 """Gives an image when it is needed, so that a folder of thousands is never in memory at once."""
-
-Outcome = Answer | OllamaError
-"""What became of one image in one stage."""
 
 RUN_KEEP_ALIVE_S = 300
 """Between two requests of a run. Finite, so that a crash of ours leaves nothing loaded for ever."""
@@ -143,29 +142,6 @@ class Result:
 
     description: Outcome
     refined: Outcome | None = None
-
-
-class Watcher:
-    """Sees what a run does, and can stop it; this one looks away. Subclass what you need."""
-
-    def cancelled(self) -> bool:
-        """Asked at least every 0.1 s; True stops the run."""
-        return False
-
-    def stage(self, title: str, model: str, count: int) -> None:
-        """A stage begins: "describe", "rewrite" or "process", its model, and how many requests."""
-
-    def loading(self, model: str) -> None:
-        """The server is asked to load a model."""
-
-    def token(self, index: int, piece: str) -> None:
-        """A piece of the answer for request `index` came."""
-
-    def finished(self, index: int, outcome: Outcome) -> None:
-        """Request `index` of the stage has ended; `Answer.remark` says if it was cut."""
-
-    def waiting(self, reason: str, seconds: float) -> None:
-        """A request failed in a way that passes by itself; it is sent again after `seconds`."""
 
 
 class Memory(Protocol):
