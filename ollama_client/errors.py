@@ -262,20 +262,18 @@ class ContextTooLong(UnexpectedResponse):
     """The request is longer than the context of the model."""
 
 
-_OUT_OF_MEMORY = re.compile(
-    r"out.of.memory|more system memory|insufficient memory|cudamalloc|failed to allocate"
-    r"|unable to allocate|not enough (?:memory|vram)|resource limitations",
-    re.IGNORECASE,
+# Texts, which re compiles when they are first used: ComfyUI imports this when it starts.
+_OUT_OF_MEMORY = (
+    r"(?i)out.of.memory|more system memory|insufficient memory|cudamalloc|failed to allocate"
+    r"|unable to allocate|not enough (?:memory|vram)|resource limitations"
 )
-_CONTEXT = re.compile(
-    r"longer than the context|exceeds? the (?:available )?context|context length"
-    r"|exceed_context_size|exceeds the maximum context",
-    re.IGNORECASE,
+_CONTEXT = (
+    r"(?i)longer than the context|exceeds? the (?:available )?context|context length"
+    r"|exceed_context_size|exceeds the maximum context"
 )
-_NO_VISION = re.compile(
-    r"(?:not|n't) support (?:image|vision|multimodal)|image input is not supported"
-    r"|missing data required for image|no vision|mmproj",
-    re.IGNORECASE,
+_NO_VISION = (
+    r"(?i)(?:not|n't) support (?:image|vision|multimodal)|image input is not supported"
+    r"|missing data required for image|no vision|mmproj"
 )
 
 
@@ -301,14 +299,14 @@ def from_response(
     """
     said = shorten(said)
     # An error line in a stream has status 200, so the text decides wherever it can.
-    if _OUT_OF_MEMORY.search(said):
+    if re.search(_OUT_OF_MEMORY, said):
         return OutOfMemory(model, url, said)
-    if _CONTEXT.search(said):
+    if re.search(_CONTEXT, said):
         advice = "Raise num_ctx, lower max_image_side in Ollama Options, or send less text."
         return ContextTooLong(url, status, said, advice)
     if (status in (200, 400, 500) and "thinking" in said) or "think value" in said:
         return NoThinking(model, url)
-    if status != HTTPStatus.NOT_FOUND and _NO_VISION.search(said):
+    if status != HTTPStatus.NOT_FOUND and re.search(_NO_VISION, said):
         return NoVision(model, url)
     if "file does not exist" in said:
         advice = f'Its library has no model "{model}": check the spelling.'
