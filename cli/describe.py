@@ -18,7 +18,7 @@ from ..files import (
     write_caption,
 )
 from ..ollama_client.client import Model, OllamaClient, same_model
-from ..ollama_client.errors import ModelNotFound, OllamaError, UnusableImage
+from ..ollama_client.errors import EMBEDDED, ModelNotFound, OllamaError, UnusableImage
 from ..ollama_client.options import (
     TEXT_SAMPLING,
     VISION_SAMPLING,
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 USUAL_MODELS = {"vision": "llava", "completion": "llama3.2"}
+TOY = "toy-vision"
+"""The embedded engine's built-in model, for tests and the demo."""
+FETCH_EMBEDDED = "image-refinery models --pull smolvlm"
 
 
 def describe(options: argparse.Namespace) -> int:
@@ -56,6 +59,12 @@ def describe(options: argparse.Namespace) -> int:
             seed=options.seed,
             keep_loaded_s=60.0 * options.keep_loaded_minutes,
         )
+        if any(is_toy(stage.model, client.place) for stage in (job.vision, job.text) if stage):
+            print(
+                f"{TOY} is a toy that knows drawn shapes and colours only; get a real model with: "
+                f"{FETCH_EMBEDDED} - or install Ollama, then: ollama pull llava",
+                file=sys.stderr,
+            )
         captions = _Captions(paths, options.prefix, options.suffix) if options.txt else None
         results = run_on_files(client, paths, job, finished=captions)
     if captions is not None:
@@ -151,7 +160,7 @@ def make_job(
 
 
 def choose(models: Sequence[Model], capability: str, url: str) -> str:
-    """Return the usual model if it is installed, else the first that can do it.
+    """Return the usual model if it is installed, else the first that can do it, a toy last.
 
     Text models come before models that can see as well: they are the better writers for their size.
 
@@ -159,11 +168,17 @@ def choose(models: Sequence[Model], capability: str, url: str) -> str:
         ModelNotFound: none can; the message names the usual one.
     """
     able = [model for model in models if not model.lacks(capability)]
+    able.sort(key=lambda model: is_toy(model.name, url))
     if not able:
         raise ModelNotFound(USUAL_MODELS[capability], url)
     usual = [model for model in able if same_model(model.name, USUAL_MODELS[capability])]
     plain = [model for model in able if capability == "completion" and model.lacks("vision")]
     return (usual or plain or able)[0].name
+
+
+def is_toy(name: str, place: str) -> bool:
+    """Whether a name means the toy of the embedded engine; `place` as the client says it."""
+    return place == EMBEDDED and same_model(name, TOY)
 
 
 def source(path: Path) -> Callable[[], Image.Image]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import sys
+from pathlib import Path
 
 from ..memory.report import readable
 from ..ollama_client import embedded
 from ..ollama_client.client import OllamaClient
-from ..ollama_client.errors import OllamaError
+from ..ollama_client.errors import EMBEDDED, OllamaError
 from ..ollama_client.servers import config_path, find_server, server_names
+from ..refine.checkpoints import PICKLE_SUFFIXES, read_checkpoint
+from ..refine.errors import CheckpointError, VocabularyError
+from ..refine.vocabulary import find_vocabulary
+from .describe import FETCH_EMBEDDED, USUAL_MODELS, is_toy
 
 _PACKAGES = (
     "torch",
@@ -27,7 +33,7 @@ _PACKAGES = (
 
 def doctor() -> int:
     """Print one line per thing looked at; 1 when something that is needed is missing."""
-    problems = [*_packages(), *_graphics(), *_servers(), *_engine()]
+    problems = [*_packages(), *_graphics(), *_servers(), *_engine(), *_refiner()]
     print()
     if not problems:
         print("Everything that describing images needs is here.")
@@ -85,19 +91,20 @@ def _server(name: str) -> list[str]:
             models = [client.with_capabilities(model) for model in client.models()]
             loaded = client.loaded()
     except OllamaError as error:
-        print(f'Server "{name}": {error}')
-        if embedded.available():
-            return [f"{error} Without it the embedded engine works: OLLAMA_BASE_URL=embedded"]
-        return [str(error)]
+        print(f'Server "{name}": not usable, see below')
+        return [f'Server "{name}": {error}']
     print(f'Server "{name}": Ollama {version} at {client.url}, {len(models)} models')
     for model in loaded:
         print(f"  loaded: {model.name}, {readable(model.vram_bytes)} of GPU memory")
     problems: list[str] = []
-    for capability, usual in (("vision", "llava"), ("completion", "llama3.2")):
+    for capability, usual in USUAL_MODELS.items():
         able = [model.name for model in models if not model.lacks(capability)]
-        print(f"  {capability}: {', '.join(able) or 'none'}")
-        if not able:
-            problems.append(f"Fetch a model for {capability}: ollama pull {usual}")
+        toys = [model for model in able if is_toy(model, client.place)]
+        said = [f"{model} (a toy)" if model in toys else model for model in able]
+        print(f"  {capability}: {', '.join(said) or 'none'}")
+        if len(able) == len(toys):
+            how = FETCH_EMBEDDED if client.place == EMBEDDED else f"ollama pull {usual}"
+            problems.append(f"Fetch a model for {capability}: {how}")
     return problems
 
 
@@ -107,4 +114,90 @@ def _engine() -> list[str]:
         return []
     names = [model.name for model in embedded.Library().models()]
     print(f"Embedded engine: ready, with {', '.join(names) or 'no models'}")
+    return []
+
+
+def _refiner() -> list[str]:
+    """The weights that `image-refinery refine` uses, and those that ComfyUI's node can choose.
+
+    Having none is no problem: the hub has them, and whoever only describes images needs none.
+    """
+    try:
+        from ..refine.image_refiner import DEFAULT_MODEL, MODEL_VARIABLE
+    except ImportError:
+        return []  # _packages has said what is missing
+    named = os.environ.get(MODEL_VARIABLE, "")
+    model = Path(named).expanduser()
+    is_file = model.is_file() or model.suffix.lower() in {".safetensors", *PICKLE_SUFFIXES}
+    problems: list[str] = []
+    print(f"Refiner: {named or DEFAULT_MODEL}, ", end="")
+    print(f"named by {MODEL_VARIABLE}" if named else f"because {MODEL_VARIABLE} is not set")
+    if is_file:
+        problems += _wrong_with(model)
+    elif not (named and model.is_dir()):
+        problems += _wrong_with_hub(named or DEFAULT_MODEL)
+    found = {folder: _able_to_refine(folder) for folder in _checkpoint_folders()}
+    for folder, files in found.items():
+        names = [file.relative_to(folder).as_posix() for file in files]
+        print(f"  for SDXL Refiner in {folder}: {', '.join(names) or 'none that can refine'}")
+    if not found:
+        print("  for SDXL Refiner: no ComfyUI was found; COMFYUI_PATH can say where it is")
+    singles = [model] if is_file else [file for files in found.values() for file in files]
+    if singles:
+        problems += _vocabulary(singles[0], needed=is_file)
+    return problems
+
+
+def _wrong_with(file: Path) -> list[str]:
+    try:
+        info = read_checkpoint(file)
+    except CheckpointError as error:
+        print("  not usable, see below")
+        return [f"Refiner: {error}"]
+    print(f"  a checkpoint of the kind {info.family}, {readable(info.size_bytes)}")
+    return []
+
+
+def _wrong_with_hub(hub_id: str) -> list[str]:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        index = try_to_load_from_cache(hub_id, "model_index.json")
+    except HFValidationError:
+        print("  not usable, see below")
+        return [f"Refiner: {hub_id} is no file, no folder and no hub id: check the path."]
+    here = isinstance(index, str) and any((Path(index).parent / "unet").glob("*.safetensors"))
+    later = "fetched from the hub when first used (the SDXL refiner: 6 GB)"
+    print("  in the hub's cache" if here else f"  {later}")
+    return []
+
+
+def _checkpoint_folders() -> list[Path]:
+    """ComfyUI's, as far as it can be found from outside: by COMFYUI_PATH, around us, at home."""
+    around = Path(__file__).absolute().parents[2]
+    roots = [around.parent] if around.name == "custom_nodes" else []
+    if named := os.environ.get("COMFYUI_PATH"):
+        roots.insert(0, Path(named))
+    roots.append(Path.home() / "comfy" / "ComfyUI")
+    folders = dict.fromkeys(root / "models" / "checkpoints" for root in roots)
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _able_to_refine(folder: Path) -> list[Path]:
+    """Checkpoints of the SDXL family by their headers, refiners first as in the node's list."""
+    able: list[Path] = []
+    for file in folder.rglob("*.safetensors"):
+        with contextlib.suppress(CheckpointError):
+            able.append(read_checkpoint(file).path)
+    return sorted(able, key=lambda file: ("refiner" not in file.name.lower(), file))
+
+
+def _vocabulary(checkpoint: Path, *, needed: bool) -> list[str]:
+    """A single file's words; inside ComfyUI its own copy is always there."""
+    try:
+        print(f"  CLIP vocabulary for such files: {find_vocabulary(checkpoint)}")
+    except VocabularyError as error:
+        print("  CLIP vocabulary for such files, outside ComfyUI: none")
+        return [f"Refiner: {error}"] if needed else []
     return []

@@ -90,7 +90,8 @@ class ServerUnreachable(OllamaError):
         else:
             message = (
                 f"No Ollama server answers at {url} ({reason}). Start it with: ollama serve - or "
-                "set OLLAMA_BASE_URL to the address where it runs."
+                "set OLLAMA_BASE_URL to the address where it runs, or to embedded for the engine "
+                "inside this package."
             )
         super().__init__(message)
         self.refused = refused

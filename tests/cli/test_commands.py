@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,40 @@ def test_no_server_is_one_sentence(
     assert main(["describe", str(photo)]) == 1
     printed = capsys.readouterr()
     assert printed.err.startswith("Error: No Ollama server answers") and not printed.out
+    assert printed.err.count(". ") == 1 and "embedded" in printed.err, "what is wrong; what to do"
+
+
+def test_the_toy_says_that_it_is_one(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setenv("OLLAMA_BASE_URL", "embedded")
+    assert main(["describe", str(ROOT / "examples" / "scene.png")]) == 0
+    printed = capsys.readouterr()
+    warnings = [line for line in printed.err.splitlines() if "toy-vision is a toy" in line]
+    assert len(warnings) == 1 and "image-refinery models --pull smolvlm" in warnings[0]
+    assert "triangle" in printed.out and "toy-vision is" not in printed.out
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr()
+    assert "vision: toy-vision:latest (a toy)" in printed.out
+    assert "Fetch a model for vision: image-refinery models --pull smolvlm" in printed.out
+
+
+def test_no_other_model_is_called_a_toy(photo: Path, ollama: FaultyOllama, capsys: Any) -> None:
+    from faulty_ollama import vision_model
+
+    ollama.models = {"toy-vision:latest": vision_model("toy-vision")}
+    assert main(["describe", str(photo)]) == 0
+    assert "is a toy" not in capsys.readouterr().err, "somebody's own model of that name"
+
+
+def test_the_toy_is_chosen_only_where_nothing_else_can_see() -> None:
+    from image_refinery.cli.describe import choose
+    from image_refinery.ollama_client.client import Model
+
+    models = [Model(name="toy-vision:latest"), Model(name="zeta-vl:7b")]
+    assert choose(models, "vision", "embedded") == "zeta-vl:7b"
+    assert choose(models[:1], "vision", "embedded") == "toy-vision:latest"
 
 
 def test_models_lists_what_the_server_has(capsys: Any) -> None:
@@ -123,6 +158,74 @@ def test_doctor_says_what_is_missing(ollama: FaultyOllama, capsys: Any) -> None:
     del ollama.models["llava:latest"]
     assert main(["doctor"]) == 1
     assert "ollama pull llava" in capsys.readouterr().out
+
+
+def test_doctor_says_a_problem_once_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    before, _, to_do = printed.partition("To do:")
+    assert 'Server "default": not usable' in before
+    assert printed.count("http://127.0.0.1:9") == 1 and "ollama serve" in to_do
+    assert "to embedded for the engine inside this package" in to_do
+
+
+TINY = ROOT / "tools" / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
+
+
+def test_doctor_says_which_refiner_is_used_and_what_comfyui_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "stable-diffusion-xl-refiner-1.0, because IMAGE_REFINERY_REFINER is not set" in printed
+    assert "when first used" in printed and "no ComfyUI was found" in printed
+
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    folder = tmp_path / "models" / "checkpoints" / "sdxl"
+    folder.mkdir(parents=True)
+    assert main(["doctor"]) == 0
+    assert f"in {folder.parent}: none that can refine" in capsys.readouterr().out
+
+    for name in ("another.safetensors", "my-refiner.safetensors"):
+        shutil.copy2(TINY, folder / name)
+    (folder / "cut.safetensors").write_bytes(TINY.read_bytes()[:5000])
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "sdxl/my-refiner.safetensors, sdxl/another.safetensors\n" in printed
+    assert "CLIP vocabulary for such files, outside ComfyUI: none" in printed
+
+    monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(TINY))
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert f"Refiner: {TINY}, named by IMAGE_REFINERY_REFINER" in printed
+    assert f"CLIP vocabulary for such files: {TINY.with_suffix('') / 'tokenizer_2'}" in printed
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("gone.safetensors", "There is no checkpoint file at gone.safetensors"),
+        ("no/such/folder", "no/such/folder is no file, no folder and no hub id"),
+        ("bare.safetensors", "No CLIP vocabulary was found for bare.safetensors"),
+    ],
+)
+def test_doctor_finds_a_refiner_that_cannot_be_used(
+    named: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    shutil.copy2(TINY, tmp_path / "bare.safetensors")
+    monkeypatch.setenv("IMAGE_REFINERY_REFINER", named)
+    assert main(["doctor"]) == 1
+    _, _, to_do = capsys.readouterr().out.partition("To do:")
+    assert f"Refiner: {said}" in to_do
 
 
 def test_doctor_never_prints_a_key(
