@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
+from .body import Base64
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -64,7 +66,7 @@ def encode_image(
     else:
         picture.save(file, "JPEG", quality=JPEG_QUALITY)
     return EncodedImage(
-        base64=base64.b64encode(file.getbuffer()).decode("ascii"),
+        base64=Base64(base64.b64encode(file.getbuffer()), "ascii"),
         size=picture.size,
         format="PNG" if png else "JPEG",
     )

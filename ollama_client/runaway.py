@@ -25,16 +25,16 @@ class RepeatGuard:
 
     def __init__(self) -> None:
         self._tail = ""
-        self._unread = 0
+        self._unread = ""
 
     def feed(self, piece: str) -> bool:
         """Take the next piece; True when the text has become a loop."""
-        self._tail = (self._tail + piece)[-WINDOW:]
-        self._unread += len(piece)
-        if len(self._tail) < WINDOW or self._unread < LONGEST_PHRASE:
+        self._unread += piece
+        if len(self._unread) < LONGEST_PHRASE:
             return False
-        self._unread = 0
-        return repeats(self._tail)
+        self._tail = (self._tail + self._unread)[-WINDOW:]
+        self._unread = ""
+        return len(self._tail) == WINDOW and repeats(self._tail)
 
 
 def repeats(text: str) -> bool:

@@ -8,6 +8,7 @@ around a stage is the caller's `Memory`.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -553,6 +554,10 @@ class _Stop:
     error: OllamaError | None = None
 
 
+_HEAD_START_S = 0.005
+"""For a request to be sent first: Pillow's JPEG encoder holds the interpreter's lock."""
+
+
 class _Ahead:
     """Encodes the images of the next request in a thread while the server works on this one."""
 
@@ -565,7 +570,7 @@ class _Ahead:
         self._next = 0
 
     def __enter__(self) -> _Ahead:
-        self._fill(0)
+        self._fill(self._settings.parallel - 1)  # while the model loads
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -583,6 +588,7 @@ class _Ahead:
                 self._next += 1
 
     def _encode_group(self, index: int) -> list[str]:
+        time.sleep(_HEAD_START_S)
         return [_encode(source, self._settings).base64 for source in self._groups[index]]
 
 

@@ -16,10 +16,12 @@ import queue
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+from .body import to_json
 from .errors import (
     Cancelled,
     ConnectionBroke,
@@ -41,6 +43,8 @@ CancelCheck: TypeAlias = Callable[[], bool]
 
 POLL_S = 0.1
 """How often `cancelled` is asked at least, in seconds."""
+GATHER_S = 0.02
+"""Tokens that come quicker are handed on together: waking a thread costs more than reading one."""
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """A longer line, or a longer body, is refused: memory stays bounded whatever the server sends."""
 _ERROR_BODY_BYTES = 64 * 1024
@@ -167,7 +171,8 @@ class _Call:
         self._transport = transport
         self._request = (method, transport.url + path, body)
         self._read_s = read_s
-        self._items: queue.SimpleQueue[list[bytes] | OllamaError | None] = queue.SimpleQueue()
+        self._lines: deque[bytes] = deque()
+        self._wakes: queue.SimpleQueue[OllamaError | Literal["more", "end"]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._aborted = False
@@ -188,15 +193,15 @@ class _Call:
         limit = first_s + self._transport.timeouts.connect_s
         try:
             while True:
-                item = self._next(limit, doing, cancelled)
-                if item is None:
-                    finished = True
+                wake = self._next(limit, doing, cancelled)
+                finished = wake != "more"
+                for _ in range(len(self._lines)):
+                    yield self._lines.popleft()
+                if isinstance(wake, OllamaError):
+                    raise wake
+                if finished:
                     return
-                if isinstance(item, OllamaError):
-                    finished = True
-                    raise item
                 limit = silence_s
-                yield from item
         finally:
             if not finished:
                 self.abort()
@@ -206,7 +211,8 @@ class _Call:
 
     def _next(
         self, limit_s: float, doing: str, cancelled: CancelCheck | None
-    ) -> list[bytes] | OllamaError | None:
+    ) -> OllamaError | Literal["more", "end"]:
+        """Wait for lines, or for the end: nothing is put into `_lines` after that."""
         deadline = time.monotonic() + limit_s
         while True:
             if cancelled is not None and cancelled():
@@ -215,7 +221,9 @@ class _Call:
             if left <= 0:
                 raise ServerTimeout(self._transport.place, doing, limit_s)
             with contextlib.suppress(queue.Empty):
-                return self._items.get(timeout=min(left, POLL_S))
+                return self._wakes.get(timeout=min(left, POLL_S))
+            if self._lines:  # the last before a pause, for which nobody was woken
+                return "more"
 
     def abort(self) -> None:
         """Close the connection from outside, now or as soon as there is one."""
@@ -237,22 +245,33 @@ class _Call:
 
         _current.call = self
         method, url, body = self._request
+        headers = None if body is None else {"Content-Type": "application/json"}
         # The asking thread keeps the deadline; this one only must not outlive it for long.
         timeouts = (self._transport.timeouts.connect_s, self._read_s + 1.0)
         try:
             with session.request(
-                method, url, json=body, stream=True, timeout=timeouts, allow_redirects=False
+                method,
+                url,
+                data=_json(body),
+                headers=headers,
+                stream=True,
+                timeout=timeouts,
+                allow_redirects=False,
             ) as response:
                 self._check_status(response, str((body or {}).get("model", "")))
+                woken = -GATHER_S
                 for lines in _split_lines(response, self._transport.place):
-                    self._items.put(lines)
-            self._items.put(None)
+                    self._lines.extend(lines)
+                    if (now := time.monotonic()) - woken >= GATHER_S:
+                        woken = now
+                        self._wakes.put("more")
+            self._wakes.put("end")
         except OllamaError as error:
-            self._items.put(error)
+            self._wakes.put(error)
         except requests.exceptions.ReadTimeout:
-            self._items.put(ServerTimeout(self._transport.place, "answering", self._read_s))
+            self._wakes.put(ServerTimeout(self._transport.place, "answering", self._read_s))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            self._items.put(self._failure(error))
+            self._wakes.put(self._failure(error))
         finally:
             _current.call = None
 
@@ -290,6 +309,15 @@ class _Call:
 
 
 _current = threading.local()
+
+
+def _json(body: Json | None) -> bytes | None:
+    import requests
+
+    try:
+        return None if body is None else to_json(body)
+    except ValueError as error:
+        raise requests.exceptions.InvalidJSONError(error) from error
 
 
 def _split_lines(response: requests.Response, url: str) -> Iterator[list[bytes]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from image_refinery.ollama_client import OllamaClient, Server, Timeouts, collect, errors
 from image_refinery.ollama_client.servers import parse_login
+from image_refinery.ollama_client.transport import GATHER_S
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
@@ -218,6 +219,33 @@ def test_a_silent_server_times_out(ollama: FaultyOllama) -> None:
         with pytest.raises(errors.IncompleteAnswer, match=r"sent nothing for 0\.3 s"):
             ask(client)
         assert ask(client).text
+
+
+def test_tokens_before_a_pause_are_handed_on_while_it_lasts(ollama: FaultyOllama) -> None:
+    from faulty_ollama import Reply
+
+    words = tuple(f"word{number} " for number in range(20))
+    ollama.script("chat", Reply(tokens=words, token_s=0.005, ending="hang", after=20))
+    pieces: list[tuple[float, str]] = []
+    with client_of(ollama, silence_s=1.0) as client, pytest.raises(errors.IncompleteAnswer):
+        collect(
+            client.chat("llama3.2", HELLO),
+            lambda piece: pieces.append((time.monotonic(), piece)),
+        )
+    ended = time.monotonic()
+    assert [piece for _, piece in pieces] == list(words)
+    assert ended - pieces[-1][0] > 0.5
+
+
+def test_the_last_word_of_an_answer_waits_for_nothing(ollama: FaultyOllama) -> None:
+    with client_of(ollama) as client:
+        ask(client)
+        took: list[float] = []
+        for _ in range(30):
+            begun = time.monotonic()
+            ask(client)
+            took.append(time.monotonic() - begun)
+    assert min(took) < GATHER_S, "six words at once: none is held back until more have come"
 
 
 @pytest.mark.parametrize("phase", ["load", "prompt", "tokens"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from image_refinery.ollama_client import StageOptions, errors, parse_host
+from image_refinery.ollama_client.body import Base64, to_json
 from image_refinery.ollama_client.options import fold_seed
 from image_refinery.ollama_client.runaway import LONGEST_PHRASE, WINDOW, repeats
 from image_refinery.ollama_client.servers import parse_login
@@ -116,6 +118,22 @@ def test_a_stream_is_the_same_in_any_pieces(
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=20))
 def test_any_bytes_are_decoded_alike_in_any_pieces(data: bytes, places: list[int]) -> None:
     assert decoded(cut(data, places)) == [line for line in data.split(b"\n") if line.strip()]
+
+
+BASE64 = st.binary(max_size=30).map(lambda data: Base64(base64.b64encode(data), "ascii"))
+LEAVES = st.one_of(st.text(), BASE64, st.integers(), st.booleans(), st.none())
+
+
+@settings(deadline=None)
+@given(
+    st.recursive(
+        st.dictionaries(st.text(), LEAVES, max_size=4),
+        lambda inner: st.dictionaries(st.text(), st.lists(st.one_of(inner, LEAVES)), max_size=4),
+        max_leaves=20,
+    )
+)
+def test_a_body_with_pictures_is_the_json_that_any_encoder_makes(body: dict[str, Any]) -> None:
+    assert to_json(body) == json.dumps(body).encode()
 
 
 THOUGHTS = st.sampled_from(["", "<think>", "</think>", "<thi", " ", "\n", "a", "think>", "<"])

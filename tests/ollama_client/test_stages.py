@@ -234,6 +234,37 @@ def test_the_next_image_is_encoded_while_the_server_works(make_ollama: Any) -> N
         assert ended is not None and made[index] < ended, "made before the answer before it ended"
 
 
+def test_as_many_images_as_go_out_at_once_are_encoded_while_the_model_loads(
+    make_ollama: Any,
+) -> None:
+    from faulty_ollama import vision_model
+
+    ollama = make_ollama([vision_model(load_s=1.0)], parallel=3)
+    made: list[float] = []
+
+    def noted_picture() -> Any:
+        made.append(time.monotonic())
+        return picture()()
+
+    vision = Stage(model="llava", settings=StageOptions(parallel=3))
+    refine(ollama, [noted_picture] * 6, job(vision=vision, text=None))
+    [loaded] = [event.at for event in ollama.events if event.what == "load"]
+    assert sum(at < loaded for at in made) == 3
+
+
+def test_the_end_of_an_unload_is_seen_soon(make_ollama: Any) -> None:
+    from faulty_ollama import text_model, vision_model
+
+    late: list[float] = []
+    for unload_s in (0.3, 0.5, 0.7):
+        ollama = make_ollama([vision_model(unload_s=unload_s), text_model()])
+        refine(ollama, [picture()], job())
+        gone = next(event.at for event in ollama.events if event.what == "unload")
+        late.append(ollama.of("load")[1].started - gone)
+    assert min(late) > 0
+    assert sorted(late)[1] < 0.1, "the next model waits for nothing else"
+
+
 class _StopAfter(Watcher):
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
