@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from image_refinery.ollama_client import Server
+from image_refinery.ollama_client import catalogue as catalogue_module
 from image_refinery.ollama_client.catalogue import WAIT_S, Catalogue
 
 if TYPE_CHECKING:
@@ -62,6 +64,27 @@ def test_a_server_that_hangs_is_waited_for_once(ollama: FaultyOllama) -> None:
     for _ in range(20):
         assert catalogue.names("vision") == ["llava:latest", "llama3.2:latest"]
     assert time.monotonic() - started < WAIT_S + 0.1
+
+
+def test_a_wait_in_vain_is_remembered_longer_than_a_failure(
+    ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the server has answered: then its list is waited for again."""
+    from faulty_ollama import Reply, text_model
+
+    monkeypatch.setattr(catalogue_module, "REST_S", 0.0)
+    monkeypatch.setattr(catalogue_module, "FRESH_S", 0.0)
+    catalogue = looked(ollama.url)
+    ollama.always("tags", Reply(prompt_s=3 * WAIT_S))
+    started = time.monotonic()
+    for _ in range(10):
+        catalogue.names("vision")
+    assert WAIT_S <= time.monotonic() - started < 2 * WAIT_S
+    assert catalogue._look is not None
+    catalogue._look.join(timeout=10)
+    ollama.always("tags", Reply(prompt_s=0.05))
+    ollama.models["new:latest"] = text_model("new")
+    assert "new:latest" in catalogue.names("completion")
 
 
 def test_a_server_that_is_off_costs_next_to_nothing() -> None:
