@@ -35,7 +35,12 @@ CORE = ROOT / "tools" / "core_nodes.json"
 OLDEST = "0.3.64"
 TRELLIS_FROM = "0.34.0"
 
-PICTURE = "example.png"  # every ComfyUI has it in its input folder
+PICTURE = "example.png"  # a clone has it in its input folder; elsewhere that may be empty
+FIRST = "**First** choose your image in *Load Image*."
+FIRST_FOLDER = (
+    "**First** put a folder of pictures into ComfyUI's input folder, press R, and choose it in "
+    "*Load Images From Folder*."
+)
 DOWNLOAD = "stabilityai/stable-diffusion-xl-refiner-1.0 (download)"
 SEES, WRITES = "llava:latest", "llama3.2:latest"
 BASE = "sd_xl_base_1.0.safetensors"
@@ -68,9 +73,10 @@ def fetch(*names: str) -> list[dict[str, str]]:
 
 
 def note(graph: Graph, title: str, text: str, *, models: Iterable[str], files: Iterable[str] = (),
-         oldest: str = OLDEST, refines: bool = False, tall: int) -> None:  # fmt: skip
-    """Say what a workflow does, what to fetch and which ComfyUI it needs."""
-    lines = [f"## {title}", text, ""]
+         oldest: str = OLDEST, refines: bool = False, first: str = FIRST,
+         tall: int) -> None:  # fmt: skip
+    """Say what to do first, what a workflow does, what to fetch and which ComfyUI it needs."""
+    lines = [f"## {title}", first, "", text, ""]
     if commands := "\n".join(f"ollama pull {model.removesuffix(':latest')}" for model in models):
         lines += [f"**Models** ([Ollama](https://ollama.com)):\n```\n{commands}\n```", ""]
     if refines:
@@ -120,7 +126,7 @@ def llm_image_refine_basic(graph: Graph) -> None:
         "A vision model describes the image; a text model rewrites the description by "
         "*user_instructions*. Both texts are shown, and the image is saved under a name that is "
         "made of the rewritten one.",
-        models=(SEES, WRITES), tall=260,
+        models=(SEES, WRITES), tall=300,
     )  # fmt: skip
     image = graph.add("LoadImage", image=PICTURE)
     graph.column(420)
@@ -144,7 +150,7 @@ def llm_image_refine_advanced(graph: Graph) -> None:
         "*Ready Instructions*; *Wildcard Processor* puts one of the "
         "packed styles behind it, and SDXL paints the result. Another seed in Wildcard Processor "
         "gives another style.",
-        models=(SEES, WRITES), files=(BASE,), tall=300,
+        models=(SEES, WRITES), files=(BASE,), tall=340,
     )  # fmt: skip
     image = graph.add("LoadImage", image=PICTURE)
     ready = instructions(graph, "Prompt for SDXL")
@@ -171,7 +177,7 @@ def describe_wildcard_text_to_image(graph: Graph) -> None:
         "One model only: *LLM Describe* says what is there in a sentence, *Wildcard Processor* "
         "varies style and light, SDXL paints it. Set *control after generate* of Wildcard "
         "Processor to randomize for another variant in each run.",
-        models=(SEES,), files=(BASE,), tall=300,
+        models=(SEES,), files=(BASE,), tall=340,
     )  # fmt: skip
     image = graph.add("LoadImage", image=PICTURE)
     graph.column(380)
@@ -199,7 +205,7 @@ def refine_an_image(graph: Graph) -> None:
         "it is. Raise *strength* for more, set *output_size* to working to keep a small image at "
         "the larger size. Draw a mask on the image (*Open in MaskEditor*) and link it to refine "
         "that region only.",
-        models=(), refines=True, tall=330,
+        models=(), refines=True, tall=370,
     )  # fmt: skip
     image = graph.add("LoadImage", image=PICTURE)
     graph.column(400)
@@ -221,7 +227,7 @@ def describe_rewrite_refine(graph: Graph) -> None:
         "The refiner works best when its prompt says what is there. *LLM Describe* looks, *Ollama "
         "Process* makes a short prompt of it, *SDXL Refiner* works with it. Ollama's models leave "
         "the GPU before the refiner comes.",
-        models=(SEES, WRITES), refines=True, tall=350,
+        models=(SEES, WRITES), refines=True, tall=390,
     )  # fmt: skip
     image = graph.add("LoadImage", image=PICTURE)
     graph.column(380)
@@ -252,7 +258,7 @@ def refine_then_trellis(graph: Graph) -> None:
         "cascade at 1024; see ComfyUI's template *Pixal3D & TRELLIS.2* for more detail and baked "
         "textures. For *Load Background Removal Model* put birefnet.safetensors into "
         "*models/background_removal*.",
-        models=(), oldest=TRELLIS_FROM, refines=True, tall=470,
+        models=(), oldest=TRELLIS_FROM, refines=True, tall=510,
         files=("trellis_2_bf16.safetensors", "dino_v3_vit_l.safetensors",
                "trellis_2_shape_vae_bf16.safetensors", "trellis_2_texture_vae_bf16.safetensors"),
     )  # fmt: skip
@@ -325,10 +331,10 @@ def caption_a_folder(graph: Graph) -> None:
     graph.column(340)
     note(
         graph, "Caption a folder",
-        "Put a folder of pictures into ComfyUI's input folder, press R, choose it. Each picture "
-        "gets a text file of its own name beside it, as trainers of LoRAs expect. The model is "
-        "loaded once for all of them. Put your trigger word into *prefix* of Save Caption.",
-        models=(SEES,), tall=280,
+        "Each picture gets a text file of its own name beside it, as trainers of LoRAs expect. The "
+        "model is loaded once for all of them. Put your trigger word into *prefix* of Save "
+        "Caption.",
+        models=(SEES,), first=FIRST_FOLDER, tall=280,
     )  # fmt: skip
     pictures = graph.add("RefineryLoadFolder", folder=".", limit=10)
     graph.column(400)
@@ -351,7 +357,7 @@ def two_models_batch(graph: Graph) -> None:
         "All pictures are described by the first model, then the models change places once, then "
         "all descriptions are rewritten by the second: two model loads, however many pictures. "
         "Tags are saved as text files in ComfyUI's output folder.",
-        models=(SEES, WRITES), tall=290,
+        models=(SEES, WRITES), first=FIRST_FOLDER, tall=340,
     )  # fmt: skip
     pictures = graph.add("RefineryLoadFolder", folder=".", limit=10)
     graph.column(380)

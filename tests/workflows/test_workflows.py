@@ -174,6 +174,16 @@ def test_a_note_names_what_to_fetch_and_the_oldest_comfyui(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_first_step_of_a_note_is_to_choose_pictures(name: str) -> None:
+    nodes = page(name)["nodes"]
+    (note,) = [node for node in nodes if node["type"] == NOTE]
+    first = note["widgets_values"][0].splitlines()[1]
+    loaders = {"LoadImage": "*Load Image*", "RefineryLoadFolder": "*Load Images From Folder*"}
+    (there,) = [node["type"] for node in nodes if node["type"] in loaders]
+    assert first.startswith("**First**") and loaders[there] in first
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_api_s_form_is_the_same_graph(name: str, types: dict[str, Any]) -> None:
     graph, prompt = page(name), api(name)
     shown = {str(node["id"]): node["type"] for node in graph["nodes"] if node["type"] != NOTE}
