@@ -13,6 +13,7 @@ from typing import Any
 
 import image_refinery.ollama_client.client  # noqa: F401 (requests warns at import: not in a thread)
 import pytest
+from PIL import Image
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -102,6 +103,38 @@ def test_every_node_has_a_help_page_with_all_its_inputs_and_outputs(schemas: lis
         missing = [one.id for one in schema.inputs if f"`{one.id}`" not in page]
         missing += [one.display_name for one in schema.outputs if one.display_name not in page]
         assert missing == [], schema.node_id
+
+
+def test_every_help_page_has_a_small_picture_where_the_page_looks_for_it(
+    schemas: list[Any],
+) -> None:
+    docs = ROOT / "web" / "docs"
+    for schema in schemas:
+        page = (docs / f"{schema.node_id}.md").read_text("utf-8")
+        found = re.findall(r"!\[([^]]{20,})\]\(([^)]+)\)", page)
+        # Both ComfyUI (to /extensions/FOLDER/docs/) and code hosts add a relative path to docs/.
+        assert [path for _, path in found] == [f"pictures/{schema.node_id}.png"]
+        file = docs / found[0][1]
+        assert file.stat().st_size < 60_000, file.name
+        with Image.open(file) as picture:
+            assert (picture.format, picture.mode) == ("PNG", "P") and picture.width == 352
+    assert len(list((docs / "pictures").iterdir())) == len(schemas)
+
+
+def test_every_use_of_the_specification_can_be_found(schemas: list[Any]) -> None:
+    """Its use cases and examples are texts to pick; the help page and the README name them."""
+    ready = {file.stem for file in (ROOT / "instructions").glob("*.txt")}
+    help_page = (ROOT / "web" / "docs" / "RefineryLLMImageRefine.md").read_text("utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    uses = ("Enhanced description", "Creative reinterpretation", "Technical analysis",
+            "Style transfer", "Keyword extraction", "Translation", "Comic panel",
+            "SEO alt text")  # fmt: skip
+    for use in uses:
+        assert use in ready and use in help_page and use in readme
+    named = set(re.findall(r"\*([a-z-]+)\*", readme)) & {
+        file.stem for file in (ROOT / "example_workflows").glob("*.json")
+    }
+    assert {"llm-image-refine-basic", "llm-image-refine-advanced"} <= named
 
 
 def test_docs_speak_of_every_node(schemas: list[Any]) -> None:

@@ -4,7 +4,8 @@
     python tools/place_pictures.py FOLDER
 
 A picture with the name of a workflow goes beside it (JPEG, the only kind that ComfyUI's template
-browser shows); node-*.png go to docs/pictures. Needs Pillow.
+browser shows); node-*.png go to docs/pictures, help-*.png to web/docs/pictures: a help page finds
+`pictures/NAME.png` there in ComfyUI and on a code host alike. Needs Pillow.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 WIDEST_PX = 1600
 MOST_BYTES = 200_000
+HELP_MOST_BYTES = 60_000
 
 
 def place(source: Path) -> Path | None:
@@ -26,6 +28,8 @@ def place(source: Path) -> Path | None:
         target = beside.with_suffix(".jpg")
     elif source.stem.startswith("node-"):
         target = ROOT / "docs" / "pictures" / f"{source.stem}.png"
+    elif source.stem.startswith("help-"):
+        target = ROOT / "web" / "docs" / "pictures" / f"{source.stem.removeprefix('help-')}.png"
     else:
         return None
     with Image.open(source) as file:
@@ -35,6 +39,8 @@ def place(source: Path) -> Path | None:
         picture = picture.resize((WIDEST_PX, height), Image.Resampling.LANCZOS)
     if target.suffix == ".png":
         picture.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+        if source.stem.startswith("help-") and target.stat().st_size >= HELP_MOST_BYTES:
+            sys.exit(f"{target} has more than {HELP_MOST_BYTES} bytes")
         return target
     for quality in (85, 80, 75, 70):
         picture.save(target, quality=quality, progressive=True, optimize=True)

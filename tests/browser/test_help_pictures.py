@@ -1,0 +1,261 @@
+"""The examples in the nodes' help pages: each runs, and its picture is seen in the page's panel.
+
+With SCREENSHOTS=FOLDER the pictures are left there; tools/place_pictures.py puts them in place.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from faulty_ollama import FaultyOllama
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEN = (
+    "A calm mountain lake at sunrise: a green ridge, its reflection in still water, white clouds."
+)
+WRITTEN = "serene alpine lake at sunrise, mirror reflection of a misty ridge, soft golden light"
+LAKE: dict[str, Any] = {"type": "LoadImage", "values": {"image": "lake.png"}}
+SHOW = "RefineryDisplayAnything"
+
+
+def shows(slot: int, title: str, of: int = 1) -> dict[str, Any]:
+    """Display Anything below the example, with what the node number `of` gives."""
+    return {"type": SHOW, "title": title, "links": {"value": [of, slot]}, "tall": 150}
+
+
+def example(node: str, *then: dict[str, Any], values: Any = None, links: Any = None) -> list[Any]:
+    """A hidden Load Image, the node, and what comes after it."""
+    return [LAKE, {"type": node, "values": values or {}, "links": links or {}}, *then]
+
+
+EXAMPLES: dict[str, list[Any]] = {
+    "RefineryLLMImageRefine": example(
+        "RefineryLLMImageRefine",
+        shows(1, "description"),
+        shows(2, "refined_output"),
+        values={"user_instructions": "Rewrite this description as a prompt for SDXL."},
+        links={"image": [0, 0]},
+    ),
+    "RefineryLLMDescribe": example(
+        "RefineryLLMDescribe", shows(1, "description"), links={"image": [0, 0]}
+    ),
+    "RefineryOllamaProcess": example(
+        "RefineryOllamaProcess",
+        shows(0, "text"),
+        values={"text": SEEN, "instructions": "Rewrite this as a prompt for SDXL."},
+    ),
+    "RefineryOllamaOptions": example(
+        "RefineryOllamaOptions",
+        {
+            "type": "RefineryOllamaProcess",
+            "values": {"text": SEEN, "instructions": "List what is there."},
+            "links": {"options": [1, 0]},
+            "hidden": True,
+        },
+        shows(0, "what the model answers", of=2),
+        values={
+            "num_predict": 200,
+            "format": '{"type": "object", "properties": {"tags": {"type": "array", "items": '
+            '{"type": "string"}}}, "required": ["tags"]}',
+        },
+    ),
+    "RefineryReadyInstructions": example(
+        "RefineryReadyInstructions",
+        shows(0, "instructions"),
+        values={
+            "pick": "Comic panel",
+            "text": (ROOT / "instructions" / "Comic panel.txt").read_text("utf-8").strip(),
+        },
+    ),
+    "RefineryWildcardProcessor": example(
+        "RefineryWildcardProcessor",
+        shows(0, "processed text"),
+        values={
+            "text": "a house with a __colour__ door in __season__, {watercolour|oil painting}",
+            "seed": 7,
+        },
+    ),
+    "RefineryDisplayAnything": [LAKE, {**shows(0, "Display Anything", of=0), "tall": 340}],
+    "RefineryFreeMemory": example(
+        "RefineryFreeMemory",
+        {"type": "PreviewImage", "links": {"images": [1, 0]}, "hidden": True},
+        links={"value": [0, 0]},
+    ),
+    "RefineryLoadFolder": example(
+        "RefineryLoadFolder",
+        {**shows(0, "images"), "tall": 350},
+        shows(1, "names"),
+        values={"folder": "lakes"},
+    ),
+    "RefinerySaveCaption": example(
+        "RefinerySaveCaption",
+        shows(1, "file"),
+        values={"name": "lakes/1.png", "text": SEEN, "prefix": "ohwx, ", "existing": "overwrite"},
+    ),
+    "RefineryTextToFilename": example(
+        "RefineryTextToFilename",
+        shows(0, "filename"),
+        values={"text": "A red ball: on snow / at night.", "folder": "captions"},
+    ),
+    # It wants weights that are not here: its example is drawn, not run.
+    "RefinerySDXLRefiner": [
+        {**LAKE, "shown": True, "tall": 300},
+        {
+            "type": "RefinerySDXLRefiner",
+            "values": {"prompt": WRITTEN, "negative_prompt": "blurry, noise"},
+            "links": {"image": [0, 0]},
+        },
+        {"type": "SaveImage", "links": {"images": [1, 0]}, "hidden": True},
+    ],
+}
+NOT_RUN = {"RefinerySDXLRefiner"}
+
+BUILD = """([steps, first]) => {
+  app.graph.clear();
+  // Newer pages remember values by a node's number, which clear() gives out again.
+  app.graph.last_node_id = first;
+  const nodes = [];
+  for (const [index, step] of steps.entries()) {
+    const node = LiteGraph.createNode(step.type);
+    app.graph.add(node);
+    nodes.push(node);
+    node.pos = [-700, 60 + 500 * index];
+    if (step.title) node.title = step.title;
+    for (const [name, value] of Object.entries(step.values ?? {})) {
+      const widget = node.widgets.find((w) => w.name === name);
+      widget.value = value;
+      widget.callback?.(value);
+    }
+    for (const [name, [from, slot]] of Object.entries(step.links ?? {})) {
+      nodes[from].connect(slot, node, node.inputs.findIndex((i) => i.name === name));
+    }
+    node.setSize([320, Math.max(step.tall ?? 0, node.computeSize()[1])]);
+  }
+  return nodes.filter((_, i) => steps[i].shown ?? (i > 0 && !steps[i].hidden)).map((n) => n.id);
+}"""
+STACK = """(ids) => {
+  let y = 120;
+  for (const id of ids) {
+    const node = app.graph.getNodeById(id);
+    node.setSize([320, Math.max(node.size[1], node.computeSize()[1])]);
+    node.pos = [300, y];
+    y += node.size[1] + 50;
+  }
+  app.canvas.ds.scale = 1;
+  app.canvas.ds.offset = [0, 0];
+  app.canvas.deselectAll?.();
+  app.graph.setDirtyCanvas(true, true);
+  return y - 50;
+}"""
+HELP = """(type) => {
+  app.graph.clear();
+  const node = LiteGraph.createNode(type);
+  node.pos = [600, 500];
+  app.graph.add(node);
+  app.canvas.ds.scale = 0.7;
+  app.canvas.ds.offset = [0, 0];
+  app.canvas.selectNode(node);
+  app.graph.setDirtyCanvas(true, true);
+}"""
+PICTURE = """(type) => {
+  const [image] = [...document.querySelectorAll("img")].filter(
+    (one) => one.src.endsWith(`/docs/pictures/${type}.png`));
+  if (!image?.complete || !image.naturalWidth) return null;
+  const box = image.getBoundingClientRect();
+  return {natural: image.naturalWidth, width: box.width, alt: image.alt,
+    panel: image.closest("[class*=overflow], .node-help-content, div").clientWidth};
+}"""
+
+
+def finish(comfyui: Any, before: set[str]) -> dict[str, Any]:
+    """The history's new entry, when it has ended."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if new := set(history := comfyui.get("/history")) - before:
+            return history[new.pop()]
+        time.sleep(0.1)
+    raise AssertionError("the run did not end")
+
+
+def prepare(comfyui: Any, server: FaultyOllama) -> None:
+    from faulty_ollama import text_model, vision_model
+
+    server.models = {
+        "llava:latest": vision_model(answer=SEEN),
+        "llama3.2:latest": text_model(answer=WRITTEN),
+    }
+    photo = Image.open(ROOT / "examples" / "photo.jpg").convert("RGB").resize((512, 512))
+    comfyui.save_input(photo, "lake.png")
+    folder = comfyui.base / "input" / "lakes"
+    folder.mkdir(exist_ok=True)
+    for index in range(3):
+        photo.crop((0, 60 * index, 384, 60 * index + 256)).save(folder / f"{index + 1}.png")
+
+
+def test_every_example_of_the_help_pages_runs(
+    page: Any, comfyui: Any, scripted: FaultyOllama
+) -> None:
+    from faulty_ollama import text_model
+
+    prepare(comfyui, scripted)
+    ours = {name for name in comfyui.object_info() if name.startswith("Refinery")}
+    assert set(EXAMPLES) == ours
+    page.set_viewport_size({"width": 1100, "height": 1500})
+    page.keyboard.press("r")  # lists the folder of pictures
+    page.wait_for_timeout(1500)
+    page.evaluate(
+        """async () => { await app.extensionManager.setting.set(
+             "Comfy.NodeBadge.NodeSourceBadgeMode", "None"); }"""
+    )
+    for index, (node, steps) in enumerate(EXAMPLES.items(), start=1):
+        if node == "RefineryOllamaOptions":
+            tags = '{"tags": ["lake", "sunrise", "ridge", "clouds"]}'
+            scripted.models["llama3.2:latest"] = text_model(answer=tags)
+        drawn = page.evaluate(BUILD, [steps, 1000 * index])
+        if node not in NOT_RUN:
+            before = set(comfyui.get("/history"))
+            page.evaluate("async () => { await app.queuePrompt(0, 1); }")
+            status = finish(comfyui, before)["status"]
+            assert status["status_str"] == "success", (node, status["messages"][-1])
+        page.wait_for_timeout(900)
+        if folder := os.environ.get("SCREENSHOTS"):
+            bottom = page.evaluate(STACK, drawn)
+            page.wait_for_timeout(900)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            clip = {"x": 284, "y": 76, "width": 352, "height": min(bottom + 14, 1500) - 76}
+            page.screenshot(path=Path(folder) / f"help-{node}.png", clip=clip)
+
+
+def open_help(page: Any, node: str) -> None:
+    """Select a node of this type alone, and press the button for its help."""
+    button = page.get_by_test_id("info-button")
+    for _ in range(10):  # a page that has just opened may still bring its own graph
+        page.evaluate(HELP, node)
+        page.wait_for_timeout(1000)
+        if button.is_visible():
+            break
+    button.dispatch_event("click")  # above a tall node it may lie outside of the window
+
+
+def test_the_help_panel_shows_each_page_s_picture(page: Any) -> None:
+    for node in EXAMPLES:
+        open_help(page, node)
+        page.wait_for_function(f"(type) => ({PICTURE})(type) !== null", arg=node, timeout=10_000)
+        found = page.evaluate(PICTURE, node)
+        assert found["natural"] >= 300 and found["alt"], (node, found)
+        assert 150 < found["width"] < found["panel"] + 1, f"{node} is cut off: {found}"
+        if folder := os.environ.get("SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            page.evaluate(
+                "(type) => document.querySelector(`img[src$='/docs/pictures/${type}.png']`)"
+                ".scrollIntoView()",
+                node,
+            )
+            page.wait_for_timeout(300)
+            page.screenshot(path=Path(folder) / f"panel-{node}.png")
