@@ -1,0 +1,88 @@
+"""What the benchmarks share: a simulated Ollama beside them, the machine's name, the results."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = ROOT / "bench-output"
+
+
+def machine() -> str:
+    """Where this was measured."""
+    system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return f"{system}, Python {platform.python_version()}"
+
+
+def stub_comfyui() -> None:
+    """Make the package's nodes importable without ComfyUI, from here on in this process."""
+    stub = str(ROOT / "tests" / "comfy_stub")
+    if stub not in sys.path:
+        sys.path.insert(0, stub)
+
+
+def write(file: Path, result: dict[str, Any]) -> None:
+    """Write a result as JSON."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+class Simulated:
+    """A simulated Ollama in a process of its own, so that its work is not counted as ours."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.url = self._line()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How often each model was loaded and unloaded, and most requests at a time, so far."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("counts\n")
+        self._process.stdin.flush()
+        return json.loads(self._line())
+
+
+@contextmanager
+def simulated(settings: dict[str, Any]) -> Iterator[Simulated]:
+    """Run `_simulated_ollama.py` with these settings (see there) until the block ends."""
+    command = [sys.executable, str(Path(__file__).with_name("_simulated_ollama.py"))]
+    with subprocess.Popen(
+        [*command, json.dumps(settings)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield Simulated(process)
+        finally:
+            process.terminate()
+
+
+def from_tests(path: str) -> Any:
+    """Import a helper of the tests, such as comfyui/host.py, which starts a real ComfyUI."""
+    name = Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module

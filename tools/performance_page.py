@@ -1,0 +1,262 @@
+"""Put the figures of the last `make bench` into docs/performance.md, as tables and as plots.
+
+    python dev.py bench
+    python tools/performance_page.py
+
+Reads bench-output/*.json, so that tables and plots are of the same run and none is typed by hand:
+each table replaces what stands between `<!-- NAME -->` and `<!-- /NAME -->` in the page, and the
+plots go to docs/pictures/performance-NAME.png. The text around them is written by hand.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+OUTPUT = ROOT / "bench-output"
+PAGE = ROOT / "docs" / "performance.md"
+PICTURES = ROOT / "docs" / "pictures"
+
+OURS, THEIRS, BOUND = "#1f77b4", "#d9822b", "#555555"
+
+Result = dict[str, Any]
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    """Return the slope of the straight line through points, by relative least squares."""
+    return float(np.polyfit(x, y, 1, w=1.0 / np.asarray(y))[0])
+
+
+def client(result: Result) -> None:
+    """Client time and bytes by the picture's size."""
+    rows = result["rows"]
+    megapixels = [row["side_px"] ** 2 / 1e6 for row in rows]
+    figure, (time_ms, sent) = plt.subplots(1, 2, figsize=(10, 4))
+    for way, name, colour in (
+        ("peers", f"PNG, {result['peers_client']} package", THEIRS),
+        ("ours", "this pack", OURS),
+    ):
+        taken = [row[way]["total_ms"] for row in rows]
+        time_ms.loglog(megapixels, taken, "o-", color=colour, label=name)
+        time_ms.annotate(
+            f"about {slope(megapixels, taken):.0f} ms per megapixel",
+            (megapixels[1], taken[1]),
+            xytext=(6, -14),
+            textcoords="offset points",
+            color=colour,
+        )
+        sent.semilogx(
+            megapixels,
+            [row[way]["body_bytes"] / 1e6 for row in rows],
+            "o-",
+            color=colour,
+            label=name,
+        )
+    for row, at in zip(rows, megapixels, strict=True):
+        middle = (row["ours"]["total_ms"] * row["peers"]["total_ms"]) ** 0.5
+        time_ms.annotate(f"{row['ratio']:.0f} x", (at, middle), ha="center", color=BOUND)
+    time_ms.set(title="Client time of one picture", ylabel="ms, from the tensor to the answer")
+    sent.set(title="Sent to Ollama", ylabel="MB")
+    for axes in (time_ms, sent):
+        axes.set_xticks(megapixels, [f"{row['side_px']} px" for row in rows])
+        axes.minorticks_off()
+        axes.set_xlabel("square picture")
+        axes.grid(alpha=0.3)
+    sent.legend()
+    save(figure, "client")
+
+
+def batches(result: Result) -> None:
+    """Whole batches at the card: ours, one by one, and the server's own work."""
+    rows = [row for row in result["rows"] if row["side_px"] == result["rows"][0]["side_px"]]
+    figure, (total, over) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 2))
+    counts = sorted({row["images"] for row in rows})
+    series = {
+        "image by image": [row for row in rows if row["way"] == "one by one"],
+        "this pack": [row for row in rows if row["judged"]],
+        "this pack, parallel 4": [row for row in rows if row["at_a_time"] > 1],
+    }
+    for (name, of), colour in zip(series.items(), (THEIRS, OURS, "#2ca02c"), strict=True):
+        of.sort(key=lambda row: row["images"])
+        images = [row["images"] for row in of]
+        seconds = [row["at_the_card_s"] for row in of]
+        total.loglog(images, seconds, "o-", color=colour, label=name)
+        for x, y in zip(images, seconds, strict=True):
+            total.annotate(
+                f"{y:.0f} s", (x, y), xytext=(0, 7), textcoords="offset points", ha="center"
+            )
+    bound = [row["bound_s"] * row["scale"] for row in series["this pack"]]
+    total.loglog(counts, bound, "--", color=BOUND, label="the server's own work")
+    total.set_xticks(counts, [str(count) for count in counts])
+    total.minorticks_off()
+    total.set(title="Two models, on an 8 GB card (simulated)", xlabel="images", ylabel="s")
+    total.margins(x=0.12, y=0.15)
+    total.legend()
+    names = [f"{row['images']}" for row in series["this pack"]]
+    percent = [100 * row["overhead"] for row in series["this pack"]]
+    bars = over.bar(names, percent, color=OURS)
+    over.bar_label(bars, [f"{value:.1f} %" for value in percent])
+    wanted = 100 * result["wanted_overhead"]
+    over.axhline(wanted, color=BOUND, linestyle="--")
+    over.annotate(f"target {wanted:.0f} %", (0, wanted), xytext=(0, 3), textcoords="offset points")
+    over.set_ylim(0, max(wanted, *percent) * 1.25)
+    over.set(title="Over the bound, at the sped-up server", xlabel="images", ylabel="%")
+    for axes in (total, over):
+        axes.grid(alpha=0.3)
+    save(figure, "batches")
+
+
+def tokens(result: Result) -> None:
+    """CPU time of each token."""
+    rows = result["rows"]
+    figure, axes = plt.subplots(figsize=(8, 3.2))
+    names = [f"{row['way']}, {row['wanted_rate']} tokens/s" for row in rows]
+    colours = [THEIRS if "package" in row["way"] else OURS for row in rows]
+    taken = [row["cpu_us_per_token"] for row in rows]
+    bars = axes.barh(names[::-1], taken[::-1], color=colours[::-1])
+    axes.bar_label(bars, fmt=" %.0f us")
+    axes.axvline(50, color=BOUND, linestyle="--")
+    axes.annotate("target at 1,000/s", (50, 0.9), xycoords=("data", "axes fraction"), color=BOUND)
+    axes.margins(x=0.12)
+    axes.set(title="CPU time of the client for each streamed token", xlabel="microseconds")
+    save(figure, "tokens")
+
+
+def start(imports: Result, page: Result | None) -> None:
+    """What ComfyUI pays when it starts, and when the page asks."""
+    figure, axes = plt.subplots(1, 2 if page else 1, figsize=(10, 3.6), squeeze=False)
+    left = axes[0][0]
+    packs = imports["packs"]
+    empty = packs["empty-pack"]["first_s"]
+    names = [name for name in packs if name != "empty-pack" and not packs[name]["error"]]
+    above = [1000 * (packs[name]["first_s"] - empty) for name in names]
+    colours = [OURS if name == "this-pack" else THEIRS for name in names]
+    bars = left.bar([name.removesuffix(".example") for name in names], above, color=colours)
+    left.bar_label(bars, fmt="%.1f ms")
+    left.axhline(1000 * imports["allowed_s"], color=BOUND, linestyle="--")
+    left.annotate("target", (0, 1000 * imports["allowed_s"]), xytext=(0, 3),
+                  textcoords="offset points", color=BOUND)  # fmt: skip
+    left.margins(y=0.2)
+    left.set(title="CPU time of loading, above an empty pack", ylabel="ms")
+    if page:
+        right = axes[0][1]
+        states = list(page["rows"][0]["median_ms"])
+        width = 0.8 / len(states)
+        for at, state in enumerate(states):
+            taken = [row["median_ms"][state] for row in page["rows"]]
+            places = np.arange(len(taken)) + at * width
+            bars = right.bar(places, taken, width, label=f"Ollama {state}")
+            right.bar_label(bars, fmt="%.0f", fontsize=8)
+        right.set_xticks(
+            np.arange(len(page["rows"])) + width,
+            [row["request"].replace("/Refinery", "/\nRefinery") for row in page["rows"]],
+            fontsize=8,
+        )
+        right.set(title=f"Page, ComfyUI {page['comfyui']}", ylabel="ms, median")
+        right.legend(fontsize=8)
+    save(figure, "start")
+
+
+def refiner(result: Result) -> None:
+    """What ImageRefiner costs beside diffusers."""
+    figure, (warm, cold) = plt.subplots(1, 2, figsize=(10, 3.6))
+    names = list(result["warm"])
+    taken = [result["warm"][name]["processor_s"] for name in names]
+    bars = warm.barh(
+        [name.replace(", ", ",\n") for name in names[::-1]],
+        taken[::-1],
+        color=[THEIRS if name == "diffusers" else OURS for name in names[::-1]],
+    )
+    labels = [
+        f" {seconds:.3f} s" if name == "diffusers" else
+        f" {seconds:.3f} s ({result['warm'][name]['overhead']['processor']:+.1%})"
+        for name, seconds in zip(names, taken, strict=True)
+    ]  # fmt: skip
+    warm.bar_label(bars, labels[::-1], fontsize=8)
+    warm.margins(x=0.35)
+    warm.set(title="A warm picture, tiny refiner, one thread", xlabel="s of CPU")
+    loads = result["loading"]
+    order = list(loads)
+    bars = cold.barh(
+        [name.replace("theirs", "diffusers") for name in order[::-1]],
+        [1000 * loads[name]["processor_s"] for name in order[::-1]],
+        color=[THEIRS if name.startswith("theirs") else OURS for name in order[::-1]],
+    )
+    cold.bar_label(bars, fmt=" %.0f ms", fontsize=8)
+    cold.margins(x=0.2)
+    cold.set(title="Loading the weights", xlabel="ms of CPU")
+    save(figure, "refiner")
+
+
+def save(figure: Any, name: str) -> None:
+    """Write a plot."""
+    figure.tight_layout()
+    figure.savefig(PICTURES / f"performance-{name}.png", dpi=110)
+    plt.close(figure)
+
+
+def benchmark(name: str) -> ModuleType:
+    """Import a file of benchmarks/."""
+    sys.path.insert(0, str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def replaced(page: str, name: str, block: str) -> str:
+    """Return the page with another text between the marks of a name."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if len(pattern.findall(page)) != 1:
+        raise ValueError(f"{PAGE.name} has no one place for {name}.")
+    return pattern.sub(lambda found: f"{found[1]}\n{block.strip()}\n\n{found[2]}", page)
+
+
+def main() -> int:
+    """Write page and plots."""
+    results: dict[str, Result] = {
+        path.stem: json.loads(path.read_text("utf-8")) for path in sorted(OUTPUT.glob("*.json"))
+    }
+    page = PAGE.read_text("utf-8")
+    for name, result in results.items():
+        module = benchmark(name)
+        shown: Callable[[Result], str] = module.shown
+        page = replaced(page, name, spaced(shown(result)))
+    PAGE.write_text(page, "utf-8")
+    plots: dict[str, Callable[[Result], None]] = {
+        "client": client, "batches": batches, "tokens": tokens, "refiner": refiner
+    }  # fmt: skip
+    for name, plot in plots.items():
+        plot(results[name])
+    start(results["imports"], results.get("page"))
+    return 0
+
+
+def spaced(text: str) -> str:
+    """Return Markdown in which every table stands between empty lines, as Markdown wants it."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if lines and lines[-1] and line.startswith("|") != lines[-1].startswith("|"):
+            lines.append("")
+        lines.append(line)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
