@@ -24,6 +24,7 @@ def _load(name: str, file: Path) -> ModuleType:
 
 faulty_ollama = _load("faulty_ollama", HERE.parent / "faulty_ollama.py")
 host = _load("host", HERE / "host.py")
+_load("core_checkpoint", HERE / "core_checkpoint.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

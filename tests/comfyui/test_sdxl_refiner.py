@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from core_checkpoint import write_core_checkpoint
 from faulty_ollama import FaultyOllama, RecordedRequest, text_model, vision_model
 from host import ComfyHost, FoundHost, Graph, Link, Refused, Run, node
 from PIL import Image
@@ -20,6 +21,7 @@ from PIL import Image
 NODE = "RefinerySDXLRefiner"
 WEIGHTS = Path(__file__).resolve().parents[2] / "tools" / "tiny_refiner" / "weights"
 TINY = "tiny_refiner.safetensors"
+CORE = "core.safetensors"
 DOWNLOAD = "stabilityai/stable-diffusion-xl-refiner-1.0 (download)"
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 
@@ -375,30 +377,107 @@ def test_passing_the_image_on_shows_the_error_and_is_not_cached(refinery: ComfyH
     assert "2" in again.order, "a failure is never cached"
 
 
-# cancel
+# cancel, and ComfyUI's own models in between
 
 
-def test_cancel_in_the_middle_of_a_step_and_another_model_right_after(refinery: ComfyHost):
-    graph = single(refinery, scene(512, 512), num_inference_steps=1000, strength=1.0)
-    events = refinery.listen()
+@pytest.fixture(scope="module")
+def core_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A checkpoint for CheckpointLoaderSimple; 300 MB, so it does not stay until pytest cleans."""
+    file = tmp_path_factory.mktemp("core") / CORE
+    write_core_checkpoint(file)
+    yield file
+    file.unlink()
+
+
+@pytest.fixture(params=["usual", "no VRAM"])
+def beside_core(request: pytest.FixtureRequest, core_checkpoint: Path) -> Iterator[ComfyHost]:
+    """A ComfyUI with both checkpoints; other tests find the list of checkpoints as it was."""
+    name = "refinery" if request.param == "usual" else "novram"
+    host: ComfyHost = request.getfixturevalue(name)
+    placed = host.base / "models" / "checkpoints" / CORE
+    placed.hardlink_to(core_checkpoint)
+    yield host
+    placed.unlink()
+
+
+def core_workflow(seed: int) -> Graph:
+    """A checkpoint workflow of core nodes alone, two steps at 64 px.
+
+    The latents are zeros however they are multiplied: the factor, new each time, keeps ComfyUI
+    from answering with what it sampled before.
+    """
+    how = {"steps": 2, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    links = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["5", 0]}
+    return {
+        "1": node("CheckpointLoaderSimple", ckpt_name=CORE),
+        "2": node("CLIPTextEncode", clip=["1", 1], text="a red house"),
+        "3": node("CLIPTextEncode", clip=["1", 1], text="blurry"),
+        "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "5": node("LatentMultiply", samples=["4", 0], multiplier=next(_salt) % 1000 / 100),
+        "6": node("KSampler", **links, **how, seed=seed),
+        "7": node("VAEDecode", samples=["6", 0], vae=["1", 2]),
+        "8": node("SaveImage", images=["7", 0], filename_prefix="core"),
+    }
+
+
+def core_picture(host: ComfyHost, run: Run) -> np.ndarray:
+    """What core drew, once it is sure that it sampled just now and drew something."""
+    assert run.ok, run.error
+    assert {"6", "7", "8"} <= set(run.order), "sampled, not remembered"
+    (file,) = host.saved(run, "8")
+    drawn = pixels(file)
+    assert drawn.shape == (64, 64, 3)
+    assert drawn.std() > 10, "not one colour: NaN would be black"
+    return drawn
+
+
+def test_cancel_in_the_middle_of_a_step_and_a_core_checkpoint_right_after(beside_core: ComfyHost):
+    host = beside_core
+    graph = single(host, scene(1024, 1024), num_inference_steps=1000, strength=1.0)
+    events = host.listen()
     try:
-        prompt_id = refinery.queue(graph, events)
-        events.wait_for("progress", timeout_s=300, node="2", max=1000)
-        time.sleep(0.3)
+        prompt_id = host.queue(graph, events)
+        first = events.wait_for("progress", timeout_s=300, node="2", max=1000, value=1)
+        second = events.wait_for("progress", timeout_s=60, node="2", max=1000, value=2)
+        step_s = second.at - first.at
+        time.sleep(step_s / 2)
         began = time.monotonic()
-        refinery.interrupt()
-        took = events.wait_for("execution_interrupted", prompt_id=prompt_id).at - began
-        run = refinery.finish(prompt_id, events)
+        host.interrupt()
+        core_id = host.queue(core_workflow(seed=1), events)
+        stopped = events.wait_for("execution_interrupted", prompt_id=prompt_id)
+        cancelled = host.finish(prompt_id, events)
+        core = host.finish(core_id, events, timeout_s=300)
     finally:
         events.close()
-    assert run.interrupted
-    assert took <= 1.0
-    core = {
-        "1": node("ProbeModel", seconds=0.0, salt=next(_salt)),
-        "2": node("PreviewAny", source=["1", 0]),
-    }
-    assert finished(refinery, core).ok
-    assert finished(refinery, single(refinery)).ok
+    assert cancelled.interrupted
+    assert stopped.at - began <= 1.0
+    drawn = core_picture(host, core)
+    assert finished(host, single(host)).ok
+    again = core_picture(host, finished(host, core_workflow(seed=1)))
+    assert (again == drawn).all()
+
+
+def test_core_and_refiner_take_turns_and_leave_each_other_s_pictures_as_they_were(
+    beside_core: ComfyHost, novram: ComfyHost
+):
+    host = beside_core
+    picture = scene()
+    drawn: list[np.ndarray] = []
+    refined: list[np.ndarray] = []
+    for unload in (False, True):
+        with host.new_log() as said:
+            drawn.append(core_picture(host, finished(host, core_workflow(seed=2))))
+        assert ("loaded partially" in said()) is (host is novram), said()
+        run = finished(host, single(host, picture, unload_after=unload))
+        assert run.ok, run.error
+        assert "2" in run.order, "refined, not remembered"
+        (file,) = host.saved(run, "3")
+        refined.append(pixels(file))
+    drawn.append(core_picture(host, finished(host, core_workflow(seed=2))))
+    assert all((one == drawn[0]).all() for one in drawn)
+    assert (refined[0] == refined[1]).all()
+    other = core_picture(host, finished(host, core_workflow(seed=3)))
+    assert (other != drawn[0]).any(), "the seed counts, so equal pictures say something"
 
 
 # memory
