@@ -80,6 +80,8 @@ def simulated(settings: dict[str, Any]) -> Iterator[Simulated]:
 def from_tests(path: str) -> Any:
     """Import a helper of the tests, such as comfyui/host.py, which starts a real ComfyUI."""
     name = Path(path).stem
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

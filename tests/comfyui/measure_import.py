@@ -1,11 +1,16 @@
-"""Load the pack as ComfyUI's load_custom_node does, and print what it cost as JSON.
+"""Load packs as ComfyUI's load_custom_node does, and print what each cost, a line of JSON each.
 
-    python measure_import.py COMFYUI PACK --cpu
+    python measure_import.py COMFYUI PACK [PACK ...] [--once] --cpu
 
-Run by ComfyUI's interpreter. The pack is loaded REPEATS times, each time as a new package; first_s
-is the CPU time of the first load, which also imports what of the standard library nobody had yet,
-and cpu_s the least of all: what a busy machine adds is not in it. wall_s is the time that passed in
-the first load. heavy names libraries that the pack imported though nothing was run.
+Run by ComfyUI's interpreter. In place of ComfyUI's folder, tests/comfy_stub does where there is no
+ComfyUI; then what ComfyUI would have imported before is imported first.
+
+The packs are loaded in turn, each as a new package. first_s is the CPU time of the loading thread,
+which also imports what of the standard library nobody had yet; process_s that of all threads, those
+that were started waited for; wall_s the time that passed; modules what was not imported before;
+nodes their ids; error why a pack could not be loaded. heavy names libraries that the pack imported
+though nothing was run, had_heavy those that were there before it. Without --once each is loaded
+REPEATS times in all, and cpu_s is the least of all: what a busy machine adds is not in it.
 """
 
 import asyncio
@@ -14,23 +19,34 @@ import importlib.util
 import json
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 
-HEAVY = ("diffusers", "accelerate", "xllamacpp", "huggingface_hub", "gguf")
-
-
+HEAVY = (
+    *("diffusers", "transformers", "accelerate", "xllamacpp", "huggingface_hub", "gguf"),
+    *("requests", "urllib3", "charset_normalizer", "chardet"),
+)
+BEFORE = ("server", "nodes", "comfy_api.latest", "comfy.utils", "folder_paths")
+WITHOUT_COMFYUI = ("torch", "numpy", "PIL.Image", "requests")
 REPEATS = 5
+THREADS_LIMIT_S, POLL_S = 3.0, 0.002
 
 
 def load(pack, name):
-    """Import a pack under a name and ask it for its nodes and their schemas."""
+    """Import a pack (a folder or one file) under a name; return the ids of its nodes."""
+    folder = pack.is_dir()
     spec = importlib.util.spec_from_file_location(
-        name, pack / "__init__.py", submodule_search_locations=[str(pack)]
+        name,
+        pack / "__init__.py" if folder else pack,
+        submodule_search_locations=[str(pack)] if folder else None,
     )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
+    old_style = getattr(module, "NODE_CLASS_MAPPINGS", None)
+    if old_style is not None:
+        return list(old_style)
 
     async def nodes():
         extension = await module.comfy_entrypoint()
@@ -40,25 +56,57 @@ def load(pack, name):
     return [one.GET_SCHEMA().node_id for one in asyncio.run(nodes())]
 
 
+def measured(pack, name):
+    """Load a pack; return what that cost."""
+    re.purge()  # patterns that an earlier load compiled are no gift to this one
+    before, threads = set(sys.modules), set(threading.enumerate())
+    result = {"pack": pack.name, "nodes": [], "had_heavy": sorted(set(HEAVY) & before)}
+    wall, cpu, process = time.perf_counter(), time.thread_time(), time.process_time()
+    try:
+        result["nodes"] = load(pack, name)
+    except Exception as error:  # noqa: BLE001 (another pack's; ComfyUI goes on as well)
+        result["error"] = f"{type(error).__name__}: {error}"
+    result["first_s"] = result["cpu_s"] = time.thread_time() - cpu
+    result["wall_s"] = time.perf_counter() - wall
+    until = time.monotonic() + THREADS_LIMIT_S
+    while set(threading.enumerate()) - threads and time.monotonic() < until:
+        time.sleep(POLL_S)
+    result["process_s"] = time.process_time() - process
+    result["modules"] = sorted(set(sys.modules) - before)
+    result["heavy"] = sorted(set(HEAVY) & set(result["modules"]))
+    return result
+
+
+def prepare(home):
+    """Import what ComfyUI imports before it loads packs."""
+    sys.path[0] = str(home)  # instead of this script's folder
+    if (home / "main.py").is_file():
+        importlib.import_module("comfy.options").enable_args_parsing()
+        importlib.import_module("utils.extra_config")  # before comfy/, which has a utils.py too
+    else:
+        for name in WITHOUT_COMFYUI:
+            importlib.import_module(name)
+    for name in BEFORE:
+        importlib.import_module(name)
+    asyncio.run(asyncio.sleep(0))  # ComfyUI's loop runs already
+
+
 def main():
     """Measure what the command line names."""
-    home, pack = Path(sys.argv.pop(1)), Path(sys.argv.pop(1))
-    sys.path[0] = str(home)  # instead of this script's folder
-    importlib.import_module("comfy.options").enable_args_parsing()
-    importlib.import_module("utils.extra_config")  # before comfy/, which has a utils.py too
-    for already_there in ("server", "nodes", "comfy_api.latest"):
-        importlib.import_module(already_there)
-    before = set(sys.modules)
-    costs = []
-    for repeat in range(REPEATS):
-        re.purge()  # patterns that an earlier load compiled are no gift to this one
-        wall, cpu = time.perf_counter(), time.thread_time()
-        names = load(pack, f"measured_{repeat}_x_dot_y")
-        costs.append((time.thread_time() - cpu, time.perf_counter() - wall))
-    result = {"cpu_s": min(costs)[0], "first_s": costs[0][0], "wall_s": costs[0][1]}
-    result["heavy"] = sorted(set(HEAVY) & (set(sys.modules) - before))
-    result["nodes"] = names
-    sys.stdout.write(f"RESULT{json.dumps(result)}\n")
+    once = "--once" in sys.argv
+    if once:
+        sys.argv.remove("--once")
+    named = []
+    while len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        named.append(Path(sys.argv.pop(1)))
+    home, *packs = named
+    prepare(home)
+    for number, pack in enumerate(packs):
+        result = measured(pack, f"measured_{number}_x_dot_y")
+        for repeat in range(0 if once else REPEATS - 1):
+            again = measured(pack, f"measured_{number}_{repeat}_x_dot_y")
+            result["cpu_s"] = min(result["cpu_s"], again["cpu_s"])
+        sys.stdout.write(f"RESULT{json.dumps(result)}\n")
 
 
 if __name__ == "__main__":
