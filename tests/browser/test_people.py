@@ -304,7 +304,7 @@ def test_a_linked_name_with_colon_and_slash_is_the_model_that_is_asked(
     assert asked == {name}
 
 
-def test_two_hundred_models_and_r(page: Any, scripted: FaultyOllama) -> None:
+def test_two_hundred_models_and_r(page: Any, comfyui: Any, scripted: FaultyOllama) -> None:
     from faulty_ollama import text_model, vision_model
 
     names = [f"hf.co/org/model-{index:03}:Q4_K_M" for index in range(200)]
@@ -324,6 +324,16 @@ def test_two_hundred_models_and_r(page: Any, scripted: FaultyOllama) -> None:
     seeing = [name for name in choices if name in names][:20]
     assert seeing == names[::10], "those that can see come first"
     assert page.evaluate(VALUE, [node, "vision_model"]) == before, "the choice stays"
+    put_example(comfyui, "maroon")
+    graph = basic()
+    values = node_of(graph, "RefineryLLMImageRefine")["widgets_values"]
+    values[0], values[1] = names[190], names[7]
+    page.evaluate(LOAD, graph)
+    history = set(comfyui.get("/history"))
+    page.evaluate(QUEUE)
+    assert finish(comfyui, history)["status"]["status_str"] == "success"
+    asked = [request.model for request in scripted.requests if request.kind == "chat"]
+    assert asked == [names[190], names[7]]
 
 
 def test_the_server_widget_lists_the_names_of_the_file(page: Any, comfyui: Any) -> None:
