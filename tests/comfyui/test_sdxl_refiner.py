@@ -407,14 +407,14 @@ def core_workflow(seed: int) -> Graph:
     from answering with what it sampled before.
     """
     how = {"steps": 2, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
-    links = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["5", 0]}
+    links = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0]}
     return {
         "1": node("CheckpointLoaderSimple", ckpt_name=CORE),
         "2": node("CLIPTextEncode", clip=["1", 1], text="a red house"),
         "3": node("CLIPTextEncode", clip=["1", 1], text="blurry"),
         "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
         "5": node("LatentMultiply", samples=["4", 0], multiplier=next(_salt) % 1000 / 100),
-        "6": node("KSampler", **links, **how, seed=seed),
+        "6": node("KSampler", **links, **how, latent_image=["5", 0], seed=seed),
         "7": node("VAEDecode", samples=["6", 0], vae=["1", 2]),
         "8": node("SaveImage", images=["7", 0], filename_prefix="core"),
     }
