@@ -116,6 +116,8 @@ def _at_size(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Masks come in other sizes too: LoadImage gives 64 x 64 zeros for an opaque picture."""
     if tuple(mask.shape[1:]) == (height, width):
         return mask
+    if 0 in (height, width, *mask.shape[1:]):
+        return mask  # the refiner says what is wrong with the picture, or with the mask
     from torch.nn import functional
 
     return functional.interpolate(

@@ -185,6 +185,24 @@ def test_masks_that_fit_no_way_are_refused(node: Any) -> None:
             convert.single_masks(masks, batches)
 
 
+@pytest.mark.parametrize(
+    ("picture", "mask", "words"),
+    [
+        (image(64, 0), torch.ones(1, 8, 8), "The image is empty"),
+        (image(), torch.ones(1, 0, 8), "A mask for 1 image"),
+    ],
+)
+def test_an_empty_picture_or_mask_is_one_sentence(
+    node: Any, picture: torch.Tensor, mask: torch.Tensor, words: str
+) -> None:
+    from image_refinery.refine import ImageError
+
+    with pytest.raises(ImageError, match=words):
+        execute(node, picture, mask=mask)
+    output = execute(node, picture, mask=mask, on_error="pass the image on")
+    assert output.result[0][0] is picture and words in output.ui["text"][0]
+
+
 def test_alpha_is_kept(node: Any) -> None:
     picture = image(channels=4)
     (refined,), _ = execute(node, picture).result
