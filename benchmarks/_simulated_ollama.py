@@ -1,0 +1,120 @@
+"""The tests' scripted Ollama, with the times of a card: python _simulated_ollama.py SETTINGS.
+
+SETTINGS is JSON: {"vram_bytes", "parallel", "models": [{"name", "vision", "size", "load_s",
+"unload_s", "prompt_s", "token_s", "batched_token_s", "tokens"}]}; times in seconds.
+
+Tokens come by a schedule that was fixed when the request arrived, so that neither the reading of a
+picture nor a sleep that lasts a little too long adds to the model's time: what a client needs
+beyond the sum of these times is the client's.
+With `parallel` above 1 it is a server that batches continuously: prompts follow one another, and
+each token takes `batched_token_s` while more than one request runs.
+Prints its URL; a line on its standard input is answered with the counts of loads and unloads.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+SCRIPTED = Path(__file__).resolve().parent.parent / "tests" / "faulty_ollama.py"
+WORDS = (
+    "a the of in on with small large red green blue white wooden stone old bright dark quiet lake "
+    "tree hill house boat path cloud light shadow stands lies leads behind before beside under"
+)
+
+
+def scripted() -> Any:
+    """Import tests/faulty_ollama.py (tests/ must not be on sys.path)."""
+    spec = importlib.util.spec_from_file_location("faulty_ollama", SCRIPTED)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["faulty_ollama"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def answer(count: int) -> str:
+    """So many tokens of one word each, always the same."""
+    chosen = random.Random(count)
+    return " ".join(chosen.choice(WORDS.split()) for _ in range(count))
+
+
+def timed_server(settings: dict[str, Any]) -> Any:
+    """The scripted server, with the pace of `settings`."""
+    faulty: Any = scripted()
+    faulty.POLL_S = 0.001  # how late it notices that a model has gone
+    paces = {faulty.full_name(model["name"]): model for model in settings["models"]}
+
+    def line(record: Any, text: str, *, done: bool) -> dict[str, Any]:
+        return {**faulty.stamp(record), **faulty.piece(record, text, ""), "done": done}
+
+    class Timed(faulty.FaultyOllama):
+        """Sends tokens by a schedule."""
+
+        def __init__(self, *args: Any, **fields: Any) -> None:
+            super().__init__(*args, **fields)
+            self._prompts = threading.Lock()
+            self._prompt_ends = 0.0
+
+        def _generate(self, exchange: Any, model: Any, mode: str, load_s: float) -> None:
+            record, pace = exchange.record, paces[model.key]
+            with self._prompts:
+                begun = max(record.started + load_s, self._prompt_ends)
+                due = self._prompt_ends = begun + pace["prompt_s"]
+            tokens = faulty.split_tokens(model.answer)
+            limit = record.options.get("num_predict", -1)
+            tokens = tokens[:limit] if limit > 0 else tokens
+            streams = record.body.get("stream", True)
+            for at, token in enumerate(tokens):
+                alone = self._residents[model.key].running < 2
+                due += pace["token_s" if alone else "batched_token_s"]
+                if streams or at + 1 == len(tokens):
+                    exchange.wait(max(0.0, due - time.monotonic()))
+                if streams and at == 0:
+                    exchange.start_stream()
+                if streams:
+                    exchange.line(line(record, token, done=False))
+            done = {"done_reason": "stop", "eval_count": len(tokens)}
+            if streams:
+                exchange.line(line(record, "", done=True) | done)
+                exchange.end_stream()
+            else:
+                exchange.json(line(record, "".join(tokens), done=True) | done)
+
+    models = [
+        faulty.FakeModel(
+            model["name"],
+            ("completion", "vision") if model["vision"] else ("completion",),
+            answer=answer(model["tokens"]),
+            size=model["size"],
+            load_s=model["load_s"],
+            unload_s=model["unload_s"],
+        )
+        for model in settings["models"]
+    ]
+    return Timed(models, vram_bytes=settings["vram_bytes"], parallel=settings["parallel"])
+
+
+def main() -> int:
+    """Serve until standard input ends."""
+    with timed_server(json.loads(sys.argv[1])) as server:
+        print(server.url, flush=True)
+        for _ in sys.stdin:
+            counts = {
+                "loads": server.loads,
+                "unloads": server.unloads,
+                "at_a_time": dict(server.peak_running),
+            }
+            print(json.dumps(counts), flush=True)
+            server.requests.clear()  # pictures are large
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
