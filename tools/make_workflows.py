@@ -42,6 +42,7 @@ FIRST_FOLDER = (
     "*Load Images From Folder*."
 )
 DOWNLOAD = "stabilityai/stable-diffusion-xl-refiner-1.0 (download)"
+REFINER_PX = 490  # Nodes 2.0 cuts the end of DOWNLOAD off in nodes of less than about 480
 SEES, WRITES = "llava:latest", "llama3.2:latest"
 BASE = "sd_xl_base_1.0.safetensors"
 HUB = "https://huggingface.co/"
@@ -208,7 +209,7 @@ def refine_an_image(graph: Graph) -> None:
         models=(), refines=True, tall=370,
     )  # fmt: skip
     image = graph.add("LoadImage", image=PICTURE)
-    graph.column(400)
+    graph.column(REFINER_PX)
     refined = graph.add(
         "RefinerySDXLRefiner", image=image[0], checkpoint=DOWNLOAD,
         prompt="sharp focus, fine texture, clean lines, high detail",
@@ -239,7 +240,7 @@ def describe_rewrite_refine(graph: Graph) -> None:
         instructions=ready[0],
     )  # fmt: skip
     graph.add("RefineryDisplayAnything", title="the prompt", value=prompt[0])
-    graph.column(400)
+    graph.column(REFINER_PX)
     refined = graph.add(
         "RefinerySDXLRefiner", image=described[0], checkpoint=DOWNLOAD,
         prompt=prompt[0], negative_prompt="blurry, noise, compression artefacts",
@@ -263,7 +264,7 @@ def refine_then_trellis(graph: Graph) -> None:
                "trellis_2_shape_vae_bf16.safetensors", "trellis_2_texture_vae_bf16.safetensors"),
     )  # fmt: skip
     image = graph.add("LoadImage", image=PICTURE)
-    graph.column(400)
+    graph.column(REFINER_PX)
     refined = graph.add(
         "RefinerySDXLRefiner", image=image[0], checkpoint=DOWNLOAD,
         prompt="sharp focus, fine texture, clean edges",
