@@ -28,6 +28,7 @@ import argparse
 import base64
 import importlib.util
 import io
+import os
 import statistics
 import sys
 import time
@@ -370,8 +371,10 @@ def main() -> int:
     )
     rows = whole_batches(args.sizes, usual, args.scale, args.rounds)
     rows += hidden(large, args.large, args.scale / LARGE_SLOWER, args.rounds)
+    load = os.getloadavg()[1] if hasattr(os, "getloadavg") else None  # of the last five minutes
     result = {
         "machine": machine(),
+        "load_average": load,
         "card": vars(CARD),
         "wanted_overhead": WANTED_OVERHEAD,
         "rows": rows,
@@ -382,6 +385,9 @@ def main() -> int:
     for row in missed:
         print(f"MISSED: {row['way']}, {row['images']} images: {row['overhead']:.1%} over the "
               f"bound, less than {WANTED_OVERHEAD:.0%} wanted")  # fmt: skip
+    if missed and load is not None:
+        print(f"Load average of the last five minutes: {load:.1f}. Above the number of cores others "
+              "were at work, and each wait of a request is longer.")  # fmt: skip
     if not missed:
         print(f"every batch of ours within {WANTED_OVERHEAD:.0%} of its bound: met")
     return 1 if missed else 0
