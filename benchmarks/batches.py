@@ -386,8 +386,8 @@ def main() -> int:
         print(f"MISSED: {row['way']}, {row['images']} images: {row['overhead']:.1%} over the "
               f"bound, less than {WANTED_OVERHEAD:.0%} wanted")  # fmt: skip
     if missed and load is not None:
-        print(f"Load average of the last five minutes: {load:.1f}. Above the number of cores others "
-              "were at work, and each wait of a request is longer.")  # fmt: skip
+        print(f"Load average of the last five minutes: {load:.1f}. Above the number of cores "
+              "others were at work, and each wait of a request is longer.")  # fmt: skip
     if not missed:
         print(f"every batch of ours within {WANTED_OVERHEAD:.0%} of its bound: met")
     return 1 if missed else 0
