@@ -11,7 +11,7 @@ from torch import Tensor
 from . import blend
 from .geometry import MEGAPIXEL, Size
 from .jobs import Job, Layout, finish, lay_out, prepare, restore_transparency
-from .pixels import Source, read_mask, take_apart
+from .pixels import Source, picture_shape, read_mask, take_apart
 from .progress import Progress, ProgressCallback, Stage
 from .prompts import Conditioning
 from .settings import RefineSettings
@@ -70,11 +70,11 @@ class Batch:
         self._settings = settings
         self._entries: list[_Entry] = []
         for index, image in enumerate(images):
-            # Taken apart twice: now to check it, and again at its turn, so that a long list
-            # never rests in memory as floats.
-            rgb = take_apart(image).rgb
+            # Checked now, taken apart at its turn, so that a long list never rests in memory as
+            # floats.
+            shape = picture_shape(image)
             mask = None if masks is None else masks[index]
-            layouts = _lay_out_rows(rgb, mask, settings)
+            layouts = _lay_out_rows(shape, mask, settings)
             prompt = settings.prompt if prompts is None else prompts[index]
             self._entries.append(_Entry(image, mask, prompt, layouts))
         rows = [
@@ -242,8 +242,10 @@ class Batch:
         return source.restore(rgb, alpha, kept)
 
 
-def _lay_out_rows(rgb: Tensor, mask: Any, settings: RefineSettings) -> list[Layout | None]:
-    count, height, width = _row_shape(rgb)
+def _lay_out_rows(
+    shape: tuple[int, int, int], mask: Any, settings: RefineSettings
+) -> list[Layout | None]:
+    count, height, width = shape
     if mask is None:
         return [lay_out(height, width, None, settings)] * count
     marks = read_mask(mask, count, height, width)

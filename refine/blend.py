@@ -65,9 +65,10 @@ def keep_colours(refined: Tensor, original: Tensor) -> Tensor:
     cells = Size(-(-height // _COLOUR_CELL), -(-width // _COLOUR_CELL))
     coarse = functional.adaptive_avg_pool2d(change, (cells.height, cells.width))
     smooth = _blur(coarse, _COLOUR_SIGMA)
-    return refined + functional.interpolate(
+    taken_back = functional.interpolate(
         smooth, (height, width), mode="bilinear", align_corners=False
     )
+    return taken_back.add_(refined)
 
 
 def feather(mask: Tensor) -> Tensor:

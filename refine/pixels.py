@@ -77,6 +77,23 @@ def take_apart(image: Image.Image | np.ndarray | Tensor) -> Source:
     )
 
 
+def picture_shape(image: Image.Image | np.ndarray | Tensor) -> tuple[int, int, int]:
+    """Check a picture, and return how many it holds, their height and their width.
+
+    Args:
+        image: As `take_apart` takes it.
+
+    Raises:
+        ImageError: as `take_apart` does.
+    """
+    if isinstance(image, Image.Image):
+        _check_pil(image)
+        image.load()  # a damaged file is found now
+        return 1, image.height, image.width
+    count, _, height, width = take_apart(image).rgb.shape
+    return count, height, width
+
+
 def read_mask(
     mask: Image.Image | np.ndarray | Tensor, count: int, height: int, width: int
 ) -> Tensor:
@@ -113,6 +130,25 @@ def read_mask(
 
 
 def _from_pil(image: Image.Image) -> Source:
+    _check_pil(image)
+    original = np.asarray(_as_mode(image, "RGBA" if image.has_transparency_data else "RGB"))
+
+    def restore(rgb: Tensor, alpha: Tensor | None, kept: Tensor | None) -> Image.Image:
+        array = _to_bytes(_join(rgb, alpha))[0]
+        if array.shape == original.shape:
+            _put_back(array[None], original[None], kept)
+        result = Image.fromarray(array)
+        result = _as_mode(result, _BACK_TO.get(image.mode, result.mode))
+        result.info = {k: v for k, v in image.info.items() if k in ("exif", "icc_profile", "dpi")}
+        return result
+
+    floats = original.astype(np.float32)
+    floats /= 255
+    rgb, alpha = _split(torch.from_numpy(floats)[None])
+    return Source(rgb, alpha, restore)
+
+
+def _check_pil(image: Image.Image) -> None:
     if image.width == 0 or image.height == 0:
         raise ImageError("The image is empty: it has no pixels.")
     if image.mode.startswith("I") or image.mode == "F":
@@ -120,21 +156,11 @@ def _from_pil(image: Image.Image) -> Source:
             f"A PIL image of mode {image.mode} has no fixed range: "
             "pass its values as a float array from 0 to 1 instead."
         )
-    has_alpha = image.has_transparency_data
-    flat = image.convert("RGBA" if has_alpha else "RGB")
-    original = np.asarray(flat)
 
-    def restore(rgb: Tensor, alpha: Tensor | None, kept: Tensor | None) -> Image.Image:
-        array = _to_bytes(_join(rgb, alpha))[0]
-        if array.shape == original.shape:
-            _put_back(array[None], original[None], kept)
-        result = Image.fromarray(array)
-        result = result.convert(_BACK_TO.get(image.mode, result.mode))
-        result.info = {k: v for k, v in image.info.items() if k in ("exif", "icc_profile", "dpi")}
-        return result
 
-    rgb, alpha = _split(torch.from_numpy(original.astype(np.float32) / 255)[None])
-    return Source(rgb, alpha, restore)
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Convert where it is needed; PIL would copy in any case."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _from_array(image: np.ndarray) -> Source:
@@ -162,7 +188,7 @@ def _from_tensor(image: Tensor) -> Source:
     _check_range(floats)
 
     def restore(rgb: Tensor, alpha: Tensor | None, kept: Tensor | None) -> Tensor:
-        result = _join(rgb, alpha)
+        result = _join(rgb, alpha).contiguous()
         if original.shape[-1] == 1:
             result = result.mean(dim=-1, keepdim=True)
         if image.dtype == torch.uint8:
@@ -187,7 +213,7 @@ def _split(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
 def _join(rgb: Tensor, alpha: Tensor | None) -> Tensor:
     """Join rgb and alpha (B, C, H, W) to BHWC."""
     planes = rgb if alpha is None else torch.cat([rgb, alpha], dim=1)
-    return planes.movedim(1, -1).contiguous()
+    return planes.movedim(1, -1)
 
 
 def _put_back(result: Any, original: Any, kept: Tensor | None) -> None:
@@ -200,7 +226,8 @@ def _put_back(result: Any, original: Any, kept: Tensor | None) -> None:
 
 
 def _to_bytes(pixels: Tensor) -> np.ndarray:
-    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    # Put in order (channels last) as bytes, which are a quarter of the floats.
+    return pixels.clamp(0, 1).mul_(255).round_().to(torch.uint8).contiguous().numpy()
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
