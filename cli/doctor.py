@@ -159,15 +159,13 @@ def _wrong_with(file: Path) -> list[str]:
 
 
 def _wrong_with_hub(hub_id: str) -> list[str]:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    from ..refine.loading import is_cached
 
     try:
-        index = try_to_load_from_cache(hub_id, "model_index.json")
-    except HFValidationError:
+        here = is_cached(hub_id)
+    except CheckpointError as error:
         print("  not usable, see below")
-        return [f"Refiner: {hub_id} is no file, no folder and no hub id: check the path."]
-    here = isinstance(index, str) and any((Path(index).parent / "unet").glob("*.safetensors"))
+        return [f"Refiner: {error}"]
     later = "fetched from the hub when first used (the SDXL refiner: 6 GB)"
     print("  in the hub's cache" if here else f"  {later}")
     return []

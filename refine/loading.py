@@ -49,9 +49,22 @@ def load_parts(
         return _load_file(read_checkpoint(path), vocabulary)
     if _HUB_ID.fullmatch(str(model)):
         return _load_folder(_fetch(str(model), local_files_only), str(model))
-    raise CheckpointError(
-        f"{model} is no .safetensors file, no diffusers folder and no hub id: check the path."
-    )
+    raise _not_a_model(model)
+
+
+def is_cached(hub_id: str) -> bool:
+    """Whether the weights of a hub id are here, so that they load without the network.
+
+    Raises:
+        CheckpointError: it is no hub id.
+    """
+    if not _HUB_ID.fullmatch(hub_id):
+        raise _not_a_model(hub_id)
+    try:
+        _fetch(hub_id, local_files_only=True)
+    except HubError:
+        return False
+    return True
 
 
 def shipped_config(name: str) -> dict[str, dict[str, Any]]:
@@ -67,6 +80,12 @@ def merge_configs(
     """Return the files of `base` with the keys that `changes` names replaced."""
     names = [*base, *(name for name in changes if name not in base)]
     return {name: {**base.get(name, {}), **changes.get(name, {})} for name in names}
+
+
+def _not_a_model(name: str | Path) -> CheckpointError:
+    return CheckpointError(
+        f"{name} is no .safetensors file, no diffusers folder and no hub id: check the path."
+    )
 
 
 def _load_file(info: CheckpointInfo, vocabulary: Path | None) -> Parts:

@@ -211,7 +211,7 @@ def test_doctor_says_which_refiner_is_used_and_what_comfyui_has(
     ("named", "said"),
     [
         ("gone.safetensors", "There is no checkpoint file at gone.safetensors"),
-        ("no/such/folder", "no/such/folder is no file, no folder and no hub id"),
+        ("no/such/folder", "no/such/folder is no .safetensors file"),
         ("bare.safetensors", "No CLIP vocabulary was found for bare.safetensors"),
     ],
 )

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from image_refinery.refine import HubError, ImageRefiner
-from image_refinery.refine.loading import load_parts
+from image_refinery.refine import CheckpointError, HubError, ImageRefiner
+from image_refinery.refine.loading import is_cached, load_parts
 from PIL import Image
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -102,6 +102,17 @@ def test_a_hub_id_is_downloaded_once_and_then_asks_nothing(hub: Hub) -> None:
     second = ImageRefiner("cpu", model="somebody/tiny").refine(image, **SMALL)
     assert hub.requests == []
     assert first.tobytes() == second.tobytes()
+
+
+def test_whether_weights_are_here_is_known_without_asking(hub: Hub) -> None:
+    assert not is_cached("somebody/tiny")
+    assert hub.requests == []
+    load_parts("somebody/tiny")
+    hub.requests.clear()
+    assert is_cached("somebody/tiny")
+    assert hub.requests == []
+    with pytest.raises(CheckpointError, match="no hub id"):
+        is_cached("no/such/folder")
 
 
 def test_half_precision_files_are_preferred(hub: Hub) -> None:
