@@ -1,10 +1,11 @@
-"""Run each node that talks to Ollama a thousand times, with faults and cancels, and see what stays.
+"""Run each node a thousand times, with faults and cancels, and see what stays.
 
-    python tools/soak.py [--runs 1000] [--write]
+    python tools/soak.py [--runs 1000] [--only NODE] [--write]
 
-Prints memory, threads, sockets and file descriptors after the warm-up and at the end; with --write
-also docs/soak.md and its plot. The scripted server runs in the same process, so that its share is
-in the figures too. Exit status 1 where something grew.
+Prints what a process holds after the warm-up and at the end; with --write also docs/soak.md and its
+plot. Each node runs in a process of its own, so that none can hide in what another has freed. The
+scripted Ollama runs in that process too: its share is in the figures. Exit status 1 where something
+grew.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import argparse
 import gc
 import importlib.util
 import logging
+import multiprocessing
 import random
+import shutil
 import sys
 import threading
 import time
@@ -21,58 +24,85 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import psutil
 import torch
-from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "soak.md"
 PLOT = ROOT / "docs" / "pictures" / "soak.png"
 WARM_UP = 100
-EVERY = 25
+LOOKS = 40
 SEED = 20
-MOST_MB = 10.0
-"""So much may the memory grow in a thousand runs: allocators keep what they once had."""
-
-FAULTS = {
-    "chat": (
-        *("drop", "reset", "reset_mid_stream", "cut_mid_stream", "half_utf8", "error_line"),
-        *("no_done", "empty", "thinking_only", "not_json", "wrong_types", "busy", "oom", "html"),
-        *("not_found", "forbidden", "context_length", "gzip", "one_byte", "hang_mid_line"),
-    ),
-    "load": ("drop", "busy", "oom", "load_failure", "html", "hang"),
-    "tags": ("drop", "busy", "html", "wrong_body", "cut_mid_stream"),
-    "ps": ("drop", "html"),
-    "unload": ("drop", "busy"),
+FAULT, CANCEL = 0.35, 0.15
+"""So many of the runs meet one."""
+BYTES_OF_AN_INTEGER = 32
+NODES = (
+    *("LLM Image Refine", "SDXL Refiner", "LLM Describe", "Ollama Process", "Ollama Options"),
+    *("Ready Instructions", "Wildcard Processor", "Display Anything", "Free Memory"),
+    *("Load Images From Folder", "Save Caption", "Text To Filename"),
+)
+FIGURES = {
+    "memory_mb": ("memory (RSS), MB", 10.0),
+    "blocks": ("Python's memory blocks", 1000),
+    "threads": ("threads", 0),
+    "sockets": ("connections", 0),
+    "descriptors": ("file descriptors", 0),
+    "cuda_mb": ("CUDA memory, MB", 1.0),
 }
+"""What is looked at, its title, and by how much it may grow: allocators keep what they once had,
+and caches that are bounded fill up."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one process holds."""
+    """What one process holds after so many runs."""
 
     runs: int
     memory_mb: float
+    blocks: int
     threads: int
     sockets: int
     descriptors: int
     cuda_mb: float
 
 
-def measure(runs: int, port: int) -> Figures:
-    """Collect garbage, then look."""
+@dataclass(frozen=True)
+class Soaked:
+    """What one node gave."""
+
+    series: list[Figures]
+    seen: Counter[str]
+    faults: list[str]
+    cancel_s: float
+    not_ours: int
+    seconds: float
+
+
+def measure(runs: int, not_ours: Callable[[], int]) -> Figures:
+    """Let threads that end by themselves end, collect garbage, then look.
+
+    Args:
+        runs: How many were done.
+        not_ours: Python's memory blocks that a library has lost; they are not counted.
+    """
+    for thread in threading.enumerate():
+        if thread.name.startswith("image-refinery"):
+            thread.join(timeout=30)
+    time.sleep(0.05)
     gc.collect()
     process = psutil.Process()
-    ours = [c for c in process.net_connections() if c.raddr and c.raddr.port == port]
+    lost = not_ours()
     return Figures(
         runs=runs,
-        memory_mb=round(process.memory_info().rss / 1e6, 1),
+        memory_mb=round((process.memory_info().rss - lost * BYTES_OF_AN_INTEGER) / 1e6, 1),
+        blocks=sys.getallocatedblocks() - lost,
         threads=process.num_threads(),
-        sockets=len(ours),
+        sockets=sum(1 for one in process.net_connections() if one.raddr),
         descriptors=process.num_fds() if hasattr(process, "num_fds") else process.num_handles(),
         cuda_mb=torch.cuda.memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0,
     )
@@ -88,159 +118,199 @@ def load(name: str, file: Path, folder: Path | None = None) -> ModuleType:
     return module
 
 
-def calls() -> dict[str, Callable[[str], Any]]:
-    """Return what runs each node once, with a value of on_error."""
-    from image_refinery.nodes.llm_describe import LLMDescribe
-    from image_refinery.nodes.llm_image_refine import LLMImageRefine
-    from image_refinery.nodes.ollama_process import OllamaProcess
+def soak(runs: int, name: str) -> Soaked:
+    """Run a node so often in this process, which should be a new one."""
+    logging.disable(logging.WARNING)  # what is at fault is wanted here
+    load("image_refinery", ROOT / "__init__.py", ROOT)
+    faulty = load("faulty_ollama", ROOT / "tests" / "faulty_ollama.py")
+    stub = load("comfy_stub_path", ROOT / "tests" / "comfy_stub" / "stub_path.py")
+    begun = time.monotonic()
+    with stub.installed(), faulty.FaultyOllama() as ollama:
+        import folder_paths
+        from soak_cases import make
 
-    def picture() -> list[torch.Tensor]:
-        return [torch.rand(1, 96, 128, 3)]
-
-    models = {"vision_model": ["llava"], "text_model": ["llama3.2"]}
-    wanted = {"user_instructions": ["Shorten it."]}
-    return {
-        "LLM Image Refine": lambda on_error: LLMImageRefine.execute(
-            image=picture(), on_error=[on_error], **models, **wanted
-        ),
-        "LLM Describe": lambda on_error: LLMDescribe.execute(
-            image=picture(), on_error=[on_error], vision_model=["llava"]
-        ),
-        "Ollama Process": lambda on_error: OllamaProcess.execute(
-            text=["A."], instructions=["Up."], text_model=["llama3.2"], on_error=[on_error]
-        ),
-    }
+        case = make(name, ollama)
+        try:
+            series, seen = repeat(case, ollama, runs)
+        finally:
+            shutil.rmtree(folder_paths.base_path, ignore_errors=True)
+        lost = case.not_ours()
+    return Soaked(series, seen, list(case.faults), case.cancel_s, lost, time.monotonic() - begun)
 
 
-def soak(node: Callable[[str], Any], ollama: Any, runs: int) -> tuple[list[Figures], Counter[str]]:
-    """Run a node so often; half of the runs meet a fault or a cancel."""
+def repeat(case: Any, ollama: Any, runs: int) -> tuple[list[Figures], Counter[str]]:
+    """Run a case so often, and look at the process now and then."""
     import comfy.model_management as management
     from image_refinery.memory import finish_pending_unloads
-    from image_refinery.ollama_client.errors import OllamaError
+    from server import PromptServer
 
     chance = random.Random(SEED)
+    torch.manual_seed(SEED)
     seen: Counter[str] = Counter()
     series: list[Figures] = []
-    for run in range(runs + WARM_UP + 1):
-        if run >= WARM_UP and (run - WARM_UP) % EVERY == 0:
+    every = max(1, runs // LOOKS)
+    for run in range(-WARM_UP, runs + 1):
+        if run >= 0 and run % every == 0:
             finish_pending_unloads()
-            time.sleep(0.05)
-            series.append(measure(run - WARM_UP, ollama.port))
-        lot = chance.random()
-        timer: threading.Timer | None = None
-        if lot < 0.35:
-            kind = chance.choice(["chat", "chat", "chat", "load", "tags", "ps", "unload"])
-            ollama.script(kind, chance.choice(FAULTS[kind]))
-        elif lot < 0.5:
-            timer = threading.Timer(
-                chance.uniform(0.0, 0.06), management.interrupt_current_processing
-            )
-            timer.start()
-        try:
-            result = node(chance.choice(["give the message", "stop the workflow"]))
-            text = result.result[-1][0]
-            seen["a message" if text.startswith("Error: ") else "an answer"] += 1
-        except management.InterruptProcessingException:
-            seen["a cancel"] += 1
-        except OllamaError:
-            seen["an error raised"] += 1
+            case.rest()
+            series.append(measure(run, case.not_ours))
+        if run == runs:
+            break
+        what = one_run(case, chance, management)
+        if run >= 0:
+            seen[what] += 1
+        case.after()
+        # What the server and the stand-in for ComfyUI write down is not what is looked for here.
+        ollama.forget_script()
+        ollama.requests.clear()
+        ollama._events.clear()
+        management.calls.clear()
+        PromptServer.instance.sent_texts.clear()
+    return series, seen
+
+
+def one_run(case: Any, chance: random.Random, management: Any) -> str:
+    """Run a node once, as ComfyUI does; give what came of it."""
+    from comfy_api.latest import io
+
+    inputs = dict(case.usual(chance))
+    lot = chance.random()
+    timer: threading.Timer | None = None
+    if lot < FAULT:
+        inputs |= case.faults[chance.choice(list(case.faults))](chance)
+    elif lot < FAULT + CANCEL and case.cancel_s:
+        late = chance.uniform(0.0, case.cancel_s)
+        timer = threading.Timer(late, management.interrupt_current_processing)
+        timer.start()
+    if chance.random() < 0.1:
+        case.node.define_schema()  # the page was loaded, or R pressed
+    clone = case.node.stub_clone({io.Hidden.unique_id: "1"})
+    try:
+        if hasattr(clone, "fingerprint_inputs"):
+            clone.fingerprint_inputs(**inputs)
+        with torch.inference_mode():
+            ui = clone.execute(**inputs).ui or {}
+        said = " ".join(str(text) for text in ui.get("text", ()))
+        failed = said.startswith(("Error: ", "Ollama: ")) or ui.get("problems")
+        return "a message" if failed else "an answer"
+    except management.InterruptProcessingException:
+        return "a cancel"
+    except case.raises:
+        return "an error raised"
+    finally:
         if timer is not None:
             timer.cancel()
             timer.join()
         management.interrupt_current_processing(False)
-        ollama.forget_script()
-        # What a server writes down of its requests is not what is looked for here.
-        ollama.requests.clear()
-        ollama._events.clear()
-    return series, seen
 
 
 def grew(series: list[Figures]) -> list[str]:
     """Say what is more at the end than after the warm-up."""
-    first, last = series[0], series[-1]
-    found = [
-        f"{name}: {getattr(first, name)} -> {getattr(last, name)}"
-        for name in ("threads", "sockets", "descriptors")
-        if getattr(last, name) > getattr(first, name)
+    first, last = asdict(series[0]), asdict(series[-1])
+    return [
+        f"{title}: {first[field]:g} -> {last[field]:g}"
+        for field, (title, most) in FIGURES.items()
+        if last[field] - first[field] > most
     ]
-    if last.memory_mb - first.memory_mb > MOST_MB or last.cuda_mb > first.cuda_mb + 1.0:
-        found.append(f"memory: {first.memory_mb} -> {last.memory_mb} MB")
-    return found
 
 
-def draw(all_series: dict[str, list[Figures]]) -> Image.Image:
-    """Plot memory, threads and file descriptors over the runs, one panel for each."""
-    panels = (
-        ("memory_mb", "memory (RSS) in MB"),
-        ("threads", "threads"),
-        ("sockets", "connections to the server"),
-        ("descriptors", "file descriptors"),
-    )
-    colours = {
-        "LLM Image Refine": "#c0392b",
-        "LLM Describe": "#2471a3",
-        "Ollama Process": "#1e8449",
+def looked_at() -> dict[str, str]:
+    """Return the figures of the page, with their titles; CUDA's only where there is a device."""
+    return {
+        field: title
+        for field, (title, _) in FIGURES.items()
+        if field != "cuda_mb" or torch.cuda.is_available()
     }
-    width, height, left, top = 900, 150, 70, 34
-    image = Image.new("RGB", (width, len(panels) * (height + top) + 40), "white")
-    pen = ImageDraw.Draw(image)
-    for row, (field, title) in enumerate(panels):
-        y0 = row * (height + top) + top
-        values = [getattr(f, field) for series in all_series.values() for f in series]
-        high = max(values) * 1.15 + 1
-        pen.text((left, y0 - 18), title, fill="black")
-        pen.rectangle((left, y0, width - 20, y0 + height - 20), outline="#999999")
-        for mark in (0, round(max(values))):
-            y = y0 + (height - 20) * (1 - mark / high)
-            pen.text((8, y - 6), f"{mark:g}", fill="#555555")
-        for name, series in all_series.items():
-            last = max(f.runs for f in series) or 1
-            points = [
-                (
-                    left + (width - 20 - left) * f.runs / last,
-                    y0 + (height - 20) * (1 - getattr(f, field) / high),
+
+
+def draw(soaked: dict[str, Soaked], file: Path) -> None:
+    """Plot each figure of each node as what it is above its own start: a row for each node."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    fields = looked_at()
+    rows = len(soaked)
+    figure, panels = plt.subplots(
+        rows, len(fields), figsize=(12, 0.95 * rows + 1), sharex=True, squeeze=False
+    )
+    for row, (name, one) in zip(panels, soaked.items(), strict=True):
+        for panel, (field, title) in zip(row, fields.items(), strict=True):
+            most = FIGURES[field][1] or 0.5
+            runs = [figures.runs for figures in one.series]
+            values = [getattr(figures, field) for figures in one.series]
+            above = [value - values[0] for value in values]
+            panel.axhspan(-most, most, color="#e8f0e8")
+            panel.plot(runs, above, color="#1f4e79", linewidth=1.4)
+            reach = max(2 * most, *(1.1 * abs(value) for value in above))
+            panel.set_ylim(-reach, reach)
+            panel.set_xlim(0, runs[-1] or 1)
+            panel.tick_params(labelsize=7)
+            panel.locator_params(axis="y", nbins=3)
+            panel.set_title(f"{values[0]:,} at the start", fontsize=7, loc="right", pad=2)
+            if panel in panels[0]:
+                panel.annotate(
+                    title, (0.5, 1.35), xycoords="axes fraction", ha="center", fontsize=9
                 )
-                for f in series
-            ]
-            pen.line(points, fill=colours[name], width=2)
-    for index, (name, colour) in enumerate(colours.items()):
-        x, y = left + 190 * index, image.height - 26
-        pen.rectangle((x, y, x + 12, y + 12), fill=colour)
-        pen.text((x + 18, y), name, fill="black")
-    pen.text((width - 170, image.height - 26), "runs, left to right", fill="#555555")
-    return image
+        row[0].set_ylabel(name.replace(" ", "\n", 1), rotation=0, ha="right", va="center")
+    for panel in panels[-1]:
+        panel.set_xlabel("runs", fontsize=8)
+    figure.suptitle("Growth since the warm-up, a process for each node (green: what is let pass)")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
 
 
-def page(all_series: dict[str, list[Figures]], seen: dict[str, Counter[str]], runs: int) -> str:
+def page(soaked: dict[str, Soaked], runs: int) -> str:
     """Return docs/soak.md."""
+    fields = looked_at()
     lines = [
         "# Soak",
         "",
-        "Written by `python tools/soak.py --write`. Each node that talks to Ollama runs "
-        f"{runs:,} times, after {WARM_UP} runs to warm up, over a",
-        "scripted server in the same process. About one run in three meets a fault (at the list of "
-        "models, the load, the chat, or",
-        "the unload), one in seven a cancel 0 to 60 ms after it began. Garbage is collected before "
-        "each look.",
+        f"Written by `python tools/soak.py --write`. Every node of the pack runs {runs:,} times, "
+        f"after {WARM_UP} runs to warm up, in a process",
+        "of its own with a scripted Ollama. Each run is as ComfyUI's: the fingerprint, then the "
+        "node; now and then the page asks for",
+        f"its inputs. {FAULT:.0%} of the runs meet a fault, {CANCEL:.0%} a cancel where the node "
+        "takes long enough for one. Garbage is collected",
+        "before each look. First figure: after the warm-up; second: at the end.",
         "",
-        "| node | memory, MB | threads | connections | file descriptors | what the runs gave |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| node | {' | '.join(fields.values())} | what the runs gave |",
+        "| --- |" + " --- |" * (len(fields) + 1),
     ]
-    for name, series in all_series.items():
-        first, last = asdict(series[0]), asdict(series[-1])
-        cells = [
-            f"{first[field]:g} to {last[field]:g}"
-            for field in ("memory_mb", "threads", "sockets", "descriptors")
-        ]
-        gave = ", ".join(f"{count} x {what}" for what, count in seen[name].most_common())
+    for name, one in soaked.items():
+        first, last = asdict(one.series[0]), asdict(one.series[-1])
+        cells = [f"{first[field]:,} to {last[field]:,}" for field in fields]
+        gave = ", ".join(f"{count} x {what}" for what, count in one.seen.most_common())
         lines.append("| " + " | ".join([name, *cells, gave]) + " |")
-    cuda = "a CUDA device was there" if torch.cuda.is_available() else "no CUDA device was there"
+    if not torch.cuda.is_available():
+        lines += ["", "No CUDA device was there: CUDA memory was not measured."]
+    if lost := {name: one.not_ours for name, one in soaked.items() if one.not_ours}:
+        said = " and ".join(
+            f"{count:,} ({count * BYTES_OF_AN_INTEGER / 1e6:.1f} MB) under {name}"
+            for name, count in lost.items()
+        )
+        lines += [
+            "",
+            f"Not in the figures: safetensors {version('safetensors')} loses memory blocks "
+            "whenever it reads a checkpoint, also when it is",
+            f"called alone (the tool measures how many): {said}, which load one again and again.",
+        ]
     lines += [
         "",
-        f"First figure: after the warm-up; second: at the end ({cuda}).",
+        "![How much more there is than at the start, over the runs](pictures/soak.png)",
         "",
-        "![Memory, threads, connections and file descriptors over the runs](pictures/soak.png)",
+        "The plot shows how much more there is than at the start; the tool fails where a line "
+        "ends above the green band",
+        "(" + ", ".join(f"{title}: {most:g}" for title, most in FIGURES.values()) + ").",
+        "",
+        "| node | the faults | a cancel after |",
+        "| --- | --- | --- |",
     ]
+    for name, one in soaked.items():
+        late = f"0 to {1000 * one.cancel_s:g} ms" if one.cancel_s else "none: it is over at once"
+        lines.append(f"| {name} | {'; '.join(one.faults)} | {late} |")
     return "\n".join(lines) + "\n"
 
 
@@ -248,41 +318,24 @@ def main() -> int:
     """Soak, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=1000, help="of each node")
+    parser.add_argument("--only", choices=NODES, help="one node")
     parser.add_argument("--write", action="store_true", help="write docs/soak.md and its plot")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)  # a server at fault is what is wanted here
-    load("image_refinery", ROOT / "__init__.py", ROOT)
-    faulty = load("faulty_ollama", ROOT / "tests" / "faulty_ollama.py")
-    stub = load("comfy_stub_path", ROOT / "tests" / "comfy_stub" / "stub_path.py")
-    all_series: dict[str, list[Figures]] = {}
-    seen: dict[str, Counter[str]] = {}
-    with stub.installed(), faulty.FaultyOllama() as ollama:
-        quicken(ollama)
-        for name, node in calls().items():
-            begun = time.monotonic()
-            all_series[name], seen[name] = soak(node, ollama, options.runs)
-            print(f"{name}: {time.monotonic() - begun:.0f} s, {dict(seen[name])}")
-            print(f"  {all_series[name][0]}\n  {all_series[name][-1]}", flush=True)
+    if options.only and options.write:
+        parser.error("the page holds every node: --write goes without --only")
+    names = [options.only] if options.only else list(NODES)
+    soaked: dict[str, Soaked] = {}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for name, one in zip(names, pool.imap(partial(soak, options.runs), names), strict=True):
+            soaked[name] = one
+            print(f"{name}: {one.seconds:.0f} s, {dict(one.seen)}")
+            print(f"  {one.series[0]}\n  {one.series[-1]}", flush=True)
     if options.write:
-        draw(all_series).save(PLOT)
-        PAGE.write_text(page(all_series, seen, options.runs), encoding="utf-8")
-    problems = {name: found for name, series in all_series.items() if (found := grew(series))}
+        draw(soaked, PLOT)
+        PAGE.write_text(page(soaked, options.runs), encoding="utf-8")
+    problems = {name: found for name, one in soaked.items() if (found := grew(one.series))}
     print(f"grew: {problems}" if problems else "nothing grew")
     return 1 if problems else 0
-
-
-def quicken(ollama: Any) -> None:
-    """Point the nodes at the server, with waits that fit a thousand runs."""
-    import os
-
-    from image_refinery.nodes import stage_run
-    from image_refinery.ollama_client import OllamaClient, Timeouts
-    from image_refinery.ollama_client.retry import Retries
-
-    os.environ["OLLAMA_BASE_URL"] = ollama.url
-    timeouts = Timeouts(connect_s=0.5, first_byte_s=0.3, silence_s=0.3, quick_s=2.0)
-    retries = Retries(first_pause_s=0.01, start_s=0.1, limit_s=1.0)
-    stage_run.OllamaClient = partial(OllamaClient, timeouts=timeouts, retries=retries)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,581 @@
+"""What tools/soak.py runs: for each node its usual inputs, and what goes wrong with it.
+
+Import only where ComfyUI or its stand-in can be imported, and after the pack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import numpy as np
+import safetensors.torch
+import torch
+from image_refinery import memory
+from image_refinery.nodes import ImageRefineryExtension, free_memory, stage_run
+from image_refinery.nodes.display_anything import DisplayAnything
+from image_refinery.nodes.free_memory import FreeMemory
+from image_refinery.nodes.llm_describe import LLMDescribe
+from image_refinery.nodes.llm_image_refine import LLMImageRefine
+from image_refinery.nodes.load_folder import LoadImagesFromFolder
+from image_refinery.nodes.ollama_options import OllamaOptions
+from image_refinery.nodes.ollama_process import OllamaProcess
+from image_refinery.nodes.ready_instructions import ReadyInstructions
+from image_refinery.nodes.save_caption import SaveCaption
+from image_refinery.nodes.sdxl_refiner import ON_ERROR, SDXLRefiner
+from image_refinery.nodes.text_to_filename import TextToFilename
+from image_refinery.nodes.wildcard_processor import WildcardProcessor
+from image_refinery.ollama_client import OllamaClient, Server, Timeouts
+from image_refinery.ollama_client.errors import NoPrompt, OllamaError
+from image_refinery.ollama_client.retry import Retries
+from image_refinery.refine.errors import RefineError
+from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+WEIGHTS = Path(__file__).resolve().parent / "tiny_refiner" / "weights"
+TINY = "tiny_refiner.safetensors"
+SAVED_NAMES = 40
+"""So many caption files at most: what grows on the disk is not looked for here."""
+
+Inputs = dict[str, Any]
+Make = Callable[[random.Random], Inputs]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A node, and what it is given.
+
+    Args:
+        node: Its class.
+        usual: Makes the inputs of a run without a fault.
+        faults: What can go wrong, by what the page says of it; each does what it has to do to
+            files or the server, and makes the inputs that differ.
+        raises: What the node may raise then; anything else ends the soak.
+        cancel_s: A cancel comes up to so late; 0: the node is over before anybody could.
+        after: Called after each run.
+        rest: Called before each look at the process: lets go what the node keeps on purpose.
+        not_ours: How many of Python's memory blocks a library below has lost so far.
+    """
+
+    node: Any
+    usual: Make
+    faults: dict[str, Make]
+    raises: tuple[type[BaseException], ...] = ()
+    cancel_s: float = 0.0
+    after: Callable[[], object] = lambda: None
+    rest: Callable[[], object] = lambda: None
+    not_ours: Callable[[], int] = lambda: 0
+
+
+def picture(chance: random.Random, channels: int = 3) -> torch.Tensor:
+    """Return a small picture of noise (1, H, W, C)."""
+    return torch.rand(1, chance.choice([64, 96]), chance.choice([64, 96]), channels)
+
+
+def always(**inputs: Any) -> Make:
+    """Return what gives these inputs each time."""
+    return lambda chance: inputs
+
+
+def any_of(*choices: Inputs) -> Make:
+    """Return what gives one of these inputs."""
+    return lambda chance: chance.choice(choices)
+
+
+def own_folder(name: str) -> Path:
+    """Return a folder for the user's own files of this pack, made."""
+    folder = Path(folder_paths.get_user_directory(), "image-refinery", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+# The nodes that talk to Ollama.
+
+
+def quicken(ollama: Any) -> None:
+    """Point the nodes at the server, with waits that fit a thousand runs."""
+    os.environ["OLLAMA_BASE_URL"] = ollama.url
+    timeouts = Timeouts(connect_s=0.5, first_byte_s=0.3, silence_s=0.3, quick_s=2.0)
+    retries = Retries(first_pause_s=0.01, start_s=0.1, limit_s=1.0)
+    quick = partial(OllamaClient, timeouts=timeouts, retries=retries)
+    stage_run.OllamaClient = free_memory.OllamaClient = quick
+
+
+def scripted(ollama: Any, kind: str, *faults: str) -> Make:
+    """Return what makes the server do one of these to the next request of a kind."""
+
+    def script(chance: random.Random) -> Inputs:
+        ollama.script(kind, chance.choice(faults))
+        return {}
+
+    return script
+
+
+def server_faults(ollama: Any) -> dict[str, Make]:
+    """Return what a server does wrong while a model is asked."""
+    broken_off = ("drop", "reset", "reset_mid_stream", "cut_mid_stream", "half_utf8", "no_done")
+    odd = ("empty", "thinking_only", "not_json", "wrong_types", "html", "gzip", "one_byte")
+    refused = ("busy", "oom", "not_found", "forbidden", "context_length", "error_line")
+    loads = ("drop", "busy", "oom", "load_failure", "html", "hang")
+    lists = ("drop", "busy", "html", "wrong_body", "cut_mid_stream")
+    return {
+        "an answer that breaks off or stops": scripted(
+            ollama, "chat", *broken_off, "hang_mid_line"
+        ),
+        "an odd answer": scripted(ollama, "chat", *odd),
+        "a refusal": scripted(ollama, "chat", *refused),
+        "a load that fails or hangs": scripted(ollama, "load", *loads),
+        "a broken list of models": scripted(ollama, "tags", *lists),
+        "a broken list of what is loaded": scripted(ollama, "ps", "drop", "html"),
+        "an unload that fails": scripted(ollama, "unload", "drop", "busy"),
+        "a server that is not known": always(server=["elsewhere"]),
+    }
+
+
+def picture_faults() -> dict[str, Make]:
+    """Return what is wrong with a list of pictures."""
+    return {
+        "NaN in the picture": always(image=[torch.full((1, 64, 64, 3), float("nan"))]),
+        "an empty batch": always(image=[torch.zeros(0, 64, 64, 3)]),
+        "a picture of no width or of five channels": any_of(
+            {"image": [torch.zeros(1, 64, 0, 3)]}, {"image": [torch.zeros(1, 64, 64, 5)]}
+        ),
+    }
+
+
+def asking(ollama: Any, node: Any, usual: Make, **faults: Make) -> Case:
+    """Return the case of a node that asks a model."""
+    on_error = [["give the message"], ["stop the workflow"]]
+    return Case(
+        node,
+        lambda chance: {"on_error": chance.choice(on_error), **usual(chance)},
+        {**server_faults(ollama), **faults},
+        raises=(OllamaError,),
+        cancel_s=0.06,
+    )
+
+
+def llm_image_refine(ollama: Any) -> Case:
+    """Two stages."""
+    texts = {"user_instructions": ["Shorten it."]}
+    models = {"vision_model": ["llava"], "text_model": ["llama3.2"]}
+    wrong = {"a model that is not there": any_of({"text_model": ["gone"]}, {"vision_model": [""]})}
+    return asking(
+        ollama,
+        LLMImageRefine,
+        lambda chance: {"image": [picture(chance)], **models, **texts},
+        **picture_faults(),
+        **wrong,
+    )
+
+
+def llm_describe(ollama: Any) -> Case:
+    """One stage, over pictures."""
+    return asking(
+        ollama,
+        LLMDescribe,
+        lambda chance: {"image": [picture(chance)], "vision_model": ["llava"]},
+        **picture_faults(),
+    )
+
+
+def ollama_process(ollama: Any) -> Case:
+    """One stage, over texts."""
+    usual = {"text": ["A."], "instructions": ["Up."], "text_model": ["llama3.2"]}
+    wrong = {
+        "nothing to ask": always(text=[""], instructions=[""]),
+        "a model that is not there": always(text_model=["gone"]),
+    }
+    return asking(ollama, OllamaProcess, always(**usual), **wrong)
+
+
+def free_memory_node(ollama: Any) -> Case:
+    """Free Memory, with a refiner or a model of Ollama in memory in some of its runs."""
+    lost = LostByLoading(place_checkpoints() / TINY)
+
+    def usual(chance: random.Random) -> Inputs:
+        if chance.random() < 0.3:
+            with OllamaClient(Server(url=ollama.url)) as client:
+                client.load("llava")
+        if chance.random() < 0.1:
+            with torch.inference_mode():
+                SDXLRefiner.execute(**refiner_inputs(chance), unload_after=[False])
+        ticked = {"comfyui_models": chance.random() < 0.7, "cuda_cache": chance.random() < 0.7}
+        return {"value": object(), "ollama_models": chance.random() < 0.7, **ticked}
+
+    broken = scripted(ollama, "ps", "drop", "html", "busy", "cut_mid_stream")
+    faults = {
+        "a broken list of what is loaded": lambda chance: {**broken(chance), "ollama_models": True},
+        "an unload that fails": scripted(ollama, "unload", "drop", "busy", "html"),
+        "a server that is not known": always(server="elsewhere", ollama_models=True),
+    }
+    return Case(
+        FreeMemory, usual, faults, cancel_s=0.02, rest=memory.free_refiner, not_ours=lost.blocks
+    )
+
+
+# SDXL Refiner.
+
+
+def place_checkpoints() -> Path:
+    """Copy the tiny refiner into ComfyUI's checkpoints, and damaged ones beside it; give where."""
+    folder = Path(folder_paths.models_dir, "checkpoints")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(WEIGHTS / "tiny_refiner", folder / "tiny_refiner", dirs_exist_ok=True)
+    whole = (WEIGHTS / TINY).read_bytes()
+    (folder / TINY).write_bytes(whole)
+    (folder / "half.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.safetensors").write_bytes(b"<html>Not found</html>" * 9)
+    (folder / "old.ckpt").write_bytes(b"")
+    # A folder of the file's name describes it, so that these two get as far as they can.
+    weights = safetensors.torch.load_file(folder / TINY)
+    last = "first_stage_model.decoder.conv_out.weight"
+    for name, changed in (
+        ("nan", {**weights, last: torch.full_like(weights[last], float("nan"))}),
+        ("lacking", {key: value for key, value in weights.items() if key != last}),
+    ):
+        safetensors.torch.save_file(changed, folder / f"{name}.safetensors")
+        shutil.copytree(WEIGHTS / "tiny_refiner", folder / name, dirs_exist_ok=True)
+    return folder
+
+
+class LostByLoading:
+    """Counts what safetensors loses: 0.8 keeps two integers for each tensor that it reads.
+
+    How many it is in the release that is installed is measured here, with the library alone.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._load = safetensors.torch.load_file
+        self._tensors = 0
+        times, count = 10, len(self._load(file))
+        gc.collect()
+        before = sys.getallocatedblocks()
+        for _ in range(times):
+            self._load(file)
+        gc.collect()
+        self.per_tensor = round((sys.getallocatedblocks() - before) / times / count)
+        safetensors.torch.load_file = self._counted
+
+    def _counted(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        tensors = self._load(*args, **kwargs)
+        self._tensors += len(tensors)
+        return tensors
+
+    def blocks(self) -> int:
+        """Python's memory blocks that were lost so far."""
+        return self.per_tensor * self._tensors
+
+
+def refiner_inputs(chance: random.Random) -> Inputs:
+    """Return small work: one or two steps at the picture's own size."""
+    count = chance.choice([1, 1, 1, 1, 2])
+    given: Inputs = {
+        "image": [picture(chance, chance.choice([3, 3, 4])).repeat(count, 1, 1, 1)],
+        "checkpoint": [TINY],
+        "prompt": [chance.choice(["", "", f"a cat, {chance.random()}", "a dog " * 90])],
+        "strength": [0.5],
+        "num_inference_steps": [chance.choice([2, 2, 4])],
+        "working_size": ["as it is"],
+        "seed": [chance.randrange(2**64)],
+    }
+    if chance.random() < 0.02:  # it enlarges its region, which takes seconds here
+        given["mask"] = [(torch.rand(1, 64, 64) > 0.8).float()]
+    return given
+
+
+def sdxl_refiner(_: Any) -> Case:
+    """SDXL Refiner with the tiny refiner."""
+    folder = place_checkpoints()
+    lost = LostByLoading(folder / TINY)
+    hooks: list[Any] = []
+
+    def replaced(chance: random.Random) -> Inputs:
+        os.utime(folder / TINY, ns=(0, chance.randrange(10**18)))
+        return {}
+
+    def out_of_memory(chance: random.Random) -> Inputs:
+        left = [chance.choice([1, 1000])]  # once: it goes on in low_vram; always: an error
+
+        def run_out(module: torch.nn.Module, _: Any) -> None:
+            if isinstance(module, torch.nn.Conv2d) and left[0] > 0:
+                left[0] -= 1
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+        hooks.append(register_module_forward_pre_hook(run_out))
+        return {}
+
+    def after() -> None:
+        while hooks:
+            hooks.pop().remove()
+
+    def usual(chance: random.Random) -> Inputs:
+        given = {"on_error": [chance.choice(ON_ERROR)], "unload_after": [chance.random() < 0.5]}
+        return {**refiner_inputs(chance), **given}
+
+    def checkpoint(*names: str) -> Make:
+        return any_of(*({"checkpoint": [name]} for name in names))
+
+    faults = {
+        "a damaged, pickled or missing checkpoint": checkpoint(
+            *("half.safetensors", "text.safetensors", "old.ckpt", "gone.safetensors")
+        ),
+        "one that lacks weights": checkpoint("lacking.safetensors"),
+        "one of NaN": checkpoint("nan.safetensors"),
+        "one that was replaced": replaced,
+        "another memory mode": any_of({"memory_mode": ["offload"]}, {"memory_mode": ["low_vram"]}),
+        "memory that runs out": out_of_memory,
+        **picture_faults(),
+        "settings out of range": any_of(
+            {"strength": [1.5]},
+            {"num_inference_steps": [1]},
+            {"guidance_scale": [-1.0]},
+            {"working_size": ["huge"]},
+            {"seed": [1, 2]},
+        ),
+        "more prompts or masks than pictures": any_of(
+            {"prompt": ["a", "b", "c"]}, {"mask": [torch.ones(1, 8, 8)] * 3}
+        ),
+    }
+    return Case(
+        SDXLRefiner,
+        usual,
+        faults,
+        raises=(RefineError,),
+        cancel_s=0.3,
+        after=after,
+        rest=memory.free_refiner,
+        not_ours=lost.blocks,
+    )
+
+
+# The nodes for texts and files.
+
+
+def ollama_options(_: Any) -> Case:
+    """Ollama Options."""
+    usual = {"num_ctx": 4096, "stop": "END\nSTOP", "format": '{"type": "object"}', "min_p": 0.1}
+    faults = {
+        "a format that is no JSON": any_of({"format": "{"}, {"format": "xml"}, {"format": "[1]"}),
+        "a schema that is none": always(format='{"type": "objekt"}'),
+        "values out of range": any_of(
+            {"think": "deep"}, {"free_memory": "perhaps"}, {"max_image_side": 0}, {"parallel": 0}
+        ),
+    }
+    return Case(OllamaOptions, always(**usual), faults, raises=(ValueError,))
+
+
+def ready_instructions(_: Any) -> Case:
+    """Ready Instructions, with files of one's own that come and go."""
+    folder = own_folder("instructions")
+
+    def written(data: bytes) -> Make:
+        def write(chance: random.Random) -> Inputs:
+            (folder / "own.txt").write_bytes(data)
+            return {"pick": "own", "text": ""}
+
+        return write
+
+    def after() -> None:
+        (folder / "own.txt").unlink(missing_ok=True)
+
+    names = ("Tag list", "Translation")
+    faults = {
+        "a name that is not there": always(pick="gone", text=""),
+        "an empty, huge or binary file": lambda chance: written(
+            chance.choice([b"", b"x" * 200_000, bytes(range(256)), b"\xff\xfeodd"])
+        )(chance),
+        "a file that was edited": lambda chance: written(str(chance.random()).encode())(chance),
+    }
+    return Case(
+        ReadyInstructions,
+        lambda chance: {"pick": chance.choice(names), "text": chance.choice(["", "My own."])},
+        faults,
+        raises=(ValueError,),
+        after=after,
+    )
+
+
+def wildcard_processor(_: Any) -> Case:
+    """Wildcard Processor, with a file that is edited before each run."""
+    folder = own_folder("wildcards")
+    (folder / "endless.txt").write_text("__endless__ __endless__", "utf-8")
+    (folder / "binary.txt").write_bytes(bytes(range(256)) * 9)
+
+    def usual(chance: random.Random) -> Inputs:
+        (folder / "edited.txt").write_text(f"one {chance.random()}\n2::two\n# no", "utf-8")
+        text = "A __colour__ cat, {2$$a|b|c}, __edited__, __style/*__, {x|__light__}"
+        return {"text": [text], "seed": [chance.randrange(2**64)], "strip_comments": [True]}
+
+    faults = {
+        "files that name themselves": always(text=["__endless__"]),
+        "files that are not there or no text": always(text=["__gone__ __binary__ __../x__"]),
+        "braces that do not fit": any_of(
+            {"text": ["{a|{b|c}"]}, {"text": ["{" * 500]}, {"text": ["{999$$__colour__}"]}
+        ),
+        "odd characters": always(text=["\ud800 \0 __\ud800__"]),
+        "an empty text, or none": any_of({"text": [""]}, {"text": []}),
+    }
+    return Case(WildcardProcessor, usual, faults)
+
+
+class Unshowable:
+    """What cannot be written as a text."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def display_anything(_: Any) -> Case:
+    """Display Anything, with every kind of value."""
+
+    def usual(chance: random.Random) -> Inputs:
+        image, mask = picture(chance), torch.rand(1, 32, 32)
+        values = ("a text", 1.5, {"a": [1, None]}, image, mask, image.numpy(), image.half())
+        held = {"hold": [chance.random() < 0.1], "held_text": ["mine"]}
+        return {"value": [chance.choice(values)] * chance.choice([1, 3]), **held}
+
+    ring: list[Any] = [1]
+    ring.append(ring)
+    faults = {
+        "NaN, empty and odd tensors": any_of(
+            {"value": [torch.full((1, 8, 8, 3), float("nan"))]},
+            {"value": [torch.zeros(0, 8, 8, 3)]},
+            {"value": [torch.zeros(2, 2, dtype=torch.complex64)]},
+        ),
+        "a list that holds itself": always(value=[ring]),
+        "a huge text": lambda chance: {"value": ["x" * 2_000_000]},
+        "what cannot be written": any_of({"value": [Unshowable()]}, {"value": ["\ud800"]}),
+        "no value": always(value=None),
+    }
+
+    def after() -> None:
+        for file in Path(folder_paths.get_temp_directory()).iterdir():
+            file.unlink()
+
+    return Case(DisplayAnything, usual, faults, raises=(RuntimeError,), after=after)
+
+
+def load_folder(_: Any) -> Case:
+    """Load Images From Folder, over good and damaged files."""
+    top = Path(folder_paths.get_input_directory())
+    good, mixed, bad = (top / name for name in ("good", "mixed", "bad"))
+    for folder in (good, mixed, bad):
+        folder.mkdir(exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    for name in ("1.png", "2.jpg", "3.webp", "4.gif", "5.tiff"):
+        Image.fromarray(noise).save(good / name)
+        data = (good / name).read_bytes()
+        (mixed / name).write_bytes(data)
+        (mixed / f"half{name}").write_bytes(data[: len(data) // 2])
+        (bad / name).write_bytes(data[: len(data) // 3])
+    Image.fromarray(noise[..., 0].astype(np.uint16) * 257).save(good / "6.png")
+    (bad / "empty.png").write_bytes(b"")
+    (bad / "text.jpg").write_bytes(b"no picture")
+    Image.new("1", (20_000, 20_000)).save(bad / "bomb.png")  # Pillow's limit is below that
+
+    def chosen(*names: str) -> Make:
+        return any_of(*({"folder": name} for name in names))
+
+    faults = {
+        "damaged files among good ones": chosen("mixed"),
+        "damaged files only, one of them a bomb": chosen("bad"),
+        "a folder that is not there or outside": chosen("gone", "../..", "/", "good/1.png"),
+        "a pattern or start that fits nothing": any_of({"pattern": "*.avif"}, {"start": 99}),
+    }
+    return Case(
+        LoadImagesFromFolder,
+        lambda chance: {"folder": "good", "limit": chance.choice([0, 0, 2])},
+        faults,
+        raises=(ValueError, NotADirectoryError),
+        cancel_s=0.01,
+    )
+
+
+def save_caption(_: Any) -> Case:
+    """Save Caption, into some folders."""
+    top = Path(folder_paths.get_input_directory())
+    (top / "taken.txt").mkdir()
+    (top / "file").write_bytes(b"")
+    (top / "binary.txt").write_bytes(bytes(range(256)))
+
+    def usual(chance: random.Random) -> Inputs:
+        number = chance.randrange(SAVED_NAMES)
+        return {
+            "name": f"cats/{number}.png",
+            "text": f"a cat {number}",
+            "place": chance.choice(["input", "output"]),
+            "subfolder": chance.choice(["", "set/1"]),
+            "existing": chance.choice(["skip", "overwrite", "append"]),
+        }
+
+    faults = {
+        "a name that leads out, or none": any_of(
+            {"name": "../a.png"}, {"name": "/a.png"}, {"name": "a\0.png"}, {"name": " "}
+        ),
+        "a name that is too long": always(name="x" * 300 + ".png"),
+        "a folder where the file should be, and the reverse": any_of(
+            {"name": "taken.png", "place": "input", "subfolder": "", "existing": "overwrite"},
+            {"name": "file/a.png", "place": "input", "subfolder": ""},
+        ),
+        "a caption there that is no text": always(
+            name="binary.png", place="input", subfolder="", existing="append"
+        ),
+        "a text that cannot be encoded": always(text="\ud800", name="odd.png"),
+        "an error's message for a text": lambda chance: {
+            "text": stage_run.spoken([NoPrompt("nothing to ask")])[0]
+        },
+        "a place or a way that is not there": any_of({"place": "root"}, {"existing": "ask"}),
+    }
+    return Case(SaveCaption, usual, faults, raises=(ValueError, OSError))
+
+
+def text_to_filename(_: Any) -> Case:
+    """Text To Filename; it takes any text."""
+    odd = ("\ud800", "\0", "CON", "a/../b", "\u0301" * 500, "\U0001f600" * 200, "x" * 100_000)
+    faults = {
+        "odd texts": any_of(*({"text": text} for text in odd)),
+        "odd folders": any_of({"folder": "../.."}, {"folder": "/a//b\\c"}, {"folder": "NUL"}),
+        "an empty text": always(text=""),
+    }
+    return Case(TextToFilename, lambda chance: {"text": f"A cat, {chance.random()}"}, faults)
+
+
+CASES: dict[str, Callable[[Any], Case]] = {
+    "LLM Image Refine": llm_image_refine,
+    "SDXL Refiner": sdxl_refiner,
+    "LLM Describe": llm_describe,
+    "Ollama Process": ollama_process,
+    "Ollama Options": ollama_options,
+    "Ready Instructions": ready_instructions,
+    "Wildcard Processor": wildcard_processor,
+    "Display Anything": display_anything,
+    "Free Memory": free_memory_node,
+    "Load Images From Folder": load_folder,
+    "Save Caption": save_caption,
+    "Text To Filename": text_to_filename,
+}
+"""What makes each case, of a server as tests/faulty_ollama.py has it (`llava` and `llama3.2`)."""
+
+
+def make(name: str, ollama: Any) -> Case:
+    """Return the case of a node.
+
+    Raises:
+        AssertionError: a node of the pack has no case.
+    """
+    quicken(ollama)
+    nodes = asyncio.run(ImageRefineryExtension().get_node_list())
+    missing = {node.define_schema().display_name for node in nodes} ^ set(CASES)
+    assert not missing, f"no case for {missing}"
+    return CASES[name](ollama)
