@@ -20,6 +20,7 @@ Writes bench-output/refiner.json, and fails when the overhead (first table) is a
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -180,6 +181,10 @@ def loading(folder: Path, rounds: int) -> Result:
     loaders = {name: loader(name, folder) for name in LOADERS}
     for load in loaders.values():
         load()
+    # What is in memory by now is the collector's to look through in whichever load it happens to
+    # run, always the same one.
+    gc.collect()
+    gc.freeze()
     times = take_turns({n: lambda _, load=load: load() for n, load in loaders.items()}, rounds)
     refiner = loaders["ours, file"]()
     picture = photo(64)
