@@ -480,7 +480,7 @@ def run(args: argparse.Namespace) -> Figures:
     }
 
 
-def describe(result: Figures) -> str:
+def shown(result: Figures) -> str:
     """What was measured, and the table."""
     rates, work = result["rates"], result["work"]
     lines = [f"{result['machine']}, torch {rates['torch']}; {rates['device']}"]
@@ -574,7 +574,7 @@ def main() -> int:
         return 0
     result = run(args)
     write(args.json, result)
-    print(describe(result))
+    print(shown(result))
     return 0 if any("reason" not in row for row in result["rows"]) else 1
 
 

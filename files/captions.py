@@ -26,6 +26,7 @@ def write_caption(
 
     Raises:
         ValueError: `existing` is none of these.
+        UnicodeDecodeError: there is something to append to, but not in UTF-8.
         OSError: the file cannot be written.
     """
     if existing not in EXISTING:
@@ -37,5 +38,8 @@ def write_caption(
         if existing == "append" and (before := file.read_text("utf-8").rstrip()):
             caption = f"{before}\n{caption}"
     file.parent.mkdir(parents=True, exist_ok=True)
+    # Half of a surrogate pair, as some models stream emoji, is no character that a file can hold:
+    # pairs become whole, and what is left alone becomes U+FFFD.
+    caption = caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     file.write_text(caption, "utf-8", newline="\n")
     return True

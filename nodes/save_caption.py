@@ -93,7 +93,7 @@ class SaveCaption(io.ComfyNode):
         suffix: str = "",
         existing: str = EXISTING[0],
     ) -> io.NodeOutput:
-        """Write, unless the text is an error; ValueError where the name cannot be used."""
+        """Write, unless the text is an error; ValueError where that is not possible."""
         if place not in _PLACES:  # older hosts do not check a list's value
             raise ValueError(f'place is "{place}", but must be one of {list(_PLACES)}.')
         folder = Path(
@@ -108,6 +108,17 @@ class SaveCaption(io.ComfyNode):
         shown = file.relative_to(folder).as_posix()
         if isinstance(text, ErrorText):
             return io.NodeOutput(text, shown, ui={"text": [f"{shown} was not written. {text}"]})
-        written = write_caption(file, text, prefix=prefix, suffix=suffix, existing=existing)
+        try:
+            written = write_caption(file, text, prefix=prefix, suffix=suffix, existing=existing)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{shown} is not in UTF-8, so that nothing can be appended: save it as UTF-8, or "
+                'choose "overwrite".'
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f"{shown} could not be written into ComfyUI's {place} folder: {error.strerror}. "
+                "Try another name or subfolder."
+            ) from error
         said = shown if written else f"{shown} exists and was left as it is."
         return io.NodeOutput(text, shown, ui={"text": [said]})

@@ -23,9 +23,6 @@ WAIT_S = 0.25
 """The longest that `names` waits for the server."""
 REST_S = 5.0
 """After a failure nobody waits for this long; the look itself goes on behind."""
-HANG_REST_S = 60.0
-"""The same after a wait in vain, unless the server has answered since: each queued prompt asks as
-well, and somebody who has no Ollama would wait again and again."""
 
 
 class Catalogue:
@@ -33,7 +30,8 @@ class Catalogue:
 
     ComfyUI builds the description of a node on the thread that serves the page, for every request
     and every queued prompt, so a server that is off or hangs must cost next to nothing there. The
-    first look of the process is never waited for.
+    first look of the process is never waited for, and after a wait in vain nobody waits until the
+    server has answered: a list that comes then is shown when the page asks once more.
     """
 
     def __init__(self, find: Callable[[], Server] = find_server) -> None:
@@ -42,7 +40,7 @@ class Catalogue:
         self._models: list[Model] = []
         self._looked_at = float("-inf")
         self._failed_at = float("-inf")
-        self._hung_at = float("-inf")
+        self._hangs = False
         self._look: threading.Thread | None = None
         self._looks = 0
         self._listed = threading.Event()
@@ -57,9 +55,9 @@ class Catalogue:
         if now - self._looked_at > FRESH_S:
             listed = self._start_look()
             # ComfyUI asks first while it loads the pack, long before there is a page to fill.
-            rests = now - self._failed_at <= REST_S or now - self._hung_at <= HANG_REST_S
-            if self._looks > 1 and not rests and not listed.wait(WAIT_S):
-                self._hung_at = time.monotonic()
+            rests = self._hangs or now - self._failed_at <= REST_S
+            if self._looks > 1 and not rests:
+                self._hangs = not listed.wait(WAIT_S)
         return [model.name for model in sorted(self._models, key=lambda m: _rank(m, capability))]
 
     def _start_look(self) -> threading.Event:
@@ -93,7 +91,7 @@ class Catalogue:
                     for model in models
                 ]
                 self._looked_at = time.monotonic()
-                self._failed_at = self._hung_at = float("-inf")
+                self._failed_at, self._hangs = float("-inf"), False
                 listed.set()
                 # Servers before 0.30 tell capabilities one model at a time: once per digest.
                 self._models = [client.with_capabilities(model) for model in models]

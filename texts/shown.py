@@ -106,5 +106,8 @@ def _left_out(count: int) -> dict[str, str]:
 
 
 def _one_line(value: object) -> str:
-    line = " ".join(repr(value).split())
+    try:
+        line = " ".join(repr(value).split())
+    except Exception as error:  # noqa: BLE001 (a stranger's class, and all that is wanted is a look)
+        line = f"its repr raises {type(error).__name__}"
     return line if len(line) <= 500 else line[:500] + "..."

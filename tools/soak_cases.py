@@ -22,7 +22,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from image_refinery import memory
-from image_refinery.nodes import ImageRefineryExtension, free_memory, stage_run
+from image_refinery.nodes import ImageRefineryExtension, stage_run
 from image_refinery.nodes.display_anything import DisplayAnything
 from image_refinery.nodes.free_memory import FreeMemory
 from image_refinery.nodes.llm_describe import LLMDescribe
@@ -108,7 +108,7 @@ def quicken(ollama: Any) -> None:
     timeouts = Timeouts(connect_s=0.5, first_byte_s=0.3, silence_s=0.3, quick_s=2.0)
     retries = Retries(first_pause_s=0.01, start_s=0.1, limit_s=1.0)
     quick = partial(OllamaClient, timeouts=timeouts, retries=retries)
-    stage_run.OllamaClient = free_memory.OllamaClient = quick
+    stage_run.OllamaClient = quick
 
 
 def scripted(ollama: Any, kind: str, *faults: str) -> Make:

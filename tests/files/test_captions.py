@@ -35,3 +35,8 @@ def test_an_unknown_word_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='existing is "replace"'):
         write_caption(tmp_path / "one.txt", "x", existing="replace")
     assert not (tmp_path / "one.txt").exists()
+
+
+def test_halves_of_surrogate_pairs_become_characters(tmp_path: Path) -> None:
+    write_caption(tmp_path / "one.txt", "a \ud83d\ude00 and \ud83d alone")
+    assert (tmp_path / "one.txt").read_text("utf-8") == "a \U0001f600 and \ufffd alone"

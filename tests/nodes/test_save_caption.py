@@ -94,3 +94,14 @@ def test_a_place_that_does_not_exist_is_refused(node: Any, tmp_path: Path) -> No
     with pytest.raises(ValueError, match='place is "root"'):
         save(node, place="root")
     assert list(tmp_path.rglob("*.txt")) == []
+
+
+def test_what_cannot_be_written_is_one_sentence(node: Any, tmp_path: Path) -> None:
+    (tmp_path / "input" / "taken.txt").mkdir(parents=True)
+    for name in ("x" * 300 + ".png", "taken.png"):
+        with pytest.raises(ValueError, match=r"could not be written.*another name or subfolder\."):
+            save(node, name=name, existing="overwrite")
+    (tmp_path / "input" / "old.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r'old\.txt is not in UTF-8.*choose "overwrite"\.'):
+        save(node, name="old.png", existing="append")
+    assert (tmp_path / "input" / "old.txt").read_bytes() == "caf\u00e9".encode("latin-1")

@@ -66,10 +66,9 @@ def test_a_server_that_hangs_is_waited_for_once(ollama: FaultyOllama) -> None:
     assert time.monotonic() - started < WAIT_S + 0.1
 
 
-def test_a_wait_in_vain_is_remembered_longer_than_a_failure(
+def test_after_a_wait_in_vain_nobody_waits_until_the_server_has_answered(
     ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until the server has answered: then its list is waited for again."""
     from faulty_ollama import Reply, text_model
 
     monkeypatch.setattr(catalogue_module, "REST_S", 0.0)

@@ -72,3 +72,11 @@ def test_what_holds_itself_ends() -> None:
     holds.append(holds)
     assert "builtins.list" in shown([holds])
     assert len(shown([{"a": object()}])) < 200
+
+
+def test_a_value_that_cannot_say_what_it_is() -> None:
+    class Shy:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    assert "its repr raises RuntimeError" in as_text(Shy())
