@@ -24,6 +24,10 @@ WAIT_S = 0.25
 REST_S = 5.0
 """After a failure nobody waits for this long; the look itself goes on behind."""
 
+START_REST_S = 0.2
+"""The first look waits for so long: ComfyUI asks while it loads packs, and this thread's imports
+would take the interpreter from that."""
+
 
 class Catalogue:
     """Remembers what a server has; looks again in the background when somebody asks.
@@ -67,14 +71,15 @@ class Catalogue:
                 self._listed = threading.Event()
                 self._look = threading.Thread(
                     target=self._run,
-                    args=(self._listed,),
+                    args=(self._listed, START_REST_S if self._looks == 1 else 0.0),
                     name="image-refinery-models",
                     daemon=True,
                 )
                 self._look.start()
             return self._listed
 
-    def _run(self, listed: threading.Event) -> None:
+    def _run(self, listed: threading.Event, rest_s: float) -> None:
+        time.sleep(rest_s)
         try:
             # Here, where nobody waits for it: ComfyUI makes the first list while it starts.
             from .client import OllamaClient
