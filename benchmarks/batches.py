@@ -4,7 +4,7 @@
 
 The server is simulated (`_simulated_ollama.py`, a process of its own) with the times of CARD, all
 of them divided by a number, so that the whole takes two minutes. A client's own time is not
-divided: beside a server that is 9 times quicker than the card it weighs 9 times as much. What a
+divided: beside a server that is 12 times quicker than the card it weighs 12 times as much. What a
 batch would take at the card itself is its bound there and the same time of the client.
 
 - "ours": stages.run as the nodes call it: one load, all descriptions, unload, one load, all
@@ -54,7 +54,7 @@ SIZES = (1, 8, 64)
 FEW = 8
 AT_A_TIME = 4
 SIDE_PX, LARGE_SIDE_PX, LARGE_COUNT = 1024, 2048, 4
-LARGE_SLOWER, PEERS_QUICKER = 3.0, 4.0
+LARGE_SLOWER, PEERS_QUICKER = 4.0, 3.0
 """The server for pictures of 2048 px is slower (see `hidden`), that for one by one quicker."""
 WANTED_OVERHEAD = 0.02
 
@@ -291,7 +291,7 @@ def whole_batches(
             trials.append(Trial("one by one", server, way, batch, bound_s, scale, times=times))
 
         for size in sizes:
-            ours(size, scale / (1.0 if size > FEW else 1.5 if size > 1 else 3.0))
+            ours(size, scale / (1 if size > FEW else 2 if size > 1 else 4))
             peers(size, scale * PEERS_QUICKER)
         ours(sizes[-1], scale, AT_A_TIME)
         for trial in trials[-2:]:
@@ -304,7 +304,7 @@ def whole_batches(
 def hidden(picture: Image.Image, count: int, scale: float, rounds: int) -> list[dict[str, Any]]:
     """Large pictures through the vision stage, encoded beside the model's work and before it.
 
-    The server is slower than for the batches: one that is 9 times quicker than the card works on
+    The server is slower than for the batches: one that is 12 times quicker than the card works on
     a picture for little longer than it takes to encode the next one.
     """
     pictures = [picture] * count
@@ -348,7 +348,7 @@ def main() -> int:
     """Measure, print and write; 1 when a bound is missed."""
     parser = argparse.ArgumentParser(description="Batches, stage by stage and one by one.")
     parser.add_argument("--rounds", type=int, default=3, help="of what is judged")
-    parser.add_argument("--scale", type=float, default=9.0, help="divides the card's times")
+    parser.add_argument("--scale", type=float, default=12.0, help="divides the card's times")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--large", type=int, default=LARGE_COUNT, help="pictures of 2048 px")
     parser.add_argument("--photo", type=Path, default=PHOTO)

@@ -51,7 +51,7 @@ ALLOWED_OVERHEAD = 0.03
 STEP_COUNTS = (20, 60)  # at strength 0.3: 6 and 18 run
 FIT_ROUNDS = 4
 LOAD_ROUNDS = 5
-PROCESS_ROUNDS = 2
+PROCESS_ROUNDS = 1
 MIB = 2**20
 LOADERS = {
     "ours, file": "ImageRefiner, file",
@@ -397,7 +397,7 @@ def shown(result: Result) -> str:
 def main() -> int:
     """Print the tables; 1 if the overhead is above what is allowed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--worker", choices=LOADERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
