@@ -159,7 +159,7 @@ def main() -> int:
     """Measure, print and write; 1 when the judged time is missed."""
     parser = argparse.ArgumentParser(description="CPU time for each token of an answer.")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of each answer")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of each answer")
     parser.add_argument("--output", type=Path, default=OUTPUT / "tokens.json")
     args = parser.parse_args()
     rows = [row for rate in RATES for row in compare(rate, int(rate * args.seconds), args.rounds)]
