@@ -4,7 +4,7 @@
     python tools/place_pictures.py FOLDER
 
 A picture with the name of a workflow goes beside it (JPEG, the only kind that ComfyUI's template
-browser shows); node-*.png go to docs/pictures, help-*.png to web/docs/pictures: a help page finds
+browser shows); node-*.png and three of fault-*.png go to docs/pictures, help-*.png to web/docs/pictures: a help page finds
 `pictures/NAME.png` there in ComfyUI and on a code host alike. Needs Pillow.
 """
 
@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDEST_PX = 1600
 MOST_BYTES = 200_000
 HELP_MOST_BYTES = 60_000
+FAULTS_SHOWN = ("fault-refused.png", "fault-oom.png", "fault-busy-second-try.png")
+"""Of the faults' pictures, those that docs/faults.md shows."""
 
 
 def place(source: Path) -> Path | None:
@@ -26,7 +28,7 @@ def place(source: Path) -> Path | None:
     beside = ROOT / "example_workflows" / f"{source.stem}.json"
     if beside.is_file():
         target = beside.with_suffix(".jpg")
-    elif source.stem.startswith("node-"):
+    elif source.stem.startswith("node-") or source.name in FAULTS_SHOWN:
         target = ROOT / "docs" / "pictures" / f"{source.stem}.png"
     elif source.stem.startswith("help-"):
         target = ROOT / "web" / "docs" / "pictures" / f"{source.stem.removeprefix('help-')}.png"
