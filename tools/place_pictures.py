@@ -4,8 +4,9 @@
     python tools/place_pictures.py FOLDER
 
 A picture with the name of a workflow goes beside it (JPEG, the only kind that ComfyUI's template
-browser shows); node-*.png and three of fault-*.png go to docs/pictures, help-*.png to web/docs/pictures: a help page finds
-`pictures/NAME.png` there in ComfyUI and on a code host alike. Needs Pillow.
+browser shows); node-*.png and three of fault-*.png go to docs/pictures, help-*.png to
+web/docs/pictures: a help page finds `pictures/NAME.png` there in ComfyUI and on a code host alike.
+Needs Pillow.
 """
 
 from __future__ import annotations
