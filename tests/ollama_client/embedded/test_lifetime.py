@@ -376,5 +376,6 @@ def test_without_the_binding_it_says_what_to_install(monkeypatch: pytest.MonkeyP
         importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else find(name)
     )
     assert not embedded.available()
+    monkeypatch.setattr(embedded, "_shared", None)  # another test's engine may run already
     with pytest.raises(embedded.EngineMissing, match=re.escape('"image-refinery[embedded]"')):
         embedded.start_shared()
