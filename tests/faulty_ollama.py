@@ -1320,8 +1320,7 @@ class FaultyOllama:
                 }
             )
             return
-        self._stream(exchange, thinking, tokens)
-        if reply.lines is None:
+        if self._stream(exchange, thinking, tokens) == "done" and reply.lines is None:
             exchange.line(
                 {
                     **stamp(record),
@@ -1352,15 +1351,15 @@ class FaultyOllama:
 
     def _stream(
         self, exchange: _Exchange, thinking: tuple[str, ...], tokens: tuple[str, ...]
-    ) -> None:
-        """Send the tokens and whatever bad ending the script wants; returns for a good one."""
+    ) -> Ending:
+        """Send the tokens and whatever bad ending the script wants, and return which it was."""
         record, reply = exchange.record, exchange.reply
         if reply.lines is not None:
             exchange.start_stream()
             for line in reply.lines:
                 exchange.wait(reply.token_s)
                 exchange.chunk(line + b"\n")
-            return
+            return "done"
         pieces = [("", token) for token in thinking] + [(token, "") for token in tokens]
         pieces = pieces if reply.after is None else pieces[: reply.after]
         for at, (text, thought) in enumerate(pieces):
@@ -1372,11 +1371,11 @@ class FaultyOllama:
         if not pieces:
             exchange.start_stream()
         self._end_badly(exchange)
+        return reply.ending
 
     def _end_badly(self, exchange: _Exchange) -> None:
+        """Some endings break the connection; after the others it serves on, as Ollama's does."""
         ending, record = exchange.reply.ending, exchange.record
-        if ending == "done":
-            return
         if ending == "hang":
             exchange.hang()
         line = go_json({**stamp(record), **piece(record, "caf\u00e9 now", ""), "done": False})
@@ -1389,8 +1388,6 @@ class FaultyOllama:
             exchange.chunk(line[:middle] + line[middle + 1 :] + b"\n")
         if ending == "error":
             exchange.line({"error": exchange.reply.error})
-        exchange.end_stream()
-        raise _HangupError
 
     def _done(
         self,

@@ -497,6 +497,18 @@ def test_streams_that_end_wrongly(server: FaultyOllama) -> None:
     assert thinking[0]["message"]["thinking"] == "Well,"
 
 
+@pytest.mark.parametrize("name", ["error_line", "no_done", "half_utf8", "no_line"])
+def test_a_stream_that_ends_wrongly_leaves_the_connection_open(
+    server: FaultyOllama, name: str
+) -> None:
+    server.script("chat", name)
+    with requests.Session() as session:
+        for _ in range(2):
+            body = {"model": "llama3.2", "messages": [{"role": "user", "content": "Hello"}]}
+            assert session.post(f"{server.url}/api/chat", json=body, timeout=5).status_code == 200
+    assert {request.connection for request in server.of("chat")} == {1}
+
+
 def test_bytes_that_are_hard_to_read(server: FaultyOllama) -> None:
     server.script("chat", "half_utf8", "line_separators", "one_byte", "gzip")
     with pytest.raises(UnicodeDecodeError):
