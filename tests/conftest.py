@@ -1,5 +1,5 @@
 """Load the checkout as the package `image_refinery`, whatever its folder is called, and give every
-test a scripted Ollama (tests/faulty_ollama.py).
+test a scripted Ollama (tests/faulty_ollama.py) and, on request, a stub of ComfyUI.
 
 The root must never be on sys.path: its `nodes` package would hide ComfyUI's `nodes.py`.
 """
@@ -7,6 +7,7 @@ The root must never be on sys.path: its `nodes` package would hide ComfyUI's `no
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -37,6 +38,7 @@ def _load(name: str, file: Path, folder: Path | None = None) -> None:
 
 _load("image_refinery", ROOT / "__init__.py", ROOT)
 _load("faulty_ollama", TESTS / "faulty_ollama.py")
+_load("comfy_stub_path", TESTS / "comfy_stub" / "stub_path.py")
 
 
 MAY_BE_MISSING = ("gpu", "comfyui", "browser", "ollama", "embedded")
@@ -79,3 +81,25 @@ def make_ollama() -> Iterator[Callable[..., FaultyOllama]]:
 def ollama(make_ollama: Callable[..., FaultyOllama]) -> FaultyOllama:
     """A scripted server of the newest release with `llava` (vision) and `llama3.2` (text)."""
     return make_ollama()
+
+
+@pytest.fixture(scope="module")
+def comfy() -> Iterator[None]:
+    """`comfy`, `comfy_api`, `server` and `folder_paths` can be imported: the real ones, or ours."""
+    from comfy_stub_path import installed
+
+    with installed():
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoints(comfy: None) -> Path:
+    """The stub's checkpoints folder, with the tiny refiner in it."""
+    import folder_paths
+
+    weights = ROOT / "tools" / "tiny_refiner" / "weights"
+    folder = Path(folder_paths.base_path, "models", "checkpoints")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(weights / "tiny_refiner", folder / "tiny_refiner", dirs_exist_ok=True)
+    shutil.copy2(weights / "tiny_refiner.safetensors", folder)
+    return folder

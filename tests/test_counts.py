@@ -14,10 +14,8 @@ on purpose is written down here anew. Counted elsewhere, and not again here:
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -40,7 +38,6 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 STUB = TESTS / "comfy_stub"
 PHOTO = ROOT / "examples" / "photo.jpg"
-WEIGHTS = ROOT / "tools" / "tiny_refiner" / "weights"
 TINY = "tiny_refiner.safetensors"
 
 DESCRIBE = [("load", "llava:latest"), ("chat", "llava:latest")]
@@ -57,19 +54,7 @@ ONLY_TO_RUN = {
 }
 
 
-def _stub_path() -> Any:
-    spec = importlib.util.spec_from_file_location("comfy_stub_path", STUB / "stub_path.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def comfy() -> Iterator[None]:
-    """ComfyUI, or the stub of it, can be imported."""
-    with _stub_path().installed():
-        yield
+pytestmark = pytest.mark.usefixtures("comfy")
 
 
 # LLM Image Refine
@@ -257,18 +242,6 @@ def opened() -> list[str]:
 
     sys.addaudithook(note)
     return _opened
-
-
-@pytest.fixture(scope="module")
-def checkpoints(comfy: None) -> Path:
-    """The stub's checkpoints folder, with the tiny refiner in it."""
-    import folder_paths
-
-    folder = Path(folder_paths.base_path, "models", "checkpoints")
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(WEIGHTS / "tiny_refiner", folder / "tiny_refiner", dirs_exist_ok=True)
-    shutil.copy2(WEIGHTS / TINY, folder / TINY)
-    return folder
 
 
 @pytest.fixture

@@ -31,10 +31,9 @@ def _load(name: str, file: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def schemas() -> Iterator[list[Any]]:
+def schemas(comfy: None) -> Iterator[list[Any]]:
     """The schema of every node of the pack."""
-    stub = _load("comfy_stub_path_of_help", TESTS / "comfy_stub" / "stub_path.py")
-    with pytest.MonkeyPatch.context() as patch, stub.installed():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")  # nobody is asked for models
         nodes = importlib.import_module("image_refinery.nodes")
         listed = asyncio.run(nodes.ImageRefineryExtension().get_node_list())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,20 +13,7 @@ import pytest
 import torch
 from image_refinery import memory
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "tools" / "tiny_refiner" / "weights"
 TINY = "tiny_refiner.safetensors"
-
-
-@pytest.fixture(scope="module")
-def checkpoints(comfy: None) -> Path:
-    """The stub's checkpoints folder, with the tiny refiner in it."""
-    import folder_paths
-
-    folder = Path(folder_paths.base_path, "models", "checkpoints")
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(WEIGHTS / "tiny_refiner", folder / "tiny_refiner", dirs_exist_ok=True)
-    shutil.copy2(WEIGHTS / TINY, folder / TINY)
-    return folder
 
 
 @pytest.fixture
