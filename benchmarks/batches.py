@@ -25,9 +25,6 @@ Prints a table of medians, writes bench-output/batches.json, and fails when a ba
 from __future__ import annotations
 
 import argparse
-import base64
-import importlib.util
-import io
 import os
 import statistics
 import sys
@@ -38,8 +35,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import requests
 from _measure import OUTPUT, ROOT, Simulated, machine, simulated, table, write
+from _peers import as_base64, asking
 from image_refinery.memory import StageMemory
 from image_refinery.ollama_client import OllamaClient, Server, collect
 from image_refinery.ollama_client.images import encode_image
@@ -163,42 +160,14 @@ def encoding_first(url: str) -> Way:
 
 def one_by_one(url: str) -> Way:
     """As other node packs do."""
-    ask = with_package(url) if importlib.util.find_spec("ollama") else with_requests(url)
+    ask = asking(url)
 
     def work(pictures: list[Image.Image]) -> None:
         for picture in pictures:
-            file = io.BytesIO()
-            picture.save(file, format="PNG")
-            encoded = base64.b64encode(file.getvalue()).decode("utf-8")
-            described = ask(VISION, {"content": "Describe it.", "images": [encoded]})
-            ask(TEXT, {"content": f"{INSTRUCTIONS}\n\n{described}"})
+            described = ask(VISION, "Describe it.", [as_base64(picture)], keep_alive=0)
+            ask(TEXT, f"{INSTRUCTIONS}\n\n{described}", [], keep_alive=0)
 
     return work
-
-
-def with_package(url: str) -> Callable[[str, dict[str, Any]], str]:
-    """Ask through the `ollama` package."""
-    import ollama
-
-    client: Any = ollama.Client(host=url)
-
-    def ask(model: str, message: dict[str, Any]) -> str:
-        messages = [{"role": "user", **message}]
-        return str(client.chat(model=model, messages=messages, keep_alive=0)["message"]["content"])
-
-    return ask
-
-
-def with_requests(url: str) -> Callable[[str, dict[str, Any]], str]:
-    """Ask with a plain POST."""
-
-    def ask(model: str, message: dict[str, Any]) -> str:
-        messages = [{"role": "user", **message}]
-        body = {"model": model, "messages": messages, "keep_alive": 0, "stream": False}
-        response = requests.post(f"{url}/api/chat", json=body, timeout=60)
-        return str(response.json()["message"]["content"])
-
-    return ask
 
 
 @dataclass

@@ -13,9 +13,6 @@ times is below the wanted one: 10 at 1024 px, 8 at 2048 px.
 from __future__ import annotations
 
 import argparse
-import base64
-import importlib.util
-import io
 import json
 import socket
 import statistics
@@ -28,13 +25,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import PIL
-import requests
 import torch
 from _measure import OUTPUT, ROOT, machine, stub_comfyui, table, write
+from _peers import CLIENT, as_base64, asking
 from image_refinery.ollama_client import OllamaClient, Server, collect
 from image_refinery.ollama_client.images import encode_image
 from PIL import Image
@@ -166,38 +163,16 @@ def our_way(url: str) -> Way:
 
 
 def peers_way(url: str) -> Way:
-    """PNG with PIL's defaults, base64, and the ollama package or else requests."""
-    post = with_package(url) if importlib.util.find_spec("ollama") else with_requests(url)
+    """The whole tensor to uint8, then as `_peers.py` says."""
+    post = asking(url)
 
     def ask(image: torch.Tensor) -> int:
         values = np.clip(image[0].cpu().numpy() * 255.0, 0, 255).astype(np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(values).save(file, format="PNG")
-        encoded = base64.b64encode(file.getvalue()).decode("utf-8")
-        message = {"role": "user", "content": PROMPT, "images": [encoded]}
-        assert post(message) == "A lake."
+        encoded = as_base64(Image.fromarray(values))
+        assert post(MODEL, PROMPT, [encoded]) == "A lake."
         return len(encoded)
 
     return ask
-
-
-def with_package(url: str) -> Callable[[dict[str, Any]], str]:
-    """Ask through the `ollama` package."""
-    import ollama
-
-    client: Any = ollama.Client(host=url)
-    return lambda message: str(client.chat(model=MODEL, messages=[message])["message"]["content"])
-
-
-def with_requests(url: str) -> Callable[[dict[str, Any]], str]:
-    """Ask with a plain POST."""
-
-    def post(message: dict[str, Any]) -> str:
-        body = {"model": MODEL, "messages": [message], "stream": False}
-        response = requests.post(f"{url}/api/chat", json=body, timeout=60)
-        return cast("str", response.json()["message"]["content"])
-
-    return post
 
 
 def timed(way: Way, image: torch.Tensor, noted: Noted) -> Call:
@@ -247,7 +222,7 @@ def run(photo: Path, rounds: int, sides: Sequence[int] = SIDES_PX) -> dict[str, 
     return {
         "machine": machine(),
         "rounds": rounds,
-        "peers_client": "ollama" if importlib.util.find_spec("ollama") else "requests",
+        "peers_client": CLIENT,
         "pillow": PIL.__version__,
         "rows": rows,
     }
