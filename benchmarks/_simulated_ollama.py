@@ -13,30 +13,19 @@ Prints its URL; a line on its standard input is answered with the counts of load
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
-SCRIPTED = Path(__file__).resolve().parent.parent / "tests" / "faulty_ollama.py"
+from _measure import from_tests
+
 WORDS = (
     "a the of in on with small large red green blue white wooden stone old bright dark quiet lake "
     "tree hill house boat path cloud light shadow stands lies leads behind before beside under"
 )
-
-
-def scripted() -> Any:
-    """Import tests/faulty_ollama.py (tests/ must not be on sys.path)."""
-    spec = importlib.util.spec_from_file_location("faulty_ollama", SCRIPTED)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["faulty_ollama"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def answer(count: int) -> str:
@@ -47,7 +36,7 @@ def answer(count: int) -> str:
 
 def timed_server(settings: dict[str, Any]) -> Any:
     """The scripted server, with the pace of `settings`."""
-    faulty: Any = scripted()
+    faulty = from_tests("faulty_ollama.py")
     faulty.POLL_S = 0.001  # how late it notices that a model has gone
     paces = {faulty.full_name(model["name"]): model for model in settings["models"]}
 
