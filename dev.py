@@ -168,6 +168,10 @@ def bench(extra: list[str]) -> int:
     chosen = list(benchmarks.values())
     if extra and extra[0] in benchmarks:
         chosen = [benchmarks[extra.pop(0)]]
+    else:
+        # What cannot be measured here writes nothing, and an older result must not stand for it.
+        for old in (ROOT / "bench-output").glob("*.json"):
+            old.unlink()
     return max([run(PYTHON, path, *extra) for path in chosen], default=0)
 
 

@@ -4,19 +4,19 @@
     python tools/performance_page.py
 
 Reads bench-output/*.json, so that tables and plots are of the same run and none is typed by hand:
-each table replaces what stands between `<!-- NAME -->` and `<!-- /NAME -->` in the page, and the
-plots go to docs/pictures/performance-NAME.png. The text around them is written by hand.
+the first command clears that folder (`dev.py bench NAME` replaces only its own file there). Each
+table replaces what stands between `<!-- NAME -->` and `<!-- /NAME -->` in the page, and the plots
+go to docs/pictures/performance-NAME.png. The text around them is written by hand.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import matplotlib as mpl
@@ -32,6 +32,9 @@ PAGE = ROOT / "docs" / "performance.md"
 PICTURES = ROOT / "docs" / "pictures"
 
 OURS, THEIRS, BOUND = "#1f77b4", "#d9822b", "#555555"
+
+MAY_BE_ABSENT = "page"
+"""The one that measures nothing where there is no ComfyUI."""
 
 Result = dict[str, Any]
 
@@ -219,17 +222,6 @@ def save(figure: Any, name: str) -> None:
     plt.close(figure)
 
 
-def benchmark(name: str) -> ModuleType:
-    """Import a file of benchmarks/."""
-    sys.path.insert(0, str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def replaced(page: str, name: str, block: str) -> str:
     """Return the page with another text between the marks of a name."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
@@ -238,23 +230,44 @@ def replaced(page: str, name: str, block: str) -> str:
     return pattern.sub(lambda found: f"{found[1]}\n{block.strip()}\n\n{found[2]}", page)
 
 
+def last_run() -> dict[str, Result]:
+    """Read what every benchmark wrote.
+
+    Raises:
+        SystemExit: One that always measures has written nothing.
+    """
+    names = sorted(path.stem for path in BENCHMARKS.glob("[a-z]*.py"))
+    files = {name: OUTPUT / f"{name}.json" for name in names}
+    absent = [name for name in names if not files[name].is_file()]
+    if missing := [name for name in absent if name != MAY_BE_ABSENT]:
+        raise SystemExit(
+            f"{OUTPUT.name} has no {', '.join(missing)}: run `python dev.py bench` first."
+        )
+    return {
+        name: json.loads(file.read_text("utf-8"))
+        for name, file in files.items()
+        if name not in absent
+    }
+
+
 def main() -> int:
     """Write page and plots."""
-    results: dict[str, Result] = {
-        path.stem: json.loads(path.read_text("utf-8")) for path in sorted(OUTPUT.glob("*.json"))
-    }
-    page = PAGE.read_text("utf-8")
+    results = last_run()
+    sys.path.insert(0, str(BENCHMARKS))
+    blocks = {MAY_BE_ABSENT: "Not measured: no ComfyUI was there."}
     for name, result in results.items():
-        module = benchmark(name)
-        shown: Callable[[Result], str] = module.shown
-        page = replaced(page, name, spaced(shown(result)))
+        shown: Callable[[Result], str] = import_module(name).shown
+        blocks[name] = spaced(shown(result))
+    page = PAGE.read_text("utf-8")
+    for name, block in blocks.items():
+        page = replaced(page, name, block)
     PAGE.write_text(page, "utf-8")
     plots: dict[str, Callable[[Result], None]] = {
         "client": client, "batches": batches, "tokens": tokens, "refiner": refiner
     }  # fmt: skip
     for name, plot in plots.items():
         plot(results[name])
-    start(results["imports"], results.get("page"))
+    start(results["imports"], results.get(MAY_BE_ABSENT))
     return 0
 
 
