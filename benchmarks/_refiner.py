@@ -130,7 +130,7 @@ def in_a_process(
 ) -> dict[str, Any]:
     """Run a benchmark's worker; return the JSON object of its last line.
 
-    Whatever ends the worker before that (no memory, a signal, no such module) becomes
+    Whatever comes instead of it (no memory, a signal, no such module, other words) becomes
     `{"reason": ...}`, so that one failure does not end the whole table.
     """
     try:
@@ -142,6 +142,9 @@ def in_a_process(
     except OSError as error:
         return {"reason": f"{python} could not be started ({error})"}
     if done.returncode == 0 and (lines := done.stdout.strip().splitlines()):
-        return json.loads(lines[-1])
+        try:
+            return json.loads(lines[-1])
+        except ValueError:
+            return {"reason": f"ended with no result but: {lines[-1][:200]}"}
     told = done.stderr.strip().splitlines()
     return {"reason": told[-1].strip()[:200] if told else f"ended with {done.returncode}"}

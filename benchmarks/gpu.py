@@ -35,7 +35,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _measure import OUTPUT, ROOT, machine, table, write
+from _measure import OUTPUT, ROOT, from_tests, machine, table, write
 from _refiner import (
     GUIDANCE,
     STRENGTH,
@@ -409,24 +409,19 @@ MEASURES = {
 # The table
 
 
-def absent(way: str, *, cuda: bool, full: bool) -> str | None:
-    """Why a way cannot be measured here, or None."""
+def python_for(way: str, *, cuda: bool, full: bool) -> Path | str:
+    """The interpreter to measure a way with, or a sentence on why it cannot be measured here."""
     if way == "model_offload" and not cuda:
         return "not measured: diffusers offloads from a GPU only"
-    if way == "comfyui":
-        if not full:
-            return "not measured: ComfyUI knows no refiner but one of the true size"
-        if not (Path(os.environ.get("COMFYUI_PATH", "")) / "comfy").is_dir():
-            return "not measured: COMFYUI_PATH names no ComfyUI"
-    return None
-
-
-def comfyui_python() -> str:
-    """COMFYUI_PYTHON, else the virtual environment in ComfyUI's folder, else this one."""
-    home = Path(os.environ.get("COMFYUI_PATH", ""))
-    places = [home / ".venv" / "bin" / "python", home / ".venv" / "Scripts" / "python.exe"]
-    found = [str(place) for place in places if place.exists()]
-    return os.environ.get("COMFYUI_PYTHON") or [*found, sys.executable][0]
+    if way != "comfyui":
+        return Path(sys.executable)
+    if not full:
+        return "not measured: ComfyUI knows no refiner but one of the true size"
+    found = from_tests("comfyui/host.py").find_host()
+    if isinstance(found, str):
+        return f"not measured: {found}"
+    os.environ["COMFYUI_PATH"] = str(found.home)  # where its worker looks
+    return found.python
 
 
 @contextmanager
@@ -453,15 +448,15 @@ def run(args: argparse.Namespace) -> Figures:
         build_s = time.perf_counter() - begun
         work = count_work(checkpoint.with_suffix(""), side, evaluations)
         for way in args.modes:
-            reason = absent(way, cuda=rates["cuda"], full=full)
-            print(f"{WAYS[way]}: {reason or 'measuring'}", file=sys.stderr, flush=True)
-            if reason:
-                rows.append({"way": way, "reason": reason})
+            python = python_for(way, cuda=rates["cuda"], full=full)
+            if isinstance(python, str):
+                print(f"{WAYS[way]}: {python}", file=sys.stderr, flush=True)
+                rows.append({"way": way, "reason": python})
                 continue
+            print(f"{WAYS[way]}: measuring", file=sys.stderr, flush=True)
             worker = ["--worker", way, "--checkpoint", str(checkpoint), "--side", str(side)]
             worker += ["--steps", str(args.steps), "--runs", str(args.runs)]
-            python = comfyui_python() if way == "comfyui" else sys.executable
-            figures = in_a_process(__file__, worker, python=python)
+            figures = in_a_process(__file__, worker, python=str(python))
             if "reason" not in figures:
                 floor = floor_s(figures["mode"], work, rates, evaluations)
                 figures |= {"floor_s": floor, "share": floor / figures["warm_s"]}
@@ -493,7 +488,7 @@ def shown(result: Figures) -> str:
     lines.append(
         f"{result['side_px']} x {result['side_px']} px, {result['steps']} steps at strength "
         f"{STRENGTH} ({result['evaluations']} UNet evaluations with guidance), "
-        f"medians of {result['runs']}"
+        f"warm: medians of {result['runs']}, cold and steps/s: one run"
     )
     copies = ""
     for kind in ("pinned", "pageable") if rates["cuda"] else ():

@@ -72,6 +72,27 @@ def test_a_way_that_fails_is_a_row_with_the_reason(gpu: ModuleType, tmp_path: Pa
     assert "There is no checkpoint" in gpu.row_cells(row)[-1]
 
 
+def test_words_instead_of_a_result_are_a_reason(gpu: ModuleType, tmp_path: Path) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text("print('half a line')\n", "utf-8")
+
+    assert "half a line" in gpu.in_a_process(str(worker), [])["reason"]
+
+
+def test_comfyui_is_looked_for_where_the_others_look(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = gpu.from_tests("comfyui/host.py")
+    found = host.FoundHost(tmp_path / "ComfyUI", tmp_path / "python", (1, 0))
+    monkeypatch.setenv("COMFYUI_PATH", "")
+    monkeypatch.setattr(host, "find_host", lambda: found)
+
+    assert gpu.python_for("comfyui", cuda=True, full=True) == found.python
+    assert os.environ["COMFYUI_PATH"] == str(found.home), "its worker imports from there"
+    monkeypatch.setattr(host, "find_host", lambda: "no ComfyUI there")
+    assert gpu.python_for("comfyui", cuda=True, full=True) == "not measured: no ComfyUI there"
+
+
 def test_the_true_size_is_the_published_one(gpu: ModuleType, description: Path) -> None:
     shapes = gpu.checkpoint_shapes(description)
     work = gpu.count_work(description, 1024, 6)
