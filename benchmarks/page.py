@@ -9,9 +9,9 @@ all nodes, and to queue a prompt with such a node (one that sleeps before it kee
 Ollama). Between two requests of a kind the list of models has become stale, and twice so long a
 time passes that a failure is forgotten.
 
-Prints medians, writes bench-output/page.json, and fails when two medians of a kind differ by 5 ms
-or more, or when waiting for a server showed more than once. Without a ComfyUI there is nothing to
-measure.
+Prints medians, writes bench-output/page.json, and fails when the three are 5 ms apart or more for a
+kind of request by each of three measures (`judged` names them), or when waiting for a server showed
+more than once. Without a ComfyUI there is nothing to measure.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def measure(ways: dict[str, dict[str, Callable[[], Any]]], repetitions: int) -> 
 
 
 def judged(taken: Times) -> list[dict[str, Any]]:
-    """Return a row for each kind: medians, their largest difference, and the requests that waited.
+    """Return a row for each kind: medians, how far apart, and the requests that waited.
 
     Other programs make every request slower now and then, so that medians of /object_info, which
     takes longest, wander by many ms: the difference is the smallest of those of the medians, of the
@@ -152,7 +152,7 @@ def judged(taken: Times) -> list[dict[str, Any]]:
 def missed(rows: list[dict[str, Any]]) -> list[str]:
     """Return what is above the target, a sentence each."""
     sentences = [
-        f"{row['request']}: medians differ by {row['difference_ms']:.1f} ms"
+        f"{row['request']}: {row['difference_ms']:.1f} ms apart"
         for row in rows
         if row["difference_ms"] >= ALLOWED_MS
     ]
@@ -211,9 +211,10 @@ def shown(result: dict[str, Any]) -> str:
     head = ["ms", *(f"median, {state}" for state in STATES)]
     head += [*(f"fastest, {state}" for state in STATES), "difference"]
     head += [f"{which}, {state}" for which in ("slowest", "very first") for state in STATES]
+    count = result["repetitions"]
     return (
-        f"{result['machine']}, ComfyUI {result['comfyui']}, {result['repetitions']} repetitions\n"
-        + table(head, rows)
+        f"{result['machine']}, ComfyUI {result['comfyui']}, {count} repetitions "
+        f"({2 * count} of {WHOLE})\n{table(head, rows)}"
     )
 
 

@@ -53,8 +53,8 @@ def times(present: list[float], hanging: list[float]) -> dict[str, dict[str, lis
         ([4.0, 5.0, 6.0], []),
         ([254.0, 5.0, 6.0], []),  # once is allowed
         ([254.0, 5.0, 6.0, 255.0, 5.0], ["2 requests waited for a server"]),
-        ([254.0, 255.0, 256.0], ["POST /prompt: medians differ by 250.0 ms"]),
-        ([10.5, 11.5, 12.5], ["POST /prompt: medians differ by 6.5 ms"]),
+        ([254.0, 255.0, 256.0], ["POST /prompt: 250.0 ms apart"]),
+        ([10.5, 11.5, 12.5], ["POST /prompt: 6.5 ms apart"]),
     ],
 )
 def test_what_misses_the_target(page: Any, hanging: list[float], sentences: list[str]) -> None:
