@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def test_what_a_pack_does_wrong_is_seen(imports: Any, tmp_path: Path) -> None:
     )
     broken.write_text("raise OSError('no such disk')\n")
     assert imports.other_packs(tmp_path) == [broken, heavy]
-    found, _ = imports.load(Path(sys.executable), imports.STUB, [heavy, broken], {})
+    found, _ = imports.load(Path(sys.executable), imports.STUB, [heavy, broken], dict(os.environ))
     assert found["heavy.py"]["heavy"] == ["accelerate"]
     assert found["heavy.py"]["nodes"] == ["One"]
     assert "requests" in found["heavy.py"]["had_heavy"]
