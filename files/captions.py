@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..texts.characters import whole_characters
+
 EXISTING = ("skip", "overwrite", "append")
 
 
@@ -38,8 +40,5 @@ def write_caption(
         if existing == "append" and (before := file.read_text("utf-8").rstrip()):
             caption = f"{before}\n{caption}"
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Half of a surrogate pair, as some models stream emoji, is no character that a file can hold:
-    # pairs become whole, and what is left alone becomes U+FFFD.
-    caption = caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    file.write_text(caption, "utf-8", newline="\n")
+    file.write_text(whole_characters(caption), "utf-8", newline="\n")
     return True

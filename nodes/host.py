@@ -17,6 +17,7 @@ from ..ollama_client.catalogue import Catalogue
 from ..ollama_client.errors import OllamaError
 from ..ollama_client.servers import CONFIG_NAME, Server, find_server, server_names
 from ..ollama_client.watcher import Outcome, Watcher
+from ..texts.characters import whole_characters
 
 _SHOW_EVERY_S = 0.1
 _SHOWN_CHARACTERS = 600
@@ -160,4 +161,5 @@ def show(node_id: str | None, *lines: str) -> None:
     """Show a text on a running node; nothing where there is no page or no node."""
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None:
-        server.send_progress_text("\n".join(lines), node_id)
+        # ComfyUI encodes it as UTF-8, and a character it cannot encode would end the run.
+        server.send_progress_text(whole_characters("\n".join(lines)), node_id)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import comfy.utils
-from server import PromptServer
+
+from .host import show
 
 if TYPE_CHECKING:
     from ..refine.progress import Progress
@@ -56,6 +57,4 @@ class NodeProgress:
 
     def say(self, text: str) -> None:
         """Show a text on the node."""
-        server = getattr(PromptServer, "instance", None)
-        if server is not None and self._node_id is not None:
-            server.send_progress_text(text, self._node_id)
+        show(self._node_id, text)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, cast
 
+from ..texts.characters import whole_characters
 from .errors import (
     EMBEDDED,
     Cancelled,
@@ -491,11 +492,11 @@ class _Growing:
 
     @property
     def text(self) -> str:
-        return "".join(self._text)
+        return whole_characters("".join(self._text))
 
     @property
     def thinking(self) -> str:
-        return "".join(self._thinking)
+        return whole_characters("".join(self._thinking))
 
     @property
     def overlong(self) -> bool:

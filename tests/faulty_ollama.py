@@ -234,6 +234,13 @@ FAULTS: dict[str, Reply] = {
         tokens=("one\u0085two ", "three\u2028four\u2029 ", "five\x0b\x0c\x1csix"),
         raw_separators=True,
     ),
+    "half_characters": Reply(
+        lines=(
+            b'{"message":{"content":"A \\ud83d"},"done":false}',
+            b'{"message":{"content":"\\ude00 and \\ud83d alone"},"done":false}',
+            b'{"message":{"content":""},"done":true,"done_reason":"stop"}',
+        )
+    ),
     "not_json": Reply(lines=(b"this is not JSON",)),
     "duplicate_keys": Reply(
         lines=(

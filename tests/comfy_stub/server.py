@@ -10,6 +10,7 @@ class PromptServer:
         """(node id, text) of every send_progress_text, in order."""
 
     def send_progress_text(self, text: str, node_id: str, sid: str | None = None) -> None:
+        text.encode("utf-8")  # as the real one does: a half of a surrogate pair is an error
         self.sent_texts.append((node_id, text))
 
 

@@ -73,6 +73,7 @@ CHAT = [
     Case("chat", "line_separators", answer="three\u2028four\u2029"),
     Case("chat", "not_json", errors.UnexpectedResponse, FORMS),
     Case("chat", "duplicate_keys", answer="second"),
+    Case("chat", "half_characters", answer="A \U0001f600 and"),
     Case("chat", "wrong_types", errors.UnexpectedResponse, FORMS),
     Case("chat", "wrong_body", errors.IncompleteAnswer, "no last line came"),
     Case("chat", "wrong_list", errors.UnexpectedResponse, FORMS),

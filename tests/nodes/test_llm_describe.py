@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -96,3 +97,17 @@ def test_stop_the_workflow_raises(node: Any) -> None:
 def test_any_model_name_passes_validation(node: Any) -> None:
     assert set(inspect.signature(node.validate_inputs).parameters) == {"vision_model", "server"}
     assert node.validate_inputs("hf.co/org/x:Q4_K_M", "studio") is True
+
+
+def test_half_a_character_while_it_streams_does_not_end_the_run(
+    node: Any, ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from faulty_ollama import FAULTS
+    from server import PromptServer
+
+    ollama.script("chat", replace(FAULTS["half_characters"], token_s=0.15))
+    PromptServer.instance.sent_texts.clear()
+    monkeypatch.setattr(node, "hidden", type("Hidden", (), {"unique_id": "3"}))
+    _, descriptions = execute(node, image())
+    assert descriptions == ["A \U0001f600 and \ufffd alone"]
+    assert any("\ufffd" in text for _, text in PromptServer.instance.sent_texts)

@@ -168,6 +168,7 @@ def test_each_fault_is_one_sentence_of_its_class(
         ("no_done_reason", "A crimson disc floats on snow."),
         ("line_separators", "one\u0085two three\u2028four\u2029 five\x0b\x0c\x1csix"),
         ("duplicate_keys", "second"),
+        ("half_characters", "A \U0001f600 and \ufffd alone"),
     ],
 )
 def test_odd_but_whole_answers_are_answers(ollama: FaultyOllama, fault: str, text: str) -> None:
