@@ -14,6 +14,12 @@ from .stage_inputs import OptionsType
 
 _UNSET = -1
 """A widget cannot be empty, so one value outside each range stands for "not set"."""
+_HIGHEST: dict[str, Any] = {
+    "num_predict": 131_072,
+    "num_ctx": 2_097_152,
+    "min_p": 1.0,
+    "repeat_penalty": 2.0,
+}
 
 
 class OllamaOptions(io.ComfyNode):
@@ -37,7 +43,7 @@ class OllamaOptions(io.ComfyNode):
                     "num_predict",
                     default=_UNSET,
                     min=-1,
-                    max=131072,
+                    max=_HIGHEST["num_predict"],
                     optional=True,
                     tooltip="Longest answer in tokens. -1: the pack's default "
                     "(512 for a description, 1024 for a rewrite).",
@@ -46,7 +52,7 @@ class OllamaOptions(io.ComfyNode):
                     "num_ctx",
                     default=_UNSET,
                     min=-1,
-                    max=2_097_152,
+                    max=_HIGHEST["num_ctx"],
                     optional=True,
                     tooltip="Context in tokens: prompt, images and answer. -1: chosen from what "
                     "is sent. A larger context needs more GPU memory.",
@@ -70,7 +76,7 @@ class OllamaOptions(io.ComfyNode):
                     "min_p",
                     default=_UNSET,
                     min=-1.0,
-                    max=1.0,
+                    max=_HIGHEST["min_p"],
                     step=0.01,
                     optional=True,
                     tooltip="Drop tokens less likely than this share of the likeliest one, "
@@ -80,7 +86,7 @@ class OllamaOptions(io.ComfyNode):
                     "repeat_penalty",
                     default=_UNSET,
                     min=-1.0,
-                    max=2.0,
+                    max=_HIGHEST["repeat_penalty"],
                     step=0.01,
                     optional=True,
                     tooltip="Penalise repeated tokens; 1 is none. -1: the pack's default, 1.1.",
@@ -162,6 +168,11 @@ class OllamaOptions(io.ComfyNode):
             "repeat_penalty": repeat_penalty,
         }
         model_options: dict[str, Any] = {k: v for k, v in numbers.items() if v != _UNSET}
+        for name, value in model_options.items():  # ComfyUI does not check a linked value
+            if not 0 <= value <= _HIGHEST[name]:
+                raise ValueError(
+                    f"{name} is {value}, but must be from 0 to {_HIGHEST[name]}, or -1: not set."
+                )
         if stops := [line for line in stop.splitlines() if line]:
             model_options["stop"] = stops
         options = StageOptions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import Any, cast
+from typing import Any
 
 
 class Base64(str):
@@ -16,11 +16,12 @@ class Base64(str):
 def to_json(body: dict[str, Any]) -> bytes:
     """Return `body` as JSON.
 
-    A `Base64` in it is put in as it is: the encoder needs 3 ms for each MB, in which the model
-    waits.
+    A `Base64` among a message's images is put in as it is: the encoder needs 3 ms for each MB, in
+    which the model waits.
 
     Raises:
         ValueError: a number is not finite.
+        RecursionError: it is nested too deeply.
 
     >>> to_json({"model": "m", "messages": [{"images": [Base64("QUJD"), 'a"b', Base64("RA==")]}]})
     b'{"model": "m", "messages": [{"images": ["QUJD", "a\\\\"b", "RA=="]}]}'
@@ -28,16 +29,19 @@ def to_json(body: dict[str, Any]) -> bytes:
     pictures: list[Base64] = []
     mark = secrets.token_hex(16)  # stands nowhere else
 
-    def marked(value: Any) -> Any:
-        if isinstance(value, Base64):
-            pictures.append(value)
-            return mark
-        if isinstance(value, dict):
-            return {key: marked(inner) for key, inner in cast("dict[Any, Any]", value).items()}
-        if isinstance(value, list):
-            return [marked(inner) for inner in cast("list[Any]", value)]
-        return value
+    def marked(image: str) -> str:
+        if not isinstance(image, Base64):
+            return image
+        pictures.append(image)
+        return mark
 
-    first, *rest = json.dumps(marked(body), allow_nan=False).split(mark)
+    messages = [
+        {**message, "images": [marked(image) for image in message["images"]]}
+        if "images" in message
+        else message
+        for message in body.get("messages", ())
+    ]
+    body = {**body, "messages": messages} if messages else body
+    first, *rest = json.dumps(body, allow_nan=False).split(mark)
     parts = [part for picture, text in zip(pictures, rest, strict=True) for part in (picture, text)]
     return "".join([first, *parts]).encode()

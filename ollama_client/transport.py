@@ -48,6 +48,7 @@ GATHER_S = 0.02
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """A longer line, or a longer body, is refused: memory stays bounded whatever the server sends."""
 _ERROR_BODY_BYTES = 64 * 1024
+_OUTLIVES_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +170,10 @@ class _Call:
         self, transport: Transport, method: str, path: str, body: Json | None, read_s: float
     ) -> None:
         self._transport = transport
-        self._request = (method, transport.url + path, body)
-        self._read_s = read_s
+        self._request = (method, transport.url + path, None if body is None else _encoded(body))
+        self._model = str((body or {}).get("model", ""))
+        # The asking thread keeps the deadline; this one only must not outlive it for long.
+        self._read_s = read_s + transport.timeouts.connect_s + _OUTLIVES_S
         self._lines: deque[bytes] = deque()
         self._wakes: queue.SimpleQueue[OllamaError | Literal["more", "end"]] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -244,21 +247,20 @@ class _Call:
         import urllib3
 
         _current.call = self
-        method, url, body = self._request
-        headers = None if body is None else {"Content-Type": "application/json"}
-        # The asking thread keeps the deadline; this one only must not outlive it for long.
-        timeouts = (self._transport.timeouts.connect_s, self._read_s + 1.0)
+        method, url, data = self._request
+        headers = None if data is None else {"Content-Type": "application/json"}
+        timeouts = (self._transport.timeouts.connect_s, self._read_s)
         try:
             with session.request(
                 method,
                 url,
-                data=_json(body),
+                data=data,
                 headers=headers,
                 stream=True,
                 timeout=timeouts,
                 allow_redirects=False,
             ) as response:
-                self._check_status(response, str((body or {}).get("model", "")))
+                self._check_status(response, self._model)
                 woken = -GATHER_S
                 for lines in _split_lines(response, self._transport.place):
                     self._lines.extend(lines)
@@ -311,13 +313,14 @@ class _Call:
 _current = threading.local()
 
 
-def _json(body: Json | None) -> bytes | None:
-    import requests
-
+def _encoded(body: Json) -> bytes:
     try:
-        return None if body is None else to_json(body)
-    except ValueError as error:
-        raise requests.exceptions.InvalidJSONError(error) from error
+        return to_json(body)
+    except (ValueError, RecursionError) as error:
+        raise OllamaError(
+            f"This request cannot be written as JSON ({error}): make every number of the options "
+            "finite, and the format less deep."
+        ) from None
 
 
 def _split_lines(response: requests.Response, url: str) -> Iterator[list[bytes]]:

@@ -44,6 +44,15 @@ def test_zero_is_a_value(node: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_predict", 131073), ("num_ctx", -2), ("min_p", -0.5), ("repeat_penalty", float("nan"))],
+)
+def test_a_linked_value_out_of_range_is_named(node: Any, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is {value}, but must be from 0 to"):
+        options(node, **{name: value})
+
+
+@pytest.mark.parametrize(
     ("text", "wanted"),
     [("", None), (" JSON ", "json"), ('{"type": "object"}', {"type": "object"})],
 )

@@ -133,6 +133,8 @@ LEAVES = st.one_of(st.text(), BASE64, st.integers(), st.booleans(), st.none())
     )
 )
 def test_a_body_with_pictures_is_the_json_that_any_encoder_makes(body: dict[str, Any]) -> None:
+    images = [value for value in body.values() if isinstance(value, str)]
+    body = {**body, "messages": [{"content": "no picture"}, {"images": images}]}
     assert to_json(body) == json.dumps(body).encode()
 
 
