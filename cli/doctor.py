@@ -14,7 +14,7 @@ from ..ollama_client import embedded
 from ..ollama_client.client import OllamaClient
 from ..ollama_client.errors import EMBEDDED, OllamaError
 from ..ollama_client.servers import config_path, find_server, server_names
-from ..refine.checkpoints import PICKLE_SUFFIXES, read_checkpoint
+from ..refine.checkpoints import PICKLE_SUFFIXES, SUFFIXES, read_checkpoint
 from ..refine.errors import CheckpointError, VocabularyError
 from ..refine.vocabulary import find_vocabulary
 from .describe import FETCH_EMBEDDED, USUAL_MODELS, is_toy
@@ -128,7 +128,7 @@ def _refiner() -> list[str]:
         return []  # _packages has said what is missing
     named = os.environ.get(MODEL_VARIABLE, "")
     model = Path(named).expanduser()
-    is_file = model.is_file() or model.suffix.lower() in {".safetensors", *PICKLE_SUFFIXES}
+    is_file = model.is_file() or model.suffix.lower() in {*SUFFIXES, *PICKLE_SUFFIXES}
     problems: list[str] = []
     print(f"Refiner: {named or DEFAULT_MODEL}, ", end="")
     print(f"named by {MODEL_VARIABLE}" if named else f"because {MODEL_VARIABLE} is not set")
@@ -139,7 +139,7 @@ def _refiner() -> list[str]:
     found = {folder: _able_to_refine(folder) for folder in _checkpoint_folders()}
     for folder, files in found.items():
         names = [file.relative_to(folder).as_posix() for file in files]
-        print(f"  for SDXL Refiner in {folder}: {', '.join(names) or 'none that can refine'}")
+        print(f"  for SDXL Refiner in {folder}: {', '.join(names) or 'none here that can refine'}")
     if not found:
         print("  for SDXL Refiner: no ComfyUI was found; COMFYUI_PATH can say where it is")
     singles = [model] if is_file else [file for files in found.values() for file in files]
@@ -185,9 +185,10 @@ def _checkpoint_folders() -> list[Path]:
 def _able_to_refine(folder: Path) -> list[Path]:
     """Checkpoints of the SDXL family by their headers, refiners first as in the node's list."""
     able: list[Path] = []
-    for file in folder.rglob("*.safetensors"):
-        with contextlib.suppress(CheckpointError):
-            able.append(read_checkpoint(file).path)
+    for file in folder.rglob("*"):
+        if file.suffix.lower() in SUFFIXES:
+            with contextlib.suppress(CheckpointError):
+                able.append(read_checkpoint(file).path)
     return sorted(able, key=lambda file: ("refiner" not in file.name.lower(), file))
 
 

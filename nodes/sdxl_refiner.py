@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import folder_paths
 from comfy_api.latest import io
 
+from ..refine.checkpoints import SUFFIXES
 from ..refine.errors import (
     CheckpointError,
     DeviceMemoryError,
@@ -41,7 +42,6 @@ HUB_MODEL = "stabilityai/stable-diffusion-xl-refiner-1.0"
 DOWNLOAD = f"{HUB_MODEL} (download)"
 ON_ERROR = ("stop the workflow", "pass the image on")
 
-_SUFFIXES = (".safetensors", ".sft")
 _POLL_S = 0.1
 _OF_ONE_IMAGE = (ImageError, NotFiniteError, DeviceMemoryError)
 """Errors that another image of the same run need not meet."""
@@ -270,7 +270,7 @@ def checkpoints_to_choose() -> list[str]:
     files = [
         name
         for name in folder_paths.get_filename_list("checkpoints")
-        if name.lower().endswith(_SUFFIXES)
+        if name.lower().endswith(SUFFIXES)
     ]
     return [*sorted(files, key=lambda name: ("refiner" not in name.lower(), name)), DOWNLOAD]
 

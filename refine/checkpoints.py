@@ -14,6 +14,7 @@ Header = dict[str, dict[str, Any]]
 Family = Literal["refiner", "base", "ssd-1b"]
 Variant = Literal["", "turbo", "lightning"]
 
+SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 _HEADER_LIMIT = 100_000_000  # safetensors' own limit
@@ -111,14 +112,25 @@ def read_header(path: Path) -> Header:
     if len(text) < length and 2 <= length <= _HEADER_LIMIT:
         raise CheckpointError(_damaged(path, f"it ends within its header, after {size} bytes"))
     try:
-        header = json.loads(text)
-    except ValueError as error:  # UnicodeDecodeError is one too
+        header: Header = json.loads(text)
+        header.pop("__metadata__", None)
+        ends = [_end(entry) for entry in header.values()]
+    # UnicodeDecodeError is a ValueError; the others: it is JSON, but of something else.
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
         raise CheckpointError(_damaged(path, "it has no safetensors header")) from error
-    header.pop("__metadata__", None)
-    expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    expected = 8 + length + max(ends, default=0)
     if size < expected:
         raise CheckpointError(_damaged(path, f"it holds {size} of {expected} bytes"))
     return header
+
+
+def _end(entry: Any) -> int:
+    """Where a tensor's bytes end."""
+    match entry:
+        case {"dtype": str(), "shape": list(), "data_offsets": [int(), int(end)]}:
+            return end
+        case _:
+            raise ValueError("not an entry of a safetensors header")
 
 
 def stored_dtype(header: Header, prefix: str = "") -> str:
@@ -147,7 +159,7 @@ def _family_of(path: Path, header: Header) -> Family:
                 f"{path} holds no {part}: use a full checkpoint of the same model."
             )
     first_convolution = header.get(f"{_UNET}input_blocks.0.0.weight")
-    if first_convolution and first_convolution["shape"][1] != 4:
+    if first_convolution and first_convolution["shape"][1:2] != [4]:
         raise CheckpointError(_wrong_kind(path, "an inpainting or editing model"))
     if f"{_TEXT}1.model.token_embedding.weight" not in header:
         return "refiner"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from .checkpoints import PICKLE_SUFFIXES, read_header
+from .checkpoints import PICKLE_SUFFIXES, SUFFIXES, read_header
 from .errors import CheckpointError, RefineCancelled, SettingsError
 from .parts import Parts
 from .pixels import Picture
@@ -274,7 +274,7 @@ def _usable_device(device: str | torch.device) -> torch.device:
 def _check_there(model: str | Path) -> None:
     """Find a mistyped path now, before hours of work; a hub id is looked up when it is needed."""
     path = Path(model).expanduser()
-    if path.suffix.lower() in {".safetensors", *PICKLE_SUFFIXES}:
+    if path.suffix.lower() in {*SUFFIXES, *PICKLE_SUFFIXES}:
         read_header(path)
     elif isinstance(model, Path) and not path.exists():
         raise CheckpointError(f"There is no checkpoint at {path}: check the path.")

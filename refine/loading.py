@@ -15,7 +15,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import PICKLE_SUFFIXES, CheckpointInfo, read_checkpoint, read_header, stored_dtype
+from .checkpoints import (
+    PICKLE_SUFFIXES,
+    SUFFIXES,
+    CheckpointInfo,
+    read_checkpoint,
+    read_header,
+    stored_dtype,
+)
 from .errors import CheckpointError, HubError
 from .parts import Parts
 from .vocabulary import find_vocabulary, holds_vocabulary
@@ -45,7 +52,7 @@ def load_parts(
     path = Path(model).expanduser()
     if path.is_dir():
         return _load_folder(path, str(path))
-    if path.suffix.lower() in {".safetensors", *PICKLE_SUFFIXES} or path.is_file():
+    if path.suffix.lower() in {*SUFFIXES, *PICKLE_SUFFIXES} or path.is_file():
         return _load_file(read_checkpoint(path), vocabulary)
     if _HUB_ID.fullmatch(str(model)):
         return _load_folder(_fetch(str(model), local_files_only), str(model))
@@ -199,6 +206,7 @@ def _fetch(repo_id: str, local_files_only: bool) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -210,6 +218,8 @@ def _fetch(repo_id: str, local_files_only: bool) -> Path:
             return folder
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError as error:  # the hub allows less than _HUB_ID does: no "../x"
+        raise _not_a_model(repo_id) from error
     if local_files_only:
         raise HubError(
             f"{repo_id} is not in the model hub's cache, and downloads are switched off."

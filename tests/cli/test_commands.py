@@ -190,14 +190,15 @@ def test_doctor_says_which_refiner_is_used_and_what_comfyui_has(
     folder = tmp_path / "models" / "checkpoints" / "sdxl"
     folder.mkdir(parents=True)
     assert main(["doctor"]) == 0
-    assert f"in {folder.parent}: none that can refine" in capsys.readouterr().out
+    assert f"in {folder.parent}: none here that can refine" in capsys.readouterr().out
 
-    for name in ("another.safetensors", "my-refiner.safetensors"):
+    for name in ("another.SFT", "my-refiner.safetensors"):
         shutil.copy2(TINY, folder / name)
     (folder / "cut.safetensors").write_bytes(TINY.read_bytes()[:5000])
+    (folder / "list.safetensors").write_bytes(b"\x02" + bytes(7) + b"[]")
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    assert "sdxl/my-refiner.safetensors, sdxl/another.safetensors\n" in printed
+    assert "sdxl/my-refiner.safetensors, sdxl/another.SFT\n" in printed
     assert "CLIP vocabulary for such files, outside ComfyUI: none" in printed
 
     monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(TINY))
@@ -212,6 +213,7 @@ def test_doctor_says_which_refiner_is_used_and_what_comfyui_has(
     [
         ("gone.safetensors", "There is no checkpoint file at gone.safetensors"),
         ("no/such/folder", "no/such/folder is no .safetensors file"),
+        ("../folder", "../folder is no .safetensors file"),
         ("bare.safetensors", "No CLIP vocabulary was found for bare.safetensors"),
     ],
 )

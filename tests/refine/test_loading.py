@@ -188,6 +188,18 @@ def test_a_truncated_file_is_named_as_such(tiny_file: Path, tmp_path: Path, leng
         load_parts(path)
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["[]", "null", '"x"', '{"a": 1}', '{"a": {"dtype": "F16", "shape": [1]}}', "[" * 100_000,
+     '{"a": {"dtype": "F16", "shape": [1], "data_offsets": [0, "2"]}}'],
+)  # fmt: skip
+def test_json_that_is_no_header_is_named_as_such(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    with pytest.raises(CheckpointError, match="it has no safetensors header"):
+        load_parts(path)
+
+
 def test_a_part_without_all_its_weights_says_what_it_lacks(tiny_file: Path, tmp_path: Path) -> None:
     tensors = load_file(tiny_file)
     del tensors["conditioner.embedders.0.model.ln_final.weight"]
