@@ -36,6 +36,11 @@ def write(file: Path, result: dict[str, Any]) -> None:
     file.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
 
 
+def medians_of(rounds: int) -> str:
+    """Say what a figure is that was measured so often."""
+    return "one run" if rounds == 1 else f"medians of {rounds}"
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]

@@ -216,12 +216,12 @@ def run(photo: Path, rounds: int, sides: Sequence[int] = SIDES_PX) -> dict[str, 
             picture = original.resize((side, side), Image.Resampling.LANCZOS)
             image = torch.from_numpy(np.asarray(picture).astype(np.float32) / 255.0)[None]
             # PNG of 4096 px takes seconds: a third of the rounds is enough to see it.
-            row = compare(ways, image, rounds if side < 4096 else max(3, rounds // 3), noted)
+            count = rounds if side < 4096 else max(3, rounds // 3)
+            row = compare(ways, image, count, noted)
             ratio = row["peers"]["total_ms"] / row["ours"]["total_ms"]
-            rows.append({"side_px": side, **row, "ratio": ratio})
+            rows.append({"side_px": side, "rounds": count, **row, "ratio": ratio})
     return {
         "machine": machine(),
-        "rounds": rounds,
         "peers_client": CLIENT,
         "pillow": PIL.__version__,
         "rows": rows,
@@ -230,18 +230,18 @@ def run(photo: Path, rounds: int, sides: Sequence[int] = SIDES_PX) -> dict[str, 
 
 def shown(result: dict[str, Any]) -> str:
     """The result as a Markdown table."""
-    head = ["px"]
+    head = ["px", "rounds"]
     for way in ("ours", "peers"):
         head += [f"{way}, ms", "to the first byte, ms", "sent, MB", "requests"]
     rows: list[list[str]] = []
     for row in result["rows"]:
-        cells = [str(row["side_px"])]
+        cells = [str(row["side_px"]), str(row["rounds"])]
         for way in (row["ours"], row["peers"]):
             cells += [f"{way['total_ms']:.1f}", f"{way['first_byte_ms']:.1f}"]
             cells += [f"{way['body_bytes'] / 1e6:.2f}", f"{way['requests']:.0f}"]
         rows.append([*cells, f"{row['ratio']:.1f}"])
     return (
-        f"{result['machine']}, Pillow {result['pillow']}, medians of {result['rounds']}, peers "
+        f"{result['machine']}, Pillow {result['pillow']}, medians of the rounds, peers "
         f"through {result['peers_client']}\n{table([*head, 'ratio'], rows)}"
     )
 

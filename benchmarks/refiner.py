@@ -4,7 +4,7 @@
 
 Both refine the same picture with the tiny refiner in fp32 on the CPU, one thread, 6 steps with
 guidance, a new prompt each time. They take turns, the order changes from round to round, and what
-is shown are medians. Four tables:
+is shown are medians of as many rounds as the table says. Four tables:
 
 warm: one picture, PIL in and PIL out, and as a tensor; the median of the rounds' ratios to
 diffusers. keep_colours and enlarging, which diffusers does not have, are off but for one line.
@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _measure import OUTPUT, machine, table, write
+from _measure import OUTPUT, machine, medians_of, table, write
 from _refiner import (
     PHOTO,
     PLAIN,
@@ -49,9 +49,7 @@ from _refiner import (
 
 ALLOWED_OVERHEAD = 0.03
 STEP_COUNTS = (20, 60)  # at strength 0.3: 6 and 18 run
-FIT_ROUNDS = 4
-LOAD_ROUNDS = 5
-PROCESS_ROUNDS = 1
+OTHER_ROUNDS = {"steps": 4, "loading": 5, "processes": 1}
 MIB = 2**20
 LOADERS = {
     "ours, file": "ImageRefiner, file",
@@ -306,17 +304,18 @@ def run(side: int, rounds: int) -> Result:
     torch.set_num_threads(1)
     pipeline = plain_pipeline(TINY, torch.float32)
     refiner = ImageRefiner("cpu", model=TINY)
+    each = {"warm": rounds, **OTHER_ROUNDS}
     with tempfile.TemporaryDirectory(prefix="image-refinery-") as place:
         folder = Path(place)
         plain_pipeline(TINY, torch.float16).save_pretrained(folder)
         return {
             "machine": f"{machine()}, torch {torch.__version__}, one thread",
             "side_px": side,
-            "rounds": rounds,
-            "warm": warm_pictures(refiner, pipeline, side, rounds),
-            "steps": step_line(refiner, pipeline, side, FIT_ROUNDS),
-            "loading": loading(folder, LOAD_ROUNDS),
-            "processes": processes(folder, side, PROCESS_ROUNDS),
+            "rounds": each,
+            "warm": warm_pictures(refiner, pipeline, side, each["warm"]),
+            "steps": step_line(refiner, pipeline, side, each["steps"]),
+            "loading": loading(folder, each["loading"]),
+            "processes": processes(folder, side, each["processes"]),
             "vae_bf16_psnr_db": bf16_psnr(side),
         }
 
@@ -327,11 +326,18 @@ def run(side: int, rounds: int) -> Result:
 def shown(result: Result) -> str:
     """The tables."""
     warm, steps, processes = result["warm"], result["steps"], result["processes"]
+    rounds = {name: medians_of(count) for name, count in result["rounds"].items()}
     ways = {"ours": "ImageRefiner", "theirs": "diffusers"}
     blocks = [
-        f"{result['machine']}; {result['side_px']} px, {result['rounds']} rounds, medians",
+        f"{result['machine']}; {result['side_px']} px",
         table(
-            ["warm", "wall, s", "processor, s", "overhead, wall", "overhead, processor"],
+            [
+                f"warm, {rounds['warm']}",
+                "wall, s",
+                "processor, s",
+                "overhead, wall",
+                "overhead, processor",
+            ],
             [
                 [
                     name,
@@ -345,7 +351,7 @@ def shown(result: Result) -> str:
         ),
         table(
             [
-                "steps, processor time",
+                f"steps, processor time, {rounds['steps']}",
                 f"{steps['few']} steps, s",
                 f"{steps['many']} steps, s",
                 "a step, ms",
@@ -363,7 +369,7 @@ def shown(result: Result) -> str:
             ],
         ),
         table(
-            ["loading", "wall, s", "processor, s"],
+            [f"loading, {rounds['loading']}", "wall, s", "processor, s"],
             [
                 [label, f"{row['wall_s']:.3f}", f"{row['processor_s']:.3f}"]
                 for name, label in {**LOADERS, "ours, kept": "ImageRefiner, kept"}.items()
@@ -372,7 +378,7 @@ def shown(result: Result) -> str:
         ),
         table(
             [
-                "processes, processor time",
+                f"processes, processor time, {rounds['processes']}",
                 "load, s",
                 "first, s",
                 "all until then, s",

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "batches.py"
 
 
@@ -33,6 +35,7 @@ def test_its_rows_make_sense(tmp_path: Path) -> None:
     assert rows["ours", 3, 1]["loads"] == rows["ours", 3, 4]["loads"] == 2
     assert rows["one by one", 3, 1]["loads"] == 6
     assert rows["encoded beside", 2, 1]["loads"] == 1
+    assert {row["tried_with"] for row in rows.values()} == {1, 2, 3}
     card = result["card"]
     assert 2 * card["model_bytes"] > card["vram_bytes"], "both models would fit at once"
     judged = [row for row in rows.values() if row["judged"]]
@@ -41,3 +44,15 @@ def test_its_rows_make_sense(tmp_path: Path) -> None:
     assert done.returncode == missed
     assert done.stdout.count("| ours |") == 3
     assert ("MISSED" in done.stdout) == missed
+
+
+@pytest.mark.parametrize("size", ["0", "12"])
+def test_a_size_that_would_lose_images_is_refused(size: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARK), "--sizes", size],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "1 to 8 images are needed, or a multiple of 8" in done.stderr
