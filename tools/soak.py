@@ -5,7 +5,7 @@
 Prints what a process holds after the warm-up and at the end; with --write also docs/soak.md and its
 plot. Each node runs in a process of its own, so that none can hide in what another has freed. The
 scripted Ollama runs in that process too: its share is in the figures. Exit status 1 where something
-grew.
+grew, or a process was killed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -56,6 +57,8 @@ FIGURES = {
 }
 """What is looked at, its title, and by how much it may grow: allocators keep what they once had,
 and caches that are bounded fill up."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,17 @@ def load(name: str, file: Path, folder: Path | None = None) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def in_a_process(work: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function in a new process, which ends with it.
+
+    Raises:
+        BrokenProcessPool: The process was killed.
+    """
+    # A pool for each call: one that begins a new process for each task needs Python 3.11.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def soak(runs: int, name: str) -> Soaked:
@@ -325,11 +339,14 @@ def main() -> int:
         parser.error("the page holds every node: --write goes without --only")
     names = [options.only] if options.only else list(NODES)
     soaked: dict[str, Soaked] = {}
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for name, one in zip(names, pool.imap(partial(soak, options.runs), names), strict=True):
-            soaked[name] = one
-            print(f"{name}: {one.seconds:.0f} s, {dict(one.seen)}")
-            print(f"  {one.series[0]}\n  {one.series[-1]}", flush=True)
+    for name in names:
+        try:
+            one = soaked[name] = in_a_process(soak, options.runs, name)
+        except BrokenProcessPool:
+            print(f"{name}: its process was killed before it was done (is there enough memory?)")
+            return 1
+        print(f"{name}: {one.seconds:.0f} s, {dict(one.seen)}")
+        print(f"  {one.series[0]}\n  {one.series[-1]}", flush=True)
     if options.write:
         draw(soaked, PLOT)
         PAGE.write_text(page(soaked, options.runs), encoding="utf-8")
