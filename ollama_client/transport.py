@@ -175,7 +175,7 @@ class _Call:
         # The asking thread keeps the deadline; this one only must not outlive it for long.
         self._read_s = read_s + transport.timeouts.connect_s + _OUTLIVES_S
         self._lines: deque[bytes] = deque()
-        self._wakes: queue.SimpleQueue[OllamaError | Literal["more", "end"]] = queue.SimpleQueue()
+        self._wakes: queue.SimpleQueue[Exception | Literal["more", "end"]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._aborted = False
@@ -200,7 +200,7 @@ class _Call:
                 finished = wake != "more"
                 for _ in range(len(self._lines)):
                     yield self._lines.popleft()
-                if isinstance(wake, OllamaError):
+                if isinstance(wake, Exception):
                     raise wake
                 if finished:
                     return
@@ -214,7 +214,7 @@ class _Call:
 
     def _next(
         self, limit_s: float, doing: str, cancelled: CancelCheck | None
-    ) -> OllamaError | Literal["more", "end"]:
+    ) -> Exception | Literal["more", "end"]:
         """Wait for lines, or for the end: nothing is put into `_lines` after that."""
         deadline = time.monotonic() + limit_s
         while True:
@@ -274,6 +274,8 @@ class _Call:
             self._wakes.put(ServerTimeout(self._transport.place, "answering", self._read_s))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             self._wakes.put(self._failure(error))
+        except Exception as error:  # noqa: BLE001 - a mistake of ours: now, not as a time-out later
+            self._wakes.put(error)
         finally:
             _current.call = None
 
