@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,18 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+HELP = """(type) => {
+  app.graph.clear();
+  const node = LiteGraph.createNode(type);
+  node.pos = [600, 500];
+  app.graph.add(node);
+  app.canvas.ds.scale = 0.7;
+  app.canvas.ds.offset = [0, 0];
+  app.canvas.selectNode(node);
+  app.graph.setDirtyCanvas(true, true);
+}"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -125,3 +137,19 @@ def renderer(request: pytest.FixtureRequest, page: Any, comfyui: Any) -> Iterato
     page.wait_for_timeout(300)
     yield request.param
     page.evaluate(USE_NODES_2, False)
+
+
+@pytest.fixture
+def open_help(page: Any) -> Callable[[str], None]:
+    """Puts a node of a type alone on the page, selects it, and presses the button for its help."""
+
+    def press(node: str) -> None:
+        button = page.get_by_test_id("info-button")
+        for _ in range(10):  # a page that has just opened may still bring its own graph
+            page.evaluate(HELP, node)
+            page.wait_for_timeout(1000)
+            if button.is_visible():
+                break
+        button.dispatch_event("click")  # above a tall node it may lie outside of the window
+
+    return press

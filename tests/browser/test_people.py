@@ -58,17 +58,6 @@ def until(look: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
     raise AssertionError(f"{what} within {timeout_s} s")
 
 
-def finish(comfyui: Any, before: set[str], timeout_s: float = 60.0) -> dict[str, Any]:
-    """The history's new entry, when it has ended."""
-
-    def ended() -> Any:
-        history = comfyui.get("/history")
-        new = set(history) - before
-        return history[new.pop()] if new else None
-
-    return until(ended, "the run ends", timeout_s)
-
-
 def test_every_node_is_found_by_search_and_added(page: Any, renderer: str) -> None:
     ours = page.evaluate(OURS)
     assert len(ours) >= 11
@@ -90,25 +79,12 @@ def test_every_node_is_found_by_search_and_added(page: Any, renderer: str) -> No
         assert added == [node], f'searching "{title}" added {added}'
 
 
-def test_the_help_panel_opens_for_every_node(page: Any, comfyui: Any) -> None:
+def test_the_help_panel_opens_for_every_node(
+    page: Any, comfyui: Any, open_help: Callable[[str], None]
+) -> None:
     info = comfyui.object_info()
     for node, title in page.evaluate(OURS):
-        page.evaluate(
-            """(type) => {
-              app.graph.clear();
-              const node = LiteGraph.createNode(type);
-              node.pos = [500, 500];
-              app.graph.add(node);
-              app.canvas.ds.scale = 0.7;
-              app.canvas.ds.offset = [0, 0];
-              app.canvas.selectNode(node);
-              app.graph.setDirtyCanvas(true, true);
-            }""",
-            node,
-        )
-        button = page.get_by_test_id("info-button")
-        button.wait_for(state="visible", timeout=10_000)
-        button.dispatch_event("click")  # above a tall node it may lie outside of the window
+        open_help(node)
         inputs = {
             **info[node]["input"].get("required", {}),
             **info[node]["input"].get("optional", {}),
@@ -163,7 +139,7 @@ def test_live_text_and_a_progress_bar_arrive(
     page.wait_for_function(f"() => ({TEXTS})().includes('One two three')", timeout=30_000)
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"running-{renderer.replace(' ', '')}.png")
-    assert finish(comfyui, before)["status"]["status_str"] == "success"
+    assert comfyui.new_run(before)["status"]["status_str"] == "success"
     texts = page.evaluate("() => seen.text")
     assert any("2 of 3" in text for text in texts), texts
     assert any(text.endswith("One two three") for text in texts), "tokens came one by one"
@@ -177,7 +153,7 @@ def test_cancel_stops_within_a_second_and_leaves_nothing_running(
     page.wait_for_function(f"() => ({TEXTS})().includes('One two')", timeout=30_000)
     began = time.monotonic()
     page.evaluate(COMMAND, "Comfy.Interrupt")
-    history = finish(comfyui, before)
+    history = comfyui.new_run(before)
     assert time.monotonic() - began < 2.0, "one second, and what the page and this test take"
     kinds = [kind for kind, _ in history["status"]["messages"]]
     assert "execution_interrupted" in kinds
@@ -214,7 +190,7 @@ def test_the_refiner_s_steps_and_previews_arrive(page: Any, comfyui: Any, render
     )
     before = set(comfyui.get("/history"))
     page.evaluate(QUEUE)
-    history = finish(comfyui, before, timeout_s=120)
+    history = comfyui.new_run(before, timeout_s=120)
     assert history["status"]["status_str"] == "success", history["status"]["messages"][-1]
     until(lambda: page.evaluate("() => seen.previews") > 0, "a preview arrives")
     assert any("step" in text for text in page.evaluate("() => seen.text"))
@@ -252,7 +228,7 @@ def test_a_strangers_models_stay_and_a_run_says_what_to_pull(
     page.wait_for_timeout(1500)
     before = set(comfyui.get("/history"))
     page.evaluate(QUEUE)
-    finish(comfyui, before)
+    comfyui.new_run(before)
     sentence = until(
         lambda: page.evaluate(
             """() => app.graph.nodes.find((n) => n.title === "description")
@@ -299,7 +275,7 @@ def test_a_linked_name_with_colon_and_slash_is_the_model_that_is_asked(
     )
     before = set(comfyui.get("/history"))
     page.evaluate(QUEUE)
-    assert finish(comfyui, before)["status"]["status_str"] == "success"
+    assert comfyui.new_run(before)["status"]["status_str"] == "success"
     asked = {request.model for request in scripted.requests if request.kind == "chat"}
     assert asked == {name}
 
@@ -331,7 +307,7 @@ def test_two_hundred_models_and_r(page: Any, comfyui: Any, scripted: FaultyOllam
     page.evaluate(LOAD, graph)
     history = set(comfyui.get("/history"))
     page.evaluate(QUEUE)
-    assert finish(comfyui, history)["status"]["status_str"] == "success"
+    assert comfyui.new_run(history)["status"]["status_str"] == "success"
     asked = [request.model for request in scripted.requests if request.kind == "chat"]
     assert asked == [names[190], names[7]]
 

@@ -174,18 +174,6 @@ def shown(page: Any, title: str) -> str:
     )
 
 
-def finish(comfyui: Any, before: set[str], timeout_s: float = 60.0) -> dict[str, Any]:
-    """The history's new entry, when it has ended."""
-    import time
-
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if new := set(history := comfyui.get("/history")) - before:
-            return history[new.pop()]
-        time.sleep(0.1)
-    raise AssertionError("the run did not end")
-
-
 def picture(page: Any, name: str) -> None:
     """Leave a screenshot of the graph, without the page around it, where SCREENSHOTS says."""
     if not (folder := os.environ.get("SCREENSHOTS")):
@@ -222,7 +210,7 @@ def test_every_workflow_is_queued_from_the_page(
         if name in RUNS:
             before = set(comfyui.get("/history"))
             page.evaluate(QUEUE)
-            assert finish(comfyui, before)["status"]["status_str"] == "success", name
+            assert comfyui.new_run(before)["status"]["status_str"] == "success", name
             page.wait_for_timeout(800)
         else:
             # The files of core's loaders are not here: what would be sent must still be ours.
@@ -252,7 +240,7 @@ def test_the_basic_workflow_shows_its_texts_and_saves_under_a_name_made_of_them(
     )
     before = set(comfyui.get("/history"))
     page.evaluate(QUEUE)
-    assert finish(comfyui, before)["status"]["status_str"] == "success"
+    assert comfyui.new_run(before)["status"]["status_str"] == "success"
     page.wait_for_timeout(800)
     assert "calm mountain lake" in shown(page, "description")
     assert "serene alpine lake" in shown(page, "refined_output")

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -499,6 +499,16 @@ class ComfyHost:
                 break
             time.sleep(POLL_S)
         return Run(prompt_id, history, list(events))
+
+    def new_run(self, before: Collection[str], timeout_s: float = 60.0) -> dict[str, Any]:
+        """Wait for a run that the page has queued; the entry that is new in the history."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            history = self.get("/history")
+            if new := history.keys() - before:
+                return history[new.pop()]
+            time.sleep(POLL_S)
+        raise AssertionError(f"the run did not end in {timeout_s} s:\n{self.log[-4000:]}")
 
     def run(self, graph: Graph, timeout_s: float = 60.0) -> Run:
         """Queue a graph, wait for its end, and gather what it said."""
