@@ -90,7 +90,7 @@ class FreeMemory(io.ComfyNode):
 
 def _unload_ollama(server: str) -> list[str]:
     from .. import memory
-    from .stage_run import OllamaClient
+    from .stage_run import OllamaClient  # from there: tests shorten its waits for every node
 
     try:
         memory.finish_pending_unloads(host.interrupted)

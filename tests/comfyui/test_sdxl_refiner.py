@@ -439,9 +439,6 @@ def test_cancel_in_the_middle_of_a_step_and_a_core_checkpoint_right_after(beside
         prompt_id = host.queue(graph, events)
         first = events.wait_for("progress", timeout_s=300, node="2", max=1000, value=1)
         second = events.wait_for("progress", timeout_s=60, node="2", max=1000, value=2)
-        step_s = second.at - first.at
-        time.sleep(step_s / 2)
-        began = time.monotonic()
         host.interrupt()
         core_id = host.queue(core_workflow(seed=1), events)
         stopped = events.wait_for("execution_interrupted", prompt_id=prompt_id)
@@ -450,7 +447,10 @@ def test_cancel_in_the_middle_of_a_step_and_a_core_checkpoint_right_after(beside
     finally:
         events.close()
     assert cancelled.interrupted
-    assert stopped.at - began <= 1.0
+    # Long before the step's end, where ComfyUI's bar ends the work: its layers ask before every
+    # operation, and ours in each that is not one of its own (tests/refine/test_progress.py).
+    step_s = second.at - first.at
+    assert stopped.at - second.at <= min(1.0, 0.6 * step_s), step_s
     drawn = core_picture(host, core)
     assert finished(host, single(host)).ok
     again = core_picture(host, finished(host, core_workflow(seed=1)))
