@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import errno
 import hashlib
 import json
 import math
@@ -44,6 +45,7 @@ GB = 1_000_000_000
 MAX_HEADER_BYTES = 65536
 BIG_LINE_BYTES = 50_000_000
 ACCEPT_S = 0.1
+SAME_PORT_S = 10.0  # how long listen_again tries where somebody holds its port
 POLL_S = 0.01  # how often a queued request looks whether its model is free
 
 Version = tuple[int, ...]
@@ -714,8 +716,19 @@ class FaultyOllama:
                 thread.join(timeout=10)
 
     def listen_again(self) -> None:
-        """Undo stop_listening, on the same port."""
-        self._listen()
+        """Undo stop_listening, on the same port.
+
+        Meanwhile the system may have given the port to somebody's outgoing connection.
+        """
+        deadline = time.monotonic() + SAME_PORT_S
+        while True:
+            try:
+                self._listen()
+                return
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.05)
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
@@ -817,7 +830,7 @@ class FaultyOllama:
         with self._changed:
             return [record for record in self.requests if record.kind in kinds]
 
-    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
         """Wait for something to become true of this server; False after the timeout."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -828,7 +841,7 @@ class FaultyOllama:
                 self._changed.wait(min(left, 0.02))
             return True
 
-    def wait_for(self, kind: Kind, count: int = 1, timeout_s: float = 5.0) -> RecordedRequest:
+    def wait_for(self, kind: Kind, count: int = 1, timeout_s: float = 30.0) -> RecordedRequest:
         """Wait for the n-th request of a kind to arrive, and return it."""
         if not self.wait_until(lambda: len(self.of(kind)) >= count, timeout_s):
             raise AssertionError(f"no {kind} request number {count} within {timeout_s} s")
