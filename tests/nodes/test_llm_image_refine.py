@@ -265,9 +265,7 @@ def test_nothing_answers_at_all(node: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert "ollama serve" in descriptions[0]
 
 
-def test_cancel_ends_the_node_within_a_second_and_clears_the_flag(
-    node: Any, ollama: FaultyOllama
-) -> None:
+def test_cancel_ends_the_node_at_once_and_clears_the_flag(node: Any, ollama: FaultyOllama) -> None:
     import comfy.model_management as management
     from faulty_ollama import Reply
 
@@ -275,14 +273,16 @@ def test_cancel_ends_the_node_within_a_second_and_clears_the_flag(
     pressed: list[float] = []
 
     def press() -> None:
+        ollama.wait_for("chat")  # so the model is loaded
         pressed.append(time.monotonic())
         management.interrupt_current_processing()
 
-    timer = threading.Timer(0.5, press)
-    timer.start()
+    thread = threading.Thread(target=press)
+    thread.start()
     with pytest.raises(management.InterruptProcessingException):
         execute(node, image())
-    assert time.monotonic() - pressed[0] < 1.0
+    thread.join()
+    assert time.monotonic() - pressed[0] < 5, "0.1 s is usual, and the answer would take 30 s"
     assert not management.processing_interrupted()
     _, _, refined = execute(node, image())
     assert refined == ["A crimson disc floats on snow."]

@@ -116,7 +116,7 @@ def test_the_context_holds_a_long_text(node: Any, ollama: FaultyOllama) -> None:
     assert chat.options["num_ctx"] > 20_000
 
 
-def test_cancel_ends_the_node_within_a_second(node: Any, ollama: FaultyOllama) -> None:
+def test_cancel_ends_the_node_at_once(node: Any, ollama: FaultyOllama) -> None:
     import comfy.model_management as management
     from faulty_ollama import Reply
 
@@ -124,14 +124,17 @@ def test_cancel_ends_the_node_within_a_second(node: Any, ollama: FaultyOllama) -
     pressed: list[float] = []
 
     def press() -> None:
+        ollama.wait_for("chat")  # so the model is loaded
         pressed.append(time.monotonic())
         management.interrupt_current_processing()
 
-    threading.Timer(0.5, press).start()
+    thread = threading.Thread(target=press)
+    thread.start()
     with pytest.raises(management.InterruptProcessingException):
         execute(node)
-    assert time.monotonic() - pressed[0] < 1.0
-    assert ollama.wait_until(lambda: ollama.loaded == [], 5.0)
+    thread.join()
+    assert time.monotonic() - pressed[0] < 5, "0.1 s is usual, and the answer would take 30 s"
+    assert ollama.wait_until(lambda: ollama.loaded == [])
 
 
 def test_any_model_name_passes_validation(node: Any) -> None:

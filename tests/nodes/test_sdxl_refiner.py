@@ -366,7 +366,7 @@ def test_cancel_in_the_middle_of_the_steps(node: Any) -> None:
             execute(node, image(128, 128), num_inference_steps=1000, strength=1.0)
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
-    assert time.monotonic() - pressed[0] < 1.0
+    assert time.monotonic() - pressed[0] < 5, "a layer and the unload; all steps take far longer"
     assert not management.processing_interrupted()
     assert management.current_loaded_models == []
     execute(node, image())
@@ -376,19 +376,20 @@ def test_cancel_while_the_checkpoint_is_loading(node: Any, monkeypatch: pytest.M
     import comfy.model_management as management
     from image_refinery.refine import ImageRefiner
 
-    started, ended = threading.Event(), threading.Event()
+    started, release, ended = (threading.Event() for _ in range(3))
     load = ImageRefiner.load
 
     def slowly(self: ImageRefiner) -> None:
         started.set()
-        time.sleep(3)
+        release.wait(30)
         load(self)
         ended.set()
 
     monkeypatch.setattr(ImageRefiner, "load", slowly)
-    pressed = press_cancel(started.is_set)
+    press_cancel(started.is_set)
     with pytest.raises(management.InterruptProcessingException):
         execute(node, image())
-    assert time.monotonic() - pressed[0] < 1.0
-    assert ended.wait(30), "what was begun ends behind the node"
+    assert not ended.is_set(), "the node did not wait for it"
+    release.set()
+    assert ended.wait(60), "what was begun ends behind the node"
     execute(node, image())

@@ -37,6 +37,7 @@ def test_auto_enlarges_small_pictures_only(height: int, width: int, expected: tu
     assert working_size(height, width, "as it is") == (height, width)
 
 
+@settings(deadline=None)
 @given(strategies.integers(1, 5000), strategies.integers(1, 5000))
 def test_enlarging_reaches_a_megapixel_and_keeps_proportions(height: int, width: int) -> None:
     size = working_size(height, width, "auto")
@@ -52,7 +53,7 @@ def test_padding_reaches_the_next_multiple_of_64() -> None:
     assert padded_size(65, 128) == (128, 128)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(strategies.integers(1, 130), strategies.integers(1, 130))
 def test_tiles_cover_everything_overlap_enough_and_fit_the_model(rows: int, columns: int) -> None:
     height, width = rows * MULTIPLE, columns * MULTIPLE
