@@ -64,6 +64,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report
 
 
+@pytest.fixture(autouse=True)
+def no_look_for_models_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A look reads the address when it begins: a late one would ask the next test's server.
+
+    Describing a node starts one. It ends before `monkeypatch` takes back the test's address.
+    """
+    yield
+    host = sys.modules.get("image_refinery.nodes.host")
+    if host is not None and host.catalogue._look is not None:
+        host.catalogue._look.join(timeout=30)
+
+
 @pytest.fixture
 def make_ollama() -> Iterator[Callable[..., FaultyOllama]]:
     """Start any number of scripted servers: make_ollama(models, version="0.12.0", ...)."""

@@ -132,19 +132,23 @@ def test_describing_all_nodes_asks_for_the_models_once(
     """ComfyUI does this when it starts and each time the page is loaded."""
     from image_refinery.nodes import free_memory, host, llm_describe, llm_image_refine
     from image_refinery.nodes import ollama_process as process
+    from image_refinery.ollama_client import catalogue
 
     monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
     monkeypatch.setattr(host, "catalogue", host.Catalogue(lambda: host.server_named("")))
-    for node in (
-        llm_image_refine.LLMImageRefine,
-        llm_describe.LLMDescribe,
-        process.OllamaProcess,
-        free_memory.FreeMemory,
-    ):
-        node.define_schema()
-    assert host.catalogue._look is not None
-    host.catalogue._look.join(timeout=10)
-    assert asked(ollama) == [("tags", "")]
+    # A hundred times as long, for a machine that pauses; no time at all would stay none.
+    monkeypatch.setattr(catalogue, "FRESH_S", catalogue.FRESH_S * 100)
+    for _ in range(2):  # while the look goes on, and when it has ended
+        for node in (
+            llm_image_refine.LLMImageRefine,
+            llm_describe.LLMDescribe,
+            process.OllamaProcess,
+            free_memory.FreeMemory,
+        ):
+            node.define_schema()
+        assert host.catalogue._look is not None
+        host.catalogue._look.join(timeout=30)
+        assert asked(ollama) == [("tags", "")]
 
 
 # pixels

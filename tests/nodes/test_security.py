@@ -32,7 +32,7 @@ def node(monkeypatch: pytest.MonkeyPatch, ollama: FaultyOllama) -> Any:
     from image_refinery.nodes import stage_run
     from image_refinery.nodes.llm_image_refine import LLMImageRefine
 
-    short = Timeouts(connect_s=0.5, first_byte_s=2.0, silence_s=2.0, quick_s=2.0)
+    short = Timeouts(connect_s=0.5, first_byte_s=10.0, silence_s=10.0, quick_s=10.0)
     quick = Retries(first_pause_s=0.01, start_s=0.05, limit_s=0.5)
     client = partial(OllamaClient, timeouts=short, retries=quick)
     monkeypatch.setattr(stage_run, "OllamaClient", client)
@@ -46,10 +46,13 @@ def execute(node: Any, image: torch.Tensor | None = None, **inputs: Any) -> tupl
 
 
 def all_schemas() -> list[Any]:
-    from image_refinery.nodes import ImageRefineryExtension
+    from image_refinery.nodes import ImageRefineryExtension, host
 
     listed = asyncio.run(ImageRefineryExtension().get_node_list())
-    return [node.define_schema() for node in listed]
+    schemas = [node.define_schema() for node in listed]
+    if host.catalogue._look is not None:  # what it logs and asks belongs to this test
+        host.catalogue._look.join(timeout=30)
+    return schemas
 
 
 def test_no_input_of_any_node_takes_an_address_a_key_or_a_command(node: Any) -> None:
