@@ -16,7 +16,7 @@ def test_its_rows_make_sense(tmp_path: Path) -> None:
     file = tmp_path / "batches.json"
     few = ["--scale", "200", "--sizes", "1", "3", "--large", "2", "--output", str(file)]
     done = subprocess.run(
-        [sys.executable, str(BENCHMARK), *few], capture_output=True, text=True, timeout=120
+        [sys.executable, str(BENCHMARK), *few], capture_output=True, text=True, timeout=600
     )
     assert done.returncode in (0, 1), done.stderr  # 1: too slow, and time is not tried here
     result = json.loads(file.read_text("utf-8"))
@@ -52,7 +52,7 @@ def test_a_size_that_would_lose_images_is_refused(size: str) -> None:
         [sys.executable, str(BENCHMARK), "--sizes", size],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 2
     assert "1 to 8 images are needed, or a multiple of 8" in done.stderr

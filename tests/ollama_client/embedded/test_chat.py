@@ -55,7 +55,8 @@ def test_counts_and_durations(shared_api: Any) -> None:
 
 def test_load_duration_is_the_load(shared_api: Any) -> None:
     shared_api.load("tiny", keep_alive=60)
-    warm = shared_api.chat("tiny")["load_duration"]
+    # The least of three: one may meet a pause of the machine.
+    warm = min(shared_api.chat("tiny")["load_duration"] for _ in range(3))
     cold = shared_api.chat("tiny", options={"num_ctx": 512})["load_duration"]
     assert cold > 10 * warm
 
