@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import threading
 import time
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
 
 HELLO = [{"role": "user", "content": "Hello"}]
-QUICK = Retries(first_pause_s=0.02, start_s=0.3, limit_s=2.0)
+QUICK = Retries(first_pause_s=0.02, start_s=0.3, limit_s=20.0)
 
 
 class Listener(Watcher):
@@ -57,12 +58,13 @@ def write(
     retries: Retries = QUICK,
     watcher: Watcher | None = None,
     settings: StageOptions | None = None,
+    silence_s: float = 10.0,
     texts: tuple[str, ...] = ("a",),
     **options: Any,
 ) -> list[Outcome]:
     stage = Stage(model="llama3.2", options=options, settings=settings or StageOptions())
     job = TextJob(stage=stage, texts=texts, instructions=["Shorten it."])
-    with OllamaClient(Server(url=ollama.url), Timeouts(silence_s=0.4), retries) as client:
+    with OllamaClient(Server(url=ollama.url), Timeouts(silence_s=silence_s), retries) as client:
         return process(client, job, memory=StageMemory(), watcher=watcher)
 
 
@@ -131,30 +133,57 @@ def test_time_is_bounded_too(ollama: FaultyOllama) -> None:
     assert chats(ollama) == 2, "0.2 s later, but not 0.4 s after that"
 
 
+NOT_YET = "the server does not answer yet"
+
+
 def test_a_server_that_starts_is_waited_for(ollama: FaultyOllama) -> None:
+    class Starter(Listener):
+        """Starts the server when it was asked in vain for the second time."""
+
+        def waiting(self, reason: str, seconds: float) -> None:
+            super().waiting(reason, seconds)
+            if len(self.told) == 2:
+                ollama.listen_again()
+
     ollama.stop_listening()
-    timer = threading.Timer(0.3, ollama.listen_again)
-    timer.start()
-    watcher = Listener()
+    watcher = Starter()
     (outcome,) = write(
-        ollama, watcher=watcher, retries=Retries(first_pause_s=0.1, start_s=5.0, count=9)
+        ollama, watcher=watcher, retries=Retries(first_pause_s=0.1, start_s=20.0, count=9)
     )
-    timer.join()
     assert isinstance(outcome, Answer)
-    assert {reason for reason, _ in watcher.told} == {"the server does not answer yet"}
+    assert [reason for reason, _ in watcher.told] == [NOT_YET, NOT_YET]
 
 
 def test_a_server_that_restarts_during_a_run_is_waited_for_longer(ollama: FaultyOllama) -> None:
     from faulty_ollama import Reply
 
-    def restart(_: Any) -> Reply:
-        threading.Thread(target=ollama.stop_listening).start()
-        threading.Timer(0.5, ollama.listen_again).start()
+    missed = threading.Event()
+    restarts: list[threading.Thread] = []
+
+    class Witness(Listener):
+        def waiting(self, reason: str, seconds: float) -> None:
+            super().waiting(reason, seconds)
+            if reason == NOT_YET:
+                missed.set()
+
+    def restart() -> None:
+        ollama.stop_listening()
+        missed.wait(20)  # until the client has found nobody there
+        ollama.listen_again()
+
+    def restarting(_: Any) -> Reply:
+        restarts.append(threading.Thread(target=restart))
+        restarts[0].start()
         return Reply(hang=True)
 
-    ollama.script("chat", restart)
-    (outcome,) = write(ollama, retries=Retries(first_pause_s=0.1, start_s=0.0, limit_s=5.0))
+    ollama.script("chat", restarting)
+    watcher = Witness()
+    retries = Retries(first_pause_s=0.1, start_s=0.0, limit_s=20.0)
+    (outcome,) = write(ollama, watcher=watcher, retries=retries)
+    missed.set()
+    restarts[0].join()
     assert isinstance(outcome, Answer)
+    assert NOT_YET in [reason for reason, _ in watcher.told]
 
 
 def test_where_nothing_is_the_wait_is_short() -> None:
@@ -165,16 +194,24 @@ def test_where_nothing_is_the_wait_is_short() -> None:
         (outcome,) = process(client, job, memory=StageMemory(), watcher=watcher)
     assert isinstance(outcome, errors.ServerUnreachable)
     assert [seconds for _, seconds in watcher.told] == [0.5, 1.0]
-    assert time.monotonic() - begun < 6.0
+    assert time.monotonic() - begun < 10.0
 
 
-def test_a_name_that_does_not_resolve_is_not_tried_again() -> None:
+def test_a_name_that_does_not_resolve_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def unknown(host: str, *_: Any) -> Any:  # a real resolver may be slow, or know every name
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     watcher = Listener()
     with OllamaClient(Server(url="http://no-such-host.invalid:11434")) as client:
         job = TextJob(stage=Stage(model="m"), texts=["a"])
         (outcome,) = process(client, job, watcher=watcher)
     assert isinstance(outcome, errors.ServerUnreachable)
     assert not outcome.refused and not watcher.told
+    assert asked == ["no-such-host.invalid"]
 
 
 def test_cancel_ends_the_wait(ollama: FaultyOllama) -> None:
@@ -183,21 +220,23 @@ def test_cancel_ends_the_wait(ollama: FaultyOllama) -> None:
     watcher.stop = lambda: bool(watcher.told)  # pressed as soon as the wait is seen
     with pytest.raises(errors.Cancelled):
         write(ollama, watcher=watcher, retries=Retries(first_pause_s=10.0))
-    assert time.monotonic() - watcher.told_at < 1.0
+    assert time.monotonic() - watcher.told_at < 5.0
     finish_pending_unloads()
     assert ollama.loaded == []
 
 
-def test_cancel_during_an_unload_leaves_it_to_a_thread(make_ollama: Any) -> None:
+def test_cancel_during_an_unload_leaves_it_to_a_thread(make_ollama: Any, end_unloads: Any) -> None:
     from faulty_ollama import text_model
 
-    ollama = make_ollama([text_model(unload_s=2.0)])
+    ollama = make_ollama([text_model(unload_s=30.0)])
     watcher = Listener()
     watcher.stop = lambda: bool(ollama.of("unload"))
     begun = time.monotonic()
     (outcome,) = write(ollama, watcher=watcher)
     assert isinstance(outcome, Answer), "what was written is not thrown away"
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 7, "nobody waits 15 s for the unload"
+    assert ollama.loaded == ["llama3.2:latest"]
+    end_unloads(ollama)
     finish_pending_unloads()
     assert ollama.loaded == []
 
@@ -270,14 +309,15 @@ def test_every_answer_has_an_end(ollama: FaultyOllama) -> None:
 def test_a_phrase_again_and_again_is_an_incomplete_answer(ollama: FaultyOllama) -> None:
     from faulty_ollama import Reply
 
-    ollama.script("chat", Reply(tokens=("A ball. ", *(["blue,", " blue-ish, "] * 5000))))
+    endless = ("A ball. ", *(["blue,", " blue-ish, "] * 5000))
+    ollama.script("chat", Reply(tokens=endless, ending="hang"))
     watcher = Listener()
     (outcome,) = write(ollama, watcher=watcher, num_predict=20_000)
     assert isinstance(outcome, errors.IncompleteAnswer)
     assert "it repeats itself" in str(outcome) and "raise repeat_penalty" in str(outcome)
     assert len(watcher.pieces) < 3000
     (chat,) = ollama.of("chat")
-    assert ollama.wait_until(lambda: chat.client_closed), "the server was told to stop"
+    assert ollama.wait_until(lambda: chat.client_closed, 20), "the server was told to stop"
 
 
 def test_thinking_in_circles_is_noticed_too(ollama: FaultyOllama) -> None:
@@ -338,11 +378,11 @@ def test_silence_is_bounded_and_timeout_s_is_the_first_bytes(
 ) -> None:
     ollama.script("chat", fault)
     begun = time.monotonic()
-    (outcome,) = write(ollama, settings=StageOptions(timeout_s=0.3))
+    (outcome,) = write(ollama, settings=StageOptions(timeout_s=0.3), silence_s=0.4)
     wanted = errors.ServerTimeout if fault == "hang" else errors.IncompleteAnswer
     assert type(outcome) is wanted
     assert "sent nothing for" in str(outcome)
-    assert time.monotonic() - begun < 5.0
+    assert time.monotonic() - begun < 20.0
 
 
 def messages_of_the_embedded_engine() -> list[str]:
