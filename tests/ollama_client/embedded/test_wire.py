@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies
+from hypothesis import given, settings, strategies
 from image_refinery.ollama_client.embedded.engine import default_keep_alive_s
 from image_refinery.ollama_client.embedded.process import Worker
 from image_refinery.ollama_client.embedded.wire import (
@@ -52,6 +52,7 @@ def test_keep_alive_that_go_would_refuse(value: Any) -> None:
     assert caught.value.status == 400
 
 
+@settings(deadline=None)
 @given(strategies.one_of(strategies.integers(), strategies.floats(), strategies.text()))
 def test_any_keep_alive_gives_seconds_or_a_400(value: Any) -> None:
     try:
@@ -115,6 +116,7 @@ def test_negative_seeds_are_random(seed: int) -> None:
     assert sampling(seed=seed)["seed"] == -1
 
 
+@settings(deadline=None)
 @given(strategies.integers(min_value=0, max_value=2**64 - 1))
 def test_seeds_stay_within_llama_cpps_range(seed: int) -> None:
     folded = sampling(seed=seed)["seed"]
