@@ -13,6 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+if not __package__:
+    # `python custom_nodes/image-refinery doctor`: whatever the folder is called, it is this package
+    # here; and its own folders (nodes, memory, ...) must not be found by those names.
+    import importlib.util
+    import runpy
+
+    folder = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != folder]
+    spec = importlib.util.spec_from_file_location("image_refinery", folder / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    sys.modules[spec.name] = package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    runpy.run_module("image_refinery", run_name="__main__", alter_sys=True)
+
 from . import __version__
 from .ollama_client.errors import Cancelled, OllamaError
 from .refine.errors import RefineCancelled, RefineError

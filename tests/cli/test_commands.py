@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from image_refinery import __version__
 from image_refinery.__main__ import main
+from image_refinery.ollama_client.errors import ModelNotFound
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -89,6 +91,18 @@ def test_a_missing_model_is_one_sentence_and_exit_code_1(photo: Path, capsys: An
     assert "ollama pull bakllava" in capsys.readouterr().err
 
 
+def test_the_checkout_s_folder_is_a_command_whatever_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "image-refinery"
+    try:
+        folder.symlink_to(ROOT, target_is_directory=True)
+    except OSError:
+        pytest.skip("no permission for links here")
+    run = subprocess.run(
+        [sys.executable, str(folder), "--version"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (run.returncode, run.stdout.strip(), run.stderr) == (0, __version__, "")
+
+
 def test_wrong_arguments_are_exit_code_2(capsys: Any) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["describe"])
@@ -137,6 +151,8 @@ def test_the_toy_is_chosen_only_where_nothing_else_can_see() -> None:
     models = [Model(name="toy-vision:latest"), Model(name="zeta-vl:7b")]
     assert choose(models, "vision", "embedded") == "zeta-vl:7b"
     assert choose(models[:1], "vision", "embedded") == "toy-vision:latest"
+    with pytest.raises(ModelNotFound, match="smolvlm, which sees and writes"):
+        choose(models[:1], "completion", "embedded")
 
 
 def test_models_lists_what_the_server_has(capsys: Any) -> None:
