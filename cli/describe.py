@@ -162,12 +162,16 @@ def make_job(
 def choose(models: Sequence[Model], capability: str, url: str) -> str:
     """Return the usual model if it is installed, else the first that can do it, a toy last.
 
+    The toy cannot write without a picture.
+
     Text models come before models that can see as well: they are the better writers for their size.
 
     Raises:
         ModelNotFound: none can; the message names the usual one.
     """
     able = [model for model in models if not model.lacks(capability)]
+    if capability == "completion":
+        able = [model for model in able if not is_toy(model.name, url)]
     able.sort(key=lambda model: is_toy(model.name, url))
     if not able:
         raise ModelNotFound(USUAL_MODELS[capability], url)

@@ -11,23 +11,14 @@ from ..memory.report import readable
 from ..ollama_client import embedded
 from ..ollama_client.client import OllamaClient
 from ..ollama_client.errors import OllamaError
-from ..ollama_client.servers import find_server
+from ..ollama_client.servers import EMBEDDED, Server, find_server
 
 
 def list_models(server: str) -> int:
     """Print the models of the server and of the embedded engine; 1 when there is none at all."""
     count = 0
     try:
-        with OllamaClient(find_server(server)) as client:
-            models = [client.with_capabilities(model) for model in client.models()]
-            print(f"Ollama at {client.url}")
-        for model in models:
-            can = ", ".join(sorted(model.capabilities or ())) or "not known"
-            where = (
-                f"runs on {model.remote_host}" if model.remote_host else readable(model.size_bytes)
-            )
-            print(f"  {model.name:32} {where:>10}  {can}")
-        count += len(models)
+        count += _list_models_of(find_server(server))
     except OllamaError as error:
         print(error, file=sys.stderr)
     print(f"Embedded engine (OLLAMA_BASE_URL=embedded), GGUF files in {embedded.models_folder()}")
@@ -38,6 +29,19 @@ def list_models(server: str) -> int:
     if reason := embedded.why_unavailable():
         print(reason, file=sys.stderr)
     return 0 if count else 1
+
+
+def _list_models_of(server: Server) -> int:
+    if server.url == EMBEDDED:
+        return 0  # it is listed in any case
+    with OllamaClient(server) as client:
+        models = [client.with_capabilities(model) for model in client.models()]
+    print(f"Ollama at {client.url}")
+    for model in models:
+        can = ", ".join(sorted(model.capabilities or ())) or "not known"
+        where = f"runs on {model.remote_host}" if model.remote_host else readable(model.size_bytes)
+        print(f"  {model.name:32} {where:>10}  {can}")
+    return len(models)
 
 
 def pull_model(name: str, server: str) -> int:

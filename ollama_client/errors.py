@@ -321,6 +321,8 @@ def from_response(
         return ServerBusy(model, url, said or _phrase(status), status=status)
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return AccessDenied(url, status, said, _access_advice(status, signin_url, key_withheld))
+    if url == EMBEDDED and status == HTTPStatus.BAD_REQUEST:
+        return UnexpectedResponse(url, status, said, "Change that, then queue again.")
     return UnexpectedResponse(url, status, said)
 
 
@@ -330,7 +332,7 @@ def shorten(text: str, limit: int = 300) -> str:
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
-_FETCH_EMBEDDED = "smolvlm, which sees images, with: image-refinery models --pull smolvlm"
+_FETCH_EMBEDDED = "smolvlm, which sees and writes, with: image-refinery models --pull smolvlm"
 
 
 def _name(url: str) -> str:

@@ -17,6 +17,11 @@ def check_capabilities(request: ChatRequest, model: Model) -> None:
     abilities = model.capabilities
     if "completion" not in abilities:
         raise bad_request(f'"{request.model}" does not support chat')
+    if model.is_toy and request.messages and not request.has_images:
+        raise bad_request(
+            f"{request.model} is a toy that describes drawn pictures and writes nothing else: "
+            "choose a text model, such as smollm2 or smolvlm"
+        )
     if request.think and "thinking" not in abilities:
         raise bad_request(f'"{request.model}" does not support thinking')
     if request.has_images and "vision" not in abilities:

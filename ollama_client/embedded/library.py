@@ -80,6 +80,11 @@ class Model:
     projector: Header | None = field(repr=False)
 
     @property
+    def is_toy(self) -> bool:
+        """Whether it is the built-in one, which knows drawn pictures and nothing else."""
+        return self.path.parent == BUILT_IN
+
+    @property
     def capabilities(self) -> list[str]:
         """The part of Ollama's list that this engine serves (no tools, no insert)."""
         if f"{self.header.architecture}.pooling_type" in self.header.metadata:

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_refinery.ollama_client import Answer, OllamaClient, Server
+from image_refinery.ollama_client import Answer, Message, OllamaClient, Server, collect
 from image_refinery.ollama_client.embedded import EmbeddedServer, why_unavailable
+from image_refinery.ollama_client.errors import UnexpectedResponse
 from image_refinery.ollama_client.stages import Job, Stage, run
 
 pytestmark = [
@@ -97,3 +98,10 @@ def test_it_answers_the_same_whatever_it_is_asked(client: OllamaClient, scenes: 
         return result.description.text
 
     assert ask("") == ask("Count the legs of the table.")
+
+
+def test_without_a_picture_it_says_to_choose_a_text_model(client: OllamaClient) -> None:
+    question: Message = {"role": "user", "content": "Shorten: a red circle."}
+    with pytest.raises(UnexpectedResponse, match="choose a text model"):
+        collect(client.chat("toy-vision", [question]))
+    client.load("toy-vision")
