@@ -254,13 +254,14 @@ class SDXLRefiner(io.ComfyNode):
             except RefineCancelled:
                 host.stop()
             except RefineError as error:
+                host.show(host.node_id(cls), f"Error: {error}")  # "loading" is no longer true
                 if not passes_on:
                     raise
                 result, errors = image, [str(error)]
         texts = [f"Error: {error}" for error in errors]
         if errors:
             host.count_failed_run()
-            NodeProgress(host.node_id(cls), 1).say("\n".join(texts))
+            host.show(host.node_id(cls), *texts)
         out_masks = masks or [convert.empty_mask(batch) for batch in result]
         return io.NodeOutput(result, out_masks, ui={"text": texts} if texts else None)
 
@@ -333,7 +334,7 @@ def _refine(
     try:
         if not passes_on:
             results = run(0, len(singles))
-            progress.finished()
+            progress.finished(results[-1])
             return convert.rejoin(batches, results), []
         # One by one, so that a bad image costs only itself.
         results = []
@@ -345,7 +346,7 @@ def _refine(
                 log.warning("SDXL Refiner passes image %d on: %s", index + 1, error)
                 results.append(single)
                 errors.append(str(error) if len(singles) == 1 else f"image {index + 1}: {error}")
-        progress.finished()
+        progress.finished(results[-1])
         return convert.rejoin(batches, results), errors
     finally:
         if unload_after:

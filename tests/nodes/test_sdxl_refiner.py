@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from image_refinery import memory
@@ -323,15 +324,19 @@ def test_progress_and_previews_reach_the_page(node: Any, monkeypatch: pytest.Mon
     )
     PromptServer.instance.sent_texts.clear()
     try:
-        execute(node, image(batch=2), num_inference_steps=10, on_error="pass the image on")
+        refined, _ = execute(
+            node, image(batch=2), num_inference_steps=10, on_error="pass the image on"
+        )
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
     assert [(value, total) for value, total, *_ in seen] == [
-        *((0, 6), (1, 6), (2, 6), (3, 6), (3, 6), (4, 6), (5, 6), (6, 6)),
+        *((0, 6), (1, 6), (2, 6), (3, 6), (3, 6), (4, 6), (5, 6), (6, 6), (6, 6)),
     ]
-    previews = [preview for *_, preview, _ in seen if preview is not None]
+    *previews, last = [preview for *_, preview, _ in seen if preview is not None]
     assert len(previews) == 6
     assert all(kind == "JPEG" and picture.size == (8, 8) for kind, picture, _ in previews)
+    shown = torch.from_numpy(np.asarray(last[1]).copy())
+    assert torch.equal(shown, (refined[-1][-1] * 255).round().to(torch.uint8)), "the result itself"
     texts = [text for id, text in PromptServer.instance.sent_texts if id == "4"]
     assert texts[0] == "loading the checkpoint"
     assert "image 2 of 2, step 2 of 3 (10 x 0.3)" in texts
