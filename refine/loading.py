@@ -100,7 +100,9 @@ def _load_file(info: CheckpointInfo, vocabulary: Path | None) -> Parts:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="image-refinery-")))
         _write_description(info, folder, vocabulary)
         stack.enter_context(_quiet())
-        stack.enter_context(_loading(str(info.path)))
+        description = info.path.with_suffix("")
+        also = f"; one of other dimensions needs its folder {description.name} of JSON beside it"
+        stack.enter_context(_loading(str(info.path), "" if description.is_dir() else also))
         pipeline = _pipeline_class().from_single_file(
             str(info.path),
             config=str(folder),
@@ -298,7 +300,7 @@ def _torch_dtype(stored: str) -> Any:
 
 
 @contextmanager
-def _loading(origin: str) -> Iterator[None]:
+def _loading(origin: str, also: str = "") -> Iterator[None]:
     """Turn what diffusers raises for weights that do not fit into one sentence."""
     from diffusers.loaders.single_file_utils import SingleFileComponentError
     from safetensors import SafetensorError
@@ -316,7 +318,7 @@ def _loading(origin: str) -> Iterator[None]:
     ) as error:
         raise CheckpointError(
             f"{origin} could not be loaded as an SDXL checkpoint ({_first_line(error)}): "
-            "download it again, or choose another one."
+            f"download it again, or choose another one{also}."
         ) from error
 
 

@@ -180,6 +180,15 @@ def test_missing_unet_weights_are_one_sentence(tiny_file: Path, tmp_path: Path) 
         load_parts(tmp_path / "holes.safetensors")
 
 
+def test_a_checkpoint_of_other_dimensions_misses_its_folder(
+    tiny_file: Path, tmp_path: Path
+) -> None:
+    lone = shutil.copy2(tiny_file, tmp_path / "lone.safetensors")
+    vocabulary = tiny_file.with_suffix("") / "tokenizer_2"
+    with pytest.raises(CheckpointError, match=r"needs its folder lone of JSON beside it\.$"):
+        load_parts(lone, vocabulary=vocabulary)
+
+
 @pytest.mark.parametrize("length", [0, 5, 100, 20_000, -1])
 def test_a_truncated_file_is_named_as_such(tiny_file: Path, tmp_path: Path, length: int) -> None:
     path = tmp_path / "cut.safetensors"
