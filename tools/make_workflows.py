@@ -36,7 +36,7 @@ OLDEST = "0.3.64"
 TRELLIS_FROM = "0.34.0"
 
 PICTURE = "example.png"  # a clone has it in its input folder; elsewhere that may be empty
-FIRST = "**First** choose your image in *Load Image*."
+FIRST = "**First** choose your image in *Load Image*; a red frame there means only that."
 FIRST_FOLDER = (
     "**First** put a folder of pictures into ComfyUI's input folder, press R, and choose it in "
     "*Load Images From Folder*."
@@ -44,6 +44,7 @@ FIRST_FOLDER = (
 DOWNLOAD = "stabilityai/stable-diffusion-xl-refiner-1.0 (download)"
 REFINER_PX = 490  # Nodes 2.0 cuts the end of DOWNLOAD off in nodes of less than about 480
 SEES, WRITES = "llava:latest", "llama3.2:latest"
+STOP = "stop the workflow"  # where a text goes on: no picture is named or painted by a message
 BASE = "sd_xl_base_1.0.safetensors"
 HUB = "https://huggingface.co/"
 FILES = {
@@ -132,8 +133,9 @@ def llm_image_refine_basic(graph: Graph) -> None:
     image = graph.add("LoadImage", image=PICTURE)
     graph.column(420)
     refine = graph.add(
-        "RefineryLLMImageRefine", image=image[0], vision_model=SEES, text_model=WRITES
-    )
+        "RefineryLLMImageRefine", image=image[0], vision_model=SEES, text_model=WRITES,
+        on_error=STOP,
+    )  # fmt: skip
     graph.column(380)
     graph.add("RefineryDisplayAnything", title="description", value=refine[1])
     graph.add("RefineryDisplayAnything", title="refined_output", value=refine[2])
@@ -158,7 +160,7 @@ def llm_image_refine_advanced(graph: Graph) -> None:
     graph.column(420)
     refine = graph.add(
         "RefineryLLMImageRefine", image=image[0], vision_model=SEES, text_model=WRITES,
-        user_instructions=ready[0],
+        user_instructions=ready[0], on_error=STOP,
     )  # fmt: skip
     graph.column(340)
     joined = graph.add(
@@ -186,6 +188,7 @@ def describe_wildcard_text_to_image(graph: Graph) -> None:
         "RefineryLLMDescribe", image=image[0], vision_model=SEES,
         custom_vision_prompt="Describe the main subject of this image and where it is, in one "
         "sentence. Do not mention style or light.",
+        on_error=STOP,
     )  # fmt: skip
     graph.column(340)
     joined = graph.add(
@@ -232,12 +235,12 @@ def describe_rewrite_refine(graph: Graph) -> None:
     )  # fmt: skip
     image = graph.add("LoadImage", image=PICTURE)
     graph.column(380)
-    described = graph.add("RefineryLLMDescribe", image=image[0], vision_model=SEES)
+    described = graph.add("RefineryLLMDescribe", image=image[0], vision_model=SEES, on_error=STOP)
     ready = instructions(graph, "Prompt for refining")
     graph.column(380)
     prompt = graph.add(
         "RefineryOllamaProcess", text=described[1], text_model=WRITES, temperature=0.3,
-        instructions=ready[0],
+        instructions=ready[0], on_error=STOP,
     )  # fmt: skip
     graph.add("RefineryDisplayAnything", title="the prompt", value=prompt[0])
     graph.column(REFINER_PX)
