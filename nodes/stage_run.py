@@ -35,6 +35,8 @@ def ask_server(
     except Cancelled:
         host.stop()
     except OllamaError as error:
+        # Where the page hides errors behind a button, the node would go on saying "describe with".
+        host.show(host.node_id(node), f"Error: {error}")
         if stops_on_error(inputs):
             raise
         return error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from image_refinery.ollama_client import StageOptions
+from image_refinery.ollama_client.errors import OllamaError
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
@@ -111,3 +113,17 @@ def test_half_a_character_while_it_streams_does_not_end_the_run(
     _, descriptions = execute(node, image())
     assert descriptions == ["A \U0001f600 and \ufffd alone"]
     assert any("\ufffd" in text for _, text in PromptServer.instance.sent_texts)
+
+
+@pytest.mark.parametrize("on_error", ["give the message", "stop the workflow"])
+def test_the_last_word_on_the_node_is_the_error(
+    node: Any, ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch, on_error: str
+) -> None:
+    from server import PromptServer
+
+    ollama.models = {}
+    monkeypatch.setattr(node, "hidden", type("Hidden", (), {"unique_id": "9"}))
+    with suppress(OllamaError):
+        execute(node, image(), on_error=on_error)
+    said = [text for id, text in PromptServer.instance.sent_texts if id == "9"]
+    assert 'Error: The model "llava" is not installed' in said[-1]
