@@ -53,16 +53,17 @@ class NodeProgress:
         shown = None if preview is None else ("JPEG", preview, _PREVIEW_SIDE)
         self._bar.update_absolute(before + event.done, total, shown)
 
-    def finished(self, last: torch.Tensor) -> None:
+    def finished(self, last: torch.Tensor | None) -> None:
         """Leave a last word on the node, and a picture: the last result, no longer a preview.
 
         Args:
-            last: an image (1, H, W, C), float 0 to 1.
+            last: an image (1, H, W, C), float 0 to 1; None: there is none.
         """
         from PIL import Image
 
-        picture = Image.fromarray(convert.pixels(last[..., :3].expand(-1, -1, -1, 3))())
-        self._bar.update_absolute(self._bar.total, preview=("JPEG", picture, _PREVIEW_SIDE))
+        if last is not None:
+            picture = Image.fromarray(convert.pixels(last[..., :3].expand(-1, -1, -1, 3))())
+            self._bar.update_absolute(self._bar.total, preview=("JPEG", picture, _PREVIEW_SIDE))
         images = "the image" if self._images == 1 else f"{self._images} images"
         self.say(f"refined {images} in {time.monotonic() - self._began:.1f} s")
 

@@ -334,7 +334,7 @@ def _refine(
     try:
         if not passes_on:
             results = run(0, len(singles))
-            progress.finished(results[-1])
+            progress.finished(results[-1] if results else None)
             return convert.rejoin(batches, results), []
         # One by one, so that a bad image costs only itself.
         results = []
@@ -346,7 +346,8 @@ def _refine(
                 log.warning("SDXL Refiner passes image %d on: %s", index + 1, error)
                 results.append(single)
                 errors.append(str(error) if len(singles) == 1 else f"image {index + 1}: {error}")
-        progress.finished(results[-1])
+        # An image that was passed on may be none that can be shown.
+        progress.finished(results[-1] if results and not errors else None)
         return convert.rejoin(batches, results), errors
     finally:
         if unload_after:

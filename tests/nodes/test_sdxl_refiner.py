@@ -343,6 +343,18 @@ def test_progress_and_previews_reach_the_page(node: Any, monkeypatch: pytest.Mon
     assert texts[-1].startswith("refined 2 images in ")
 
 
+@pytest.mark.parametrize("on_error", ["stop the workflow", "pass the image on"])
+def test_an_empty_batch_is_an_empty_batch(node: Any, on_error: str) -> None:
+    result, _ = execute(node, image(batch=0), on_error=on_error)
+    assert [tuple(batch.shape) for batch in result] == [(0, 64, 64, 3)]
+
+
+def test_a_picture_that_cannot_be_shown_is_passed_on_all_the_same(node: Any) -> None:
+    odd = image(channels=2)
+    result, _ = execute(node, image(), odd, on_error="pass the image on")
+    assert torch.equal(result[1], odd)
+
+
 def press_cancel(after: Callable[[], bool]) -> list[float]:
     """Press cancel as soon as `after` is true; gives when."""
     import comfy.model_management as management
