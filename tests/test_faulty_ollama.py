@@ -221,15 +221,21 @@ def test_another_num_ctx_reloads(server: FaultyOllama) -> None:
 
 
 def test_a_full_gpu_evicts_the_oldest_idle_model_and_then_spills() -> None:
+    def ask(model: str) -> None:
+        """Chat, and wait until the server has put the model down: only then it is idle."""
+        chat(server, model)
+        running = server._residents.values()
+        assert server.wait_until(lambda: not any(entry.running for entry in running), 20)
+
     models = [text_model("a", size=6 * GB), text_model("b", size=6 * GB), text_model("c", size=GB)]
     with FaultyOllama(models, vram_bytes=8 * GB) as server:
-        chat(server, "a")
-        chat(server, "b")
+        ask("a")
+        ask("b")
         assert server.loaded == ["b:latest"] and server.unloads == {"a:latest": 1}
-        chat(server, "c")
+        ask("c")
         assert server.free_vram_bytes == GB
         server.models["big:latest"] = text_model("big", size=20 * GB)
-        chat(server, "big")
+        ask("big")
         running = requests.get(f"{server.url}/api/ps", timeout=5).json()["models"]
         assert [(entry["name"], entry["size_vram"]) for entry in running] == [
             ("big:latest", 8 * GB)
