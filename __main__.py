@@ -86,6 +86,16 @@ def _add_describe(commands: Any) -> None:
     describe.add_argument(
         "--skip-existing", action="store_true", help="leave out images that have such a .txt"
     )
+    describe.add_argument(
+        "--full-names",
+        action="store_true",
+        help="where a.jpg has a.txt already, write a.png.txt beside a.png",
+    )
+    describe.add_argument(
+        "--keep-line-breaks",
+        action="store_true",
+        help="keep a caption's line breaks (trainers read the first line, or one line at random)",
+    )
     describe.add_argument("--prefix", default="", metavar="TEXT", help="before each caption")
     describe.add_argument("--suffix", default="", metavar="TEXT", help="after each caption")
     describe.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +14,13 @@ from .. import memory
 from ..files import (
     UnreadablePicture,
     caption_file,
+    caption_files,
     find_pictures,
     open_picture,
+    same_name_message,
     write_caption,
 )
+from ..files.folders import PICTURE_SUFFIXES
 from ..ollama_client.client import Model, OllamaClient, same_model
 from ..ollama_client.errors import EMBEDDED, ModelNotFound, OllamaError, UnusableImage
 from ..ollama_client.options import (
@@ -36,19 +40,28 @@ if TYPE_CHECKING:
 USUAL_MODELS = {"vision": "llava", "completion": "llama3.2"}
 TOY = "toy-vision"
 """The embedded engine's built-in model, for tests and the demo."""
+_READ = f"Files that are read: {', '.join(sorted(PICTURE_SUFFIXES))}."
 FETCH_EMBEDDED = "image-refinery models --pull smolvlm"
 
 
 def describe(options: argparse.Namespace) -> int:
     """Describe and rewrite `options.images`; 0 if every one went well, else 1."""
     paths = _files(options.images, recursive=options.recursive)
+    if options.txt:  # a file that is named twice gets one caption
+        paths = list({os.path.abspath(path): path for path in paths}.values())
+    named = dict(zip(paths, caption_files(paths, full_names=options.full_names), strict=True))
+    refused = [path for path in paths if options.txt and named[path] is None]
+    paths = [path for path in paths if path not in refused]
+    files = {path: named[path] or caption_file(path) for path in paths}
     if options.skip_existing:
         found = len(paths)
-        paths = [path for path in paths if not caption_file(path).exists()]
+        paths = [path for path in paths if not files[path].exists()]
         print(f"{found - len(paths)} of {found} have a caption already.", file=sys.stderr)
+    for path in refused:
+        _print_refused(path, as_json=options.json)
     if not paths:
-        print("There is nothing to describe.", file=sys.stderr)
-        return 0 if options.skip_existing else 1
+        print(f"There is nothing to describe. {_READ}", file=sys.stderr)
+        return 0 if options.skip_existing and not refused else 1
     with OllamaClient(find_server(options.server)) as client:
         job = make_job(
             client,
@@ -65,7 +78,9 @@ def describe(options: argparse.Namespace) -> int:
                 f"{FETCH_EMBEDDED} - or install Ollama, then: ollama pull llava",
                 file=sys.stderr,
             )
-        captions = _Captions(paths, options.prefix, options.suffix) if options.txt else None
+        captions = (
+            _Captions({path: files[path] for path in paths}, options) if options.txt else None
+        )
         results = run_on_files(client, paths, job, finished=captions)
     if captions is not None:
         print(f"{captions.written} captions written.", file=sys.stderr)
@@ -76,37 +91,51 @@ def describe(options: argparse.Namespace) -> int:
             print(json.dumps(_as_json(path, result, job), ensure_ascii=False))
         elif captions is None:
             _print_texts(path, result, heading=len(paths) > 1)
-    unwritten = captions is not None and captions.problems
+    unwritten = refused or (captions is not None and captions.problems)
     return 1 if unwritten or any(_failed(result) for result in results) else 0
 
 
 def _files(named: Sequence[Path], *, recursive: bool) -> list[Path]:
-    """The files that were named, and the pictures in the folders that were."""
+    """The files that were named, and the images in the folders that were."""
     return [
         path
         for one in named
-        for path in (find_pictures(one, recursive=recursive) if one.is_dir() else [one])
+        for path in (
+            find_pictures(one, recursive=recursive, follow_links=True) if one.is_dir() else [one]
+        )
     ]
+
+
+def _print_refused(path: Path, *, as_json: bool) -> None:
+    message = (
+        f"{same_name_message(str(path), str(caption_file(path)))}, or use --full-names to write "
+        f"{path.name}.txt."
+    )
+    print(f"Error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"image": str(path), "error": message}, ensure_ascii=False))
 
 
 class _Captions:
     """Writes each caption when it is there: what is cancelled later keeps what it has."""
 
-    def __init__(self, paths: Sequence[Path], prefix: str, suffix: str) -> None:
-        self._paths = paths
-        self._around = {"prefix": prefix, "suffix": suffix}
+    def __init__(self, files: dict[Path, Path], options: argparse.Namespace) -> None:
+        self._files = list(files.items())
+        self._how = {
+            name: getattr(options, name) for name in ("prefix", "suffix", "keep_line_breaks")
+        }
         self.written = 0
         self.problems: list[str] = []
 
     def __call__(self, index: int, result: Result) -> None:
-        path, outcome = self._paths[index], result.refined or result.description
+        (path, file), outcome = self._files[index], result.refined or result.description
         if isinstance(outcome, OllamaError):
             self.problems.append(f"{path}: {outcome}")
             return
         try:
-            write_caption(caption_file(path), outcome.text, **self._around)
+            write_caption(file, outcome.text, **self._how)
         except OSError as error:
-            self.problems.append(f"{caption_file(path)} cannot be written ({error.strerror}).")
+            self.problems.append(f"{file} cannot be written ({error.strerror or error}).")
         else:
             self.written += 1
 

@@ -1,6 +1,13 @@
 """Folders of pictures and the captions beside them: plain Python, never outside a given folder."""
 
-from .captions import EXISTING, caption_file, write_caption
+from .captions import (
+    EXISTING,
+    caption_file,
+    caption_files,
+    one_line,
+    same_name_message,
+    write_caption,
+)
 from .folders import OutsideFolder, find_pictures, inside, subfolders
 from .pictures import UnreadablePicture, open_picture
 
@@ -9,9 +16,12 @@ __all__ = [
     "OutsideFolder",
     "UnreadablePicture",
     "caption_file",
+    "caption_files",
     "find_pictures",
     "inside",
+    "one_line",
     "open_picture",
+    "same_name_message",
     "subfolders",
     "write_caption",
 ]

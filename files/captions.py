@@ -1,30 +1,84 @@
-"""Caption files: the picture's own name, ending in .txt, beside it."""
+"""Caption files: the image's own name, ending in .txt, beside it."""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..texts.characters import whole_characters
 
 EXISTING = ("skip", "overwrite", "append")
 
+_FOLDS_CASE = sys.platform in ("win32", "darwin")
+_ENDS_A_SENTENCE = ".,;:!?\u3002\uff0c\uff01\uff1f"
 
-def caption_file(picture: Path) -> Path:
+
+def caption_file(image: Path) -> Path:
     """
     >>> caption_file(Path("cats/one.two.png")).as_posix()
     'cats/one.two.txt'
     """
-    return picture.with_suffix(".txt")
+    return image.with_suffix(".txt")
+
+
+def caption_files(images: Sequence[Path], *, full_names: bool = False) -> list[Path | None]:
+    """Return the caption file of each image; None where an earlier image has that file already.
+
+    Trainers look for a.txt beside a.png and beside a.jpg, so only one of the two can have it.
+
+    Args:
+        full_names: a later image gets its full name instead of None.
+
+    >>> images = [Path("a.jpg"), Path("a.png"), Path("b.png")]
+    >>> [file and file.name for file in caption_files(images)]
+    ['a.txt', None, 'b.txt']
+    >>> [file and file.name for file in caption_files(images, full_names=True)]
+    ['a.txt', 'a.png.txt', 'b.txt']
+    """
+    taken: dict[str, Path] = {}
+    files: list[Path | None] = []
+    for image in images:
+        # A list may hold the same image twice: that is no second image.
+        candidates = [caption_file(image)]
+        if full_names:
+            candidates.append(image.with_name(f"{image.name}.txt"))
+        for file in candidates:
+            if taken.setdefault(_key(file), image) == image:
+                files.append(file)
+                break
+        else:
+            files.append(None)
+    return files
+
+
+def same_name_message(image: str, file: str) -> str:
+    """Say why an image that `caption_files` has no file for gets no caption."""
+    return (
+        f"{image} was left out: another image of this run already has the caption file {file}. "
+        "Rename one of the two"
+    )
 
 
 def write_caption(
-    file: Path, text: str, *, prefix: str = "", suffix: str = "", existing: str = "overwrite"
+    file: Path,
+    text: str,
+    *,
+    prefix: str = "",
+    suffix: str = "",
+    existing: str = "overwrite",
+    keep_line_breaks: bool = False,
 ) -> bool:
     """Write a caption in UTF-8, making its folder; return whether anything was written.
 
+    The file is one line: kohya's sd-scripts reads the first line only, and OneTrainer takes each
+    line as a caption of its own, so that a trigger word in the prefix would miss all but one.
+
     Args:
         prefix, suffix: put before and after the text as they are, such as trigger words.
-        existing: what to do where the file exists: "skip", "overwrite", or "append" in a new line.
+        existing: what to do where the file exists: "skip", "overwrite", or "append" at its end.
+        keep_line_breaks: write the text's own line breaks, and append in a new line.
 
     Raises:
         ValueError: `existing` is none of these.
@@ -38,7 +92,33 @@ def write_caption(
         if existing == "skip":
             return False
         if existing == "append" and (before := file.read_text("utf-8").rstrip()):
-            caption = f"{before}\n{caption}"
+            separator = "\n" if keep_line_breaks else _separator(before)
+            caption = f"{before}{separator}{caption}"
+    if not keep_line_breaks:
+        caption = one_line(caption)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(whole_characters(caption), "utf-8", newline="\n")
     return True
+
+
+def one_line(text: str) -> str:
+    """Return a text with a blank in place of line breaks and the blanks around them.
+
+    >>> one_line("ohwx, a cat\\r\\n\\n  on a mat ")
+    'ohwx, a cat on a mat '
+    """
+    first, *others = text.splitlines() or [""]
+    for line in others:
+        first = " ".join(filter(None, (first.rstrip(), line.lstrip())))
+    return first
+
+
+def _separator(before: str) -> str:
+    """A blank after the end of a sentence, else a comma: captions are sentences or tags."""
+    return " " if before[-1] in _ENDS_A_SENTENCE else ", "
+
+
+def _key(file: Path) -> str:
+    """Equal for names that mean one file on this system."""
+    name = os.path.abspath(file)
+    return name.casefold() if _FOLDS_CASE else name

@@ -39,12 +39,16 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def find_pictures(folder: Path, *, pattern: str = "*", recursive: bool = False) -> list[Path]:
+def find_pictures(
+    folder: Path, *, pattern: str = "*", recursive: bool = False, follow_links: bool = False
+) -> list[Path]:
     """Return the picture files of a folder, sorted as a person counts: 2.png before 10.png.
 
     Args:
         pattern: of the file's name, such as `cat*.png`; large and small letters are the same.
-        recursive: folders in it as well. Links to folders are not followed.
+        recursive: folders in it as well.
+        follow_links: links that lead out of the folder as well, and with `recursive` links to
+            folders. Only for a folder that the user of this machine named, never for a workflow.
 
     Raises:
         NotADirectoryError: there is no such folder.
@@ -54,10 +58,10 @@ def find_pictures(folder: Path, *, pattern: str = "*", recursive: bool = False) 
     wanted = (pattern.strip() or "*").lower()
     found = [
         path
-        for path in _walk(folder, recursive)
+        for path in _walk(folder, recursive, follow_links)
         if path.suffix.lower() in PICTURE_SUFFIXES
         and fnmatch.fnmatchcase(path.name.lower(), wanted)
-        and _stays(folder, path)
+        and (follow_links or _stays(folder, path))
     ]
     return sorted(found, key=lambda path: _natural(path.relative_to(folder).as_posix()))
 
@@ -86,8 +90,14 @@ def _folders_in(place: Path) -> list[Path]:
         return []
 
 
-def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
-    for place, inner, names in os.walk(folder):
+def _walk(folder: Path, recursive: bool, follow_links: bool) -> Iterator[Path]:
+    seen: set[str] = set()
+    for place, inner, names in os.walk(folder, followlinks=follow_links):
+        if follow_links:
+            if (real := os.path.realpath(place)) in seen:  # a link to a folder above it
+                inner.clear()
+                continue
+            seen.add(real)
         if not recursive:
             inner.clear()
         inner[:] = [name for name in inner if not name.startswith(".")]

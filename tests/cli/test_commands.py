@@ -361,3 +361,80 @@ def test_captions_that_are_there_stay_when_a_later_image_cancels(
     assert main(["describe", str(folder), "--txt"]) == 130
     assert (folder / "2.txt").read_text() == "A red circle on a white background."
     assert not (folder / "10.txt").exists()
+
+
+def test_a_caption_is_one_line_unless_line_breaks_are_asked_for(
+    folder: Path, ollama: FaultyOllama
+) -> None:
+    from faulty_ollama import Reply
+
+    ollama.always("chat", Reply(text="red, circle,\n\n  white background\n"))
+    command = ["describe", str(folder / "2.png"), "--txt", "--prefix", "ohwx, "]
+    assert main(command) == 0
+    assert (folder / "2.txt").read_bytes() == b"ohwx, red, circle, white background"
+    assert main([*command, "--keep-line-breaks"]) == 0
+    assert (folder / "2.txt").read_bytes() == b"ohwx, red, circle,\n\n  white background"
+
+
+@pytest.fixture
+def twins(folder: Path) -> Path:
+    Image.new("RGB", (60, 40), "navy").save(folder / "2.jpg")
+    return folder
+
+
+def test_the_second_of_two_images_with_one_caption_file_is_refused(
+    twins: Path, ollama: FaultyOllama, capsys: Any
+) -> None:
+    assert main(["describe", str(twins), "--txt"]) == 1
+    assert sorted(path.name for path in twins.glob("*.txt")) == ["10.txt", "2.txt"]
+    assert len(ollama.of("chat")) == 2, "the model is not asked about an image that is refused"
+    printed = capsys.readouterr().err
+    assert "2 captions written." in printed
+    (message,) = (line for line in printed.splitlines() if line.startswith("Error: "))
+    assert "2.png was left out" in message and "--full-names" in message
+
+
+def test_or_named_in_full(twins: Path, capsys: Any) -> None:
+    command = ["describe", str(twins), "--txt", "--full-names", "--skip-existing"]
+    assert main(command) == 0
+    assert sorted(path.name for path in twins.glob("*.txt")) == ["10.txt", "2.png.txt", "2.txt"]
+    assert "3 captions written." in capsys.readouterr().err
+    assert main(command) == 0
+    assert "3 of 3 have a caption already." in capsys.readouterr().err
+
+
+def test_skip_existing_treats_two_images_with_one_caption_file_alike(
+    twins: Path, capsys: Any
+) -> None:
+    for had in (0, 2):
+        assert main(["describe", str(twins), "--txt", "--skip-existing"]) == 1
+        printed = capsys.readouterr().err
+        assert f"{had} of 2 have a caption already." in printed and "2.png was left out" in printed
+    assert sorted(path.name for path in twins.glob("*.txt")) == ["10.txt", "2.txt"]
+
+
+def test_an_image_that_is_named_twice_is_captioned_once(
+    folder: Path, ollama: FaultyOllama, capsys: Any
+) -> None:
+    assert main(["describe", str(folder), str(folder / "2.png"), "--txt"]) == 0
+    assert "2 captions written." in capsys.readouterr().err
+    assert len(ollama.of("chat")) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="making links needs a privilege on Windows")
+def test_a_folder_of_links_is_read(folder: Path, tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    (links / "up").mkdir(parents=True)
+    (links / "one.png").symlink_to(folder / "2.png")
+    (links / "more").symlink_to(folder / "inner", target_is_directory=True)
+    (links / "up" / "again").symlink_to(links, target_is_directory=True)
+    assert main(["describe", str(links), "--txt", "--recursive"]) == 0
+    assert (links / "one.txt").is_file() and (links / "more" / "3.txt").is_file()
+    assert not (folder / "2.txt").exists(), "the caption belongs beside the link"
+
+
+def test_an_empty_folder_says_which_files_are_read(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "photo.heic").write_bytes(b"")
+    assert main(["describe", str(tmp_path)]) == 1
+    printed = capsys.readouterr().err
+    assert "There is nothing to describe." in printed and ".jpeg, .jpg, .png" in printed
