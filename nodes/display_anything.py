@@ -15,6 +15,7 @@ from . import convert, host
 if TYPE_CHECKING:
     import torch
 
+_NOT_CONNECTED = "Nothing is connected to value."
 _MOST_THUMBNAILS = 16
 _THUMBNAIL_PX = 512
 
@@ -22,8 +23,8 @@ _THUMBNAIL_PX = 512
 class DisplayAnything(io.ComfyNode):
     """(value, text): the value as it came, and what is shown. web/js/display_anything.js shows it.
 
-    The page puts the shown text into `held_text`, where it can be edited and is saved with the
-    workflow. While `hold` is on, that text goes out and nothing before this node runs for it.
+    The page puts the shown text into `held_text`, where it can be edited. While `hold` is on, that
+    text goes out and nothing before this node runs for it.
     """
 
     @classmethod
@@ -70,22 +71,28 @@ class DisplayAnything(io.ComfyNode):
                 ),
                 io.String.Output(display_name="text", tooltip="What is shown, as one text."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def check_lazy_status(
         cls, hold: list[bool], held_text: list[str], value: Any = None
     ) -> list[str]:
-        """Ask for the value only where no text is held."""
-        return [] if any(hold) else ["value"]
+        """Ask for the value only where it is connected and no text is held."""
+        # Not connected: None. Connected, but not computed yet: (None,).
+        return [] if any(hold) or value is None else ["value"]
 
     @classmethod
     def execute(
         cls, hold: list[bool], held_text: list[str], value: list[Any] | None = None
     ) -> io.NodeOutput:
         """Pass the value on, or the text that is held in its place."""
-        if any(hold) or value is None:
+        if any(hold):
             return io.NodeOutput(held_text, held_text[0], ui={"text": held_text})
+        if value is None:
+            # No `ui`: the page would put it into the text box, over what somebody typed.
+            host.show(host.node_id(cls), _NOT_CONNECTED)
+            return io.NodeOutput(held_text, held_text[0])
         text = shown(value)
         ui: dict[str, Any] = {"text": [text]}
         if thumbnails := _thumbnails(value):

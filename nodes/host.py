@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ..ollama_client.catalogue import Catalogue
@@ -130,6 +132,12 @@ class NodeWatcher(Watcher):
         self._wait(f"{self._title}: {reason}, trying again")
         self._show(f"{self._title}: {reason}, trying again in {seconds:g} s")
 
+    def show_cancelled(self) -> None:
+        """Show how far the run came, in place of the last live text."""
+        before = f"{self._title}: " if self._title else ""
+        after = f" after {self._done} of {self._count}" if self._title else ""
+        self._show(f"{before}cancelled{after}")
+
     def _heading(self) -> str:
         if self._count == 1:
             return self._title
@@ -143,18 +151,28 @@ class NodeWatcher(Watcher):
         show(self._node_id, *lines)
 
 
-_failed_runs = 0
+_failed_runs: Counter[tuple[str, str | None]] = Counter()
+"""Runs that ended in a message, since ComfyUI started, by node class and node id."""
 
 
-def count_failed_run() -> None:
-    """A run ended in a message."""
-    global _failed_runs
-    _failed_runs += 1
+def count_failed_run(node: type[io.ComfyNode]) -> None:
+    """The running node ended in a message."""
+    _failed_runs[_failure_key(node)] += 1
 
 
-def failed_runs() -> int:
-    """How many runs ended in a message since ComfyUI started."""
-    return _failed_runs
+def failed_runs(node: type[io.ComfyNode]) -> int:
+    """How often this node of the graph ended in a message.
+
+    ComfyUI puts it into the cache key of the node and of all that follow it, so a count that nodes
+    shared would make one failure run every other node again.
+    """
+    return _failed_runs[_failure_key(node)]
+
+
+def _failure_key(node: type[io.ComfyNode]) -> tuple[str, str | None]:
+    # Not `hidden.unique_id`: ComfyUI 0.3.64 has none when it asks for a fingerprint.
+    context = get_executing_context()
+    return node.__name__, None if context is None else context.node_id
 
 
 def show(node_id: str | None, *lines: str) -> None:

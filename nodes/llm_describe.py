@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -54,7 +55,7 @@ class LLMDescribe(stage_inputs.AsksOllama):
         )
 
     @classmethod
-    def validate_inputs(cls, vision_model: Any, server: Any = "") -> bool:
+    def validate_inputs(cls, vision_model: Any = "", server: Any = "") -> bool:
         """Accept any name: a workflow from a machine with other models must load and queue."""
         return True
 
@@ -63,8 +64,9 @@ class LLMDescribe(stage_inputs.AsksOllama):
         """Describe every image; errors as in LLM Image Refine."""
         from ..memory import StageMemory
         from ..ollama_client.stages import Job, Result, run
-        from .stage_run import ask_server, spoken
+        from .stage_run import ask_server, finish, to_texts
 
+        began = time.monotonic()
         images = convert.single_images(image)
         one_question = stage_inputs.asks_one_question(inputs)
 
@@ -84,6 +86,8 @@ class LLMDescribe(stage_inputs.AsksOllama):
         results = ask_server(cls, inputs, ask)
         if isinstance(results, OllamaError):
             results = [Result(description=results)] * (1 if one_question else len(images))
-        descriptions = spoken(result.description for result in results)
+        outcomes = [result.description for result in results]
+        finish(cls, "described", "set of images" if one_question else "image", outcomes, began)
+        descriptions = to_texts(outcomes)
         ui = {"description": descriptions, "text": descriptions}
         return io.NodeOutput(image if one_question else images, descriptions, ui=ui)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -76,7 +77,9 @@ class LLMImageRefine(stage_inputs.AsksOllama):
         )
 
     @classmethod
-    def validate_inputs(cls, vision_model: Any, text_model: Any, server: Any = "") -> bool:
+    def validate_inputs(
+        cls, vision_model: Any = "", text_model: Any = "", server: Any = ""
+    ) -> bool:
         """Accept any name: a workflow from a machine with other models must load and queue."""
         return True
 
@@ -85,8 +88,9 @@ class LLMImageRefine(stage_inputs.AsksOllama):
         """Run both stages on every image; see spec/llm-image-refine for the error rules."""
         from ..memory import StageMemory
         from ..ollama_client.stages import Result, run
-        from .stage_run import ask_server, spoken
+        from .stage_run import ask_server, finish, to_texts
 
+        began = time.monotonic()
         images = convert.single_images(image)
         one_question = stage_inputs.asks_one_question(inputs)
 
@@ -99,8 +103,13 @@ class LLMImageRefine(stage_inputs.AsksOllama):
         if isinstance(results, OllamaError):
             failed = Result(description=results, refined=results)
             results = [failed] * (1 if one_question else len(images))
-        descriptions = spoken(result.description for result in results)
-        refined = spoken(result.refined or result.description for result in results)
+        outcomes = [result.refined or result.description for result in results]
+        verb = "described and rewrote" if any(r.refined for r in results) else "described"
+        noun = "set of images" if one_question else "image"
+        described = [result.description for result in results]
+        finish(cls, verb, noun, outcomes, began, first_stage=described)
+        descriptions = to_texts(described)
+        refined = to_texts(outcomes)
         ui = {"description": descriptions, "refined_output": refined, "text": refined}
         return io.NodeOutput(image if one_question else images, descriptions, refined, ui=ui)
 

@@ -94,7 +94,7 @@ class LoadImagesFromFolder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: Any) -> bool:
+    def validate_inputs(cls, folder: Any = "") -> bool:
         """Accept any name here: a missing folder is one clear sentence when the node runs."""
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -70,7 +71,7 @@ class OllamaProcess(stage_inputs.AsksOllama):
         )
 
     @classmethod
-    def validate_inputs(cls, text_model: Any, server: Any = "") -> bool:
+    def validate_inputs(cls, text_model: Any = "", server: Any = "") -> bool:
         """Accept any name: a workflow from a machine with other models must load and queue."""
         return True
 
@@ -79,8 +80,9 @@ class OllamaProcess(stage_inputs.AsksOllama):
         """Ask once for each text; errors as in LLM Image Refine."""
         from ..memory import StageMemory
         from ..ollama_client.stages import TextJob, process
-        from .stage_run import ask_server, spoken
+        from .stage_run import ask_server, finish, to_texts
 
+        began = time.monotonic()
         texts = stage_inputs.texts(inputs, "text")
         instructions = stage_inputs.texts(inputs, "instructions")
 
@@ -98,5 +100,6 @@ class OllamaProcess(stage_inputs.AsksOllama):
         outcomes = ask_server(cls, inputs, ask)
         if isinstance(outcomes, OllamaError):
             outcomes = [outcomes] * max(len(texts), len(instructions))
-        written = spoken(outcomes)
+        finish(cls, "wrote", "text", outcomes, began)
+        written = to_texts(outcomes)
         return io.NodeOutput(written, ui={"text": written})

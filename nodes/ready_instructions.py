@@ -66,7 +66,7 @@ class ReadyInstructions(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, pick: Any) -> bool:
+    def validate_inputs(cls, pick: Any = "") -> bool:
         """Accept any name: a workflow from a machine with other files carries its text."""
         return True
 

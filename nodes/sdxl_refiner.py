@@ -228,14 +228,14 @@ class SDXLRefiner(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint: Any) -> bool:
+    def validate_inputs(cls, checkpoint: Any = "") -> bool:
         """Accept any name: a workflow from a machine with other files must load and queue."""
         return True
 
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> int:
         """Changes after each run that passed an image on for an error: that is never cached."""
-        return host.failed_runs()
+        return host.failed_runs(cls)
 
     @classmethod
     def check_lazy_status(cls, **inputs: Any) -> list[str]:
@@ -260,7 +260,7 @@ class SDXLRefiner(io.ComfyNode):
                 result, errors = image, [str(error)]
         texts = [f"Error: {error}" for error in errors]
         if errors:
-            host.count_failed_run()
+            host.count_failed_run(cls)
             host.show(host.node_id(cls), *texts)
         out_masks = masks or [convert.empty_mask(batch) for batch in result]
         return io.NodeOutput(result, out_masks, ui={"text": texts} if texts else None)

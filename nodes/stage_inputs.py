@@ -43,7 +43,7 @@ class AsksOllama(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> int:
         """Changes after each run that ended in a message, so that a failure is never cached."""
-        return host.failed_runs()
+        return host.failed_runs(cls)
 
 
 @dataclass(frozen=True)

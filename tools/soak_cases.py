@@ -533,7 +533,7 @@ def save_caption(_: Any) -> Case:
         ),
         "a text that cannot be encoded": always(text="\ud800", name="odd.png"),
         "an error's message for a text": lambda chance: {
-            "text": stage_run.spoken([NoPrompt("nothing to ask")])[0]
+            "text": stage_run.to_texts([NoPrompt("nothing to ask")])[0]
         },
         "a place or a way that is not there": any_of({"place": "root"}, {"existing": "ask"}),
     }

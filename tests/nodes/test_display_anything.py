@@ -42,13 +42,27 @@ def test_what_is_held_takes_the_place_of_the_value(node: Any) -> None:
 
 def test_nothing_is_asked_for_while_a_text_is_held(node: Any) -> None:
     assert node.check_lazy_status(hold=[True], held_text=["mine"]) == []
-    assert node.check_lazy_status(hold=[False], held_text=["mine"]) == ["value"]
+    pending = (None,)  # what ComfyUI gives for a link whose value is not there yet
+    assert node.check_lazy_status(hold=[False], held_text=["mine"], value=pending) == ["value"]
     value = node.define_schema().inputs[0]
     assert value.lazy and value.optional
 
 
 def test_without_a_link_the_text_goes_out(node: Any) -> None:
     assert show(node, held_text="a note").result == (["a note"], "a note")
+
+
+def test_a_value_that_is_not_connected_is_not_asked_for(
+    node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server import PromptServer
+
+    monkeypatch.setattr(node, "hidden", type("Hidden", (), {"unique_id": "21"}))
+    PromptServer.instance.sent_texts.clear()
+    assert node.check_lazy_status(hold=[False], held_text=[""]) == []
+    output = show(node)
+    assert output.result == ([""], "") and not output.ui
+    assert PromptServer.instance.sent_texts == [("21", "Nothing is connected to value.")]
 
 
 def size_of(file: Path) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -127,3 +128,68 @@ def test_the_last_word_on_the_node_is_the_error(
         execute(node, image(), on_error=on_error)
     said = [text for id, text in PromptServer.instance.sent_texts if id == "9"]
     assert 'Error: The model "llava" is not installed' in said[-1]
+
+
+def test_a_failure_changes_the_fingerprint_of_its_own_node_only(
+    node: Any, ollama: FaultyOllama
+) -> None:
+    from comfy_execution.utils import CurrentNodeContext
+
+    def fingerprint(id: str) -> Any:
+        with CurrentNodeContext("prompt", id):
+            return node.fingerprint_inputs()
+
+    before = {id: fingerprint(id) for id in ("3", "4")}
+    ollama.script("chat", "empty")
+    with CurrentNodeContext("prompt", "3"):
+        execute(node, image())
+    assert fingerprint("3") != before["3"]
+    assert fingerprint("4") == before["4"]
+
+
+def said(node: Any, monkeypatch: pytest.MonkeyPatch, *batches: Any, **inputs: Any) -> str:
+    """Run the node and return the last text on it."""
+    from server import PromptServer
+
+    monkeypatch.setattr(node, "hidden", type("Hidden", (), {"unique_id": "31"}))
+    PromptServer.instance.sent_texts.clear()
+    execute(node, *batches, **inputs)
+    return [text for id, text in PromptServer.instance.sent_texts if id == "31"][-1]
+
+
+def test_the_node_ends_with_what_it_did(
+    node: Any, ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert re.fullmatch(r"described 1 image in \d+\.\d s", said(node, monkeypatch, image()))
+    both = said(node, monkeypatch, image(batch=2), batch_mode="all images in one question")
+    assert both.startswith("described 1 set of images in ")
+    cut = StageOptions(model_options={"num_predict": 3})
+    first, second = said(node, monkeypatch, image(batch=2), options=cut).splitlines()
+    assert first.startswith("described 2 images in ")
+    assert second == "The answer was cut at num_predict. Raise it in Ollama Options."
+
+
+def test_the_node_ends_with_how_many_failed_and_why(
+    node: Any, ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ollama.script("chat", "empty")
+    first, second = said(node, monkeypatch, image(batch=3)).splitlines()
+    assert first.startswith("described 2 of 3 images in ")
+    assert second.startswith("Error: Empty response from model")
+    ollama.models = {}
+    first, second = said(node, monkeypatch, image(batch=6)).splitlines()
+    assert first.startswith("6 of 6 failed after ")
+    assert "is not installed" in second
+
+
+def test_a_cancelled_node_says_how_far_it_came(
+    node: Any, ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as management
+    from faulty_ollama import Reply
+    from server import PromptServer
+
+    ollama.script("chat", Reply(), lambda _: management.interrupt_current_processing() or Reply())
+    with pytest.raises(management.InterruptProcessingException):
+        said(node, monkeypatch, image(batch=6))
+    assert PromptServer.instance.sent_texts[-1][1] == "describe with llava: cancelled after 1 of 6"

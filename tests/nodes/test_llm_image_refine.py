@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -312,6 +313,7 @@ def test_progress_and_tokens_are_shown_on_the_node(
     shown = [text for id, text in PromptServer.instance.sent_texts if id == "17"]
     assert any("A red circle" in text and "white background." not in text for text in shown)
     assert any(text.startswith("rewrite with llama3.2: 2 of 2\n") for text in shown)
+    assert re.fullmatch(r"described and rewrote 2 images in \d+\.\d s", shown[-1])
 
 
 def test_a_second_try_and_a_cut_answer_are_said_on_the_node(
@@ -328,3 +330,8 @@ def test_a_second_try_and_a_cut_answer_are_said_on_the_node(
     shown = [text for id, text in PromptServer.instance.sent_texts if id == "18"]
     assert "describe with llava: the server is busy, trying again in 0.5 s" in shown
     assert any("The answer was cut at num_predict." in text for text in shown)
+    cut_first = execute(node, image(), vision_options=cut) and PromptServer.instance.sent_texts[-1]
+    assert (
+        cut_first[1].splitlines()[1]
+        == "The answer was cut at num_predict. Raise it in Ollama Options."
+    )

@@ -140,3 +140,15 @@ def test_cancel_ends_the_node_at_once(node: Any, ollama: FaultyOllama) -> None:
 def test_any_model_name_passes_validation(node: Any) -> None:
     assert set(inspect.signature(node.validate_inputs).parameters) == {"text_model", "server"}
     assert node.validate_inputs("hf.co/org/x:Q4_K_M", "studio") is True
+
+
+def test_the_node_ends_with_what_it_did(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from server import PromptServer
+
+    monkeypatch.setattr(node, "hidden", type("Hidden", (), {"unique_id": "41"}))
+    execute(node, text=["a", "b"], instructions=["Shorten."])
+    assert PromptServer.instance.sent_texts[-1][1].startswith("wrote 2 texts in ")
+
+
+def test_a_model_that_is_missing_from_a_prompt_is_left_to_comfyui(node: Any) -> None:
+    assert node.validate_inputs() is True

@@ -1,5 +1,5 @@
-// Display Anything: what was shown stands in the node's own text field, where it can be edited and
-// is saved with the workflow. Other nodes are left alone.
+// Display Anything: a run puts its text into the node's own text field, where it can be edited.
+// Other nodes are left alone.
 import { app } from "../../../scripts/app.js";
 
 const NODE = "RefineryDisplayAnything";
@@ -17,12 +17,22 @@ app.registerExtension({
     // next run differ from this one, and everything behind the node would run again.
     held.serializeValue = () => (hold.value ? held.value : "");
 
-    const before = node.onExecuted;
+    let shown;
+    const executed = node.onExecuted;
     node.onExecuted = function (output) {
-      before?.apply(this, arguments);
+      executed?.apply(this, arguments);
       if (hold.value || !output?.text) return;
-      held.value = [output.text].flat().join("\n");
+      held.value = shown = [output.text].flat().join("\n");
       app.canvas?.setDirty(true);
+    };
+
+    // A saved workflow, and a PNG, which carries the workflow as it was before its run, would show
+    // the text of another run. What is held, or was typed since the run, is saved.
+    const serialized = node.onSerialize;
+    node.onSerialize = function (data) {
+      serialized?.apply(this, arguments);
+      if (hold.value || held.value !== shown || !data.widgets_values) return;
+      data.widgets_values[node.widgets.indexOf(held)] = "";
     };
   },
 });
