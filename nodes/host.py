@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..texts.characters import whole_characters
 
 _SHOW_EVERY_S = 0.1
 _SHOWN_CHARACTERS = 600
+_TAG = re.compile("<(?=[A-Za-z/!?])")
 _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 
 
@@ -113,7 +115,7 @@ class NodeWatcher(Watcher):
         self._waiting = ""
         self._texts.setdefault(index, []).append(piece)
         if time.monotonic() - self._shown_at >= _SHOW_EVERY_S:
-            self._show(self._heading(), "".join(self._texts[index])[-_SHOWN_CHARACTERS:])
+            self._show(self._heading(), _end_of("".join(self._texts[index])))
 
     def finished(self, index: int, outcome: Outcome) -> None:
         self._texts.pop(index, None)
@@ -123,7 +125,7 @@ class NodeWatcher(Watcher):
         if isinstance(outcome, OllamaError):
             self._show(self._heading(), f"Error: {outcome}")
         else:
-            text = outcome.text[-_SHOWN_CHARACTERS:]
+            text = _end_of(outcome.text)
             self._show(*filter(None, (self._heading(), text, outcome.remark)))
         if self._done < self._count:
             self._wait(self._title)
@@ -149,6 +151,11 @@ class NodeWatcher(Watcher):
     def _show(self, *lines: str) -> None:
         self._shown_at = time.monotonic()
         show(self._node_id, *lines)
+
+
+def _end_of(text: str) -> str:
+    """The last characters of a text, with dots where some are missing."""
+    return text if len(text) <= _SHOWN_CHARACTERS else f"... {text[-_SHOWN_CHARACTERS:]}"
 
 
 _failed_runs: Counter[tuple[str, str | None]] = Counter()
@@ -180,4 +187,6 @@ def show(node_id: str | None, *lines: str) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None:
         # ComfyUI encodes it as UTF-8, and a character it cannot encode would end the run.
-        server.send_progress_text(whole_characters("\n".join(lines)), node_id)
+        text = whole_characters("\n".join(lines))
+        # The page takes it for HTML: a "<" before a letter would hide what follows it.
+        server.send_progress_text(_TAG.sub("<\u200b", text), node_id)

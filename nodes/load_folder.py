@@ -121,7 +121,8 @@ class LoadImagesFromFolder(io.ComfyNode):
         limit: int = 0,
     ) -> io.NodeOutput:
         """Load; a file that cannot be read is reported and left out."""
-        chosen = _chosen(folder, recursive, pattern, start, limit)
+        found = _found(folder, recursive, pattern)
+        chosen = _slice(found, start, limit)
         images: list[torch.Tensor] = []
         names: list[str] = []
         problems: list[str] = []
@@ -142,9 +143,20 @@ class LoadImagesFromFolder(io.ComfyNode):
                 f'No picture was loaded from "{folder}" of {_input_folder()}: {which}. Check '
                 "folder, pattern and start."
             )
-        if problems:
-            host.show(host.node_id(cls), f"{len(problems)} left out:", *problems[:5])
-        return io.NodeOutput(images, names, ui={"text": names, "problems": problems})
+        summary = _summary(
+            len(images),
+            {
+                "before start": min(start, len(found)),
+                "beyond limit": len(found) - len(chosen) - min(start, len(found)),
+                "unreadable": len(problems),
+                "links that lead out of the input folder": _links_out(
+                    folder, recursive, pattern, len(found)
+                ),
+            },
+        )
+        host.show(host.node_id(cls), summary, *problems[:5])
+        ui = {"text": names, "problems": problems, "summary": [summary]}
+        return io.NodeOutput(images, names, ui=ui)
 
 
 def _input_folder() -> Path:
@@ -154,5 +166,35 @@ def _input_folder() -> Path:
 def _chosen(
     folder: str, recursive: bool = False, pattern: str = "*", start: int = 0, limit: int = 0
 ) -> list[Path]:
-    found = find_pictures(inside(_input_folder(), folder), pattern=pattern, recursive=recursive)
+    return _slice(_found(folder, recursive, pattern), start, limit)
+
+
+def _found(folder: str, recursive: bool = False, pattern: str = "*") -> list[Path]:
+    try:
+        return find_pictures(inside(_input_folder(), folder), pattern=pattern, recursive=recursive)
+    except NotADirectoryError:
+        raise NotADirectoryError(
+            f'There is no folder "{folder}" in ComfyUI\'s input folder {_input_folder()}. Put your '
+            "images into a folder there, press R, and choose it."
+        ) from None
+
+
+def _slice(found: list[Path], start: int = 0, limit: int = 0) -> list[Path]:
     return found[start : start + limit if limit else None]
+
+
+def _links_out(folder: str, recursive: bool, pattern: str, found: int) -> int:
+    """How many images are left out because a link leads out of the input folder."""
+    place = inside(_input_folder(), folder)
+    everything = find_pictures(place, pattern=pattern, recursive=recursive, follow_links=True)
+    return max(0, len(everything) - found)
+
+
+def _summary(loaded: int, left_out: dict[str, int]) -> str:
+    """
+    >>> _summary(10, {"beyond limit": 190, "unreadable": 0})
+    'loaded 10 images, left out 190 beyond limit'
+    """
+    reasons = [f"{count} {reason}" for reason, count in left_out.items() if count]
+    what = "loaded 1 image" if loaded == 1 else f"loaded {loaded} images"
+    return f"{what}, left out {', '.join(reasons)}" if reasons else what

@@ -37,6 +37,7 @@ TRELLIS_FROM = "0.34.0"
 
 PICTURE = "example.png"  # a clone has it in its input folder; elsewhere that may be empty
 FIRST = "**First** choose your image in *Load Image*; a red frame there means only that."
+FOLDER = "my images"  # not ".": that would caption whatever lies in the input folder
 FIRST_FOLDER = (
     "**First** put a folder of pictures into ComfyUI's input folder, press R, and choose it in "
     "*Load Images From Folder*."
@@ -340,7 +341,7 @@ def caption_a_folder(graph: Graph) -> None:
         "Caption.",
         models=(SEES,), first=FIRST_FOLDER, tall=280,
     )  # fmt: skip
-    pictures = graph.add("RefineryLoadFolder", folder=".", limit=10)
+    pictures = graph.add("RefineryLoadFolder", folder=FOLDER, limit=0)
     graph.column(400)
     options = graph.add("RefineryOllamaOptions", num_predict=200)
     described = graph.add(
@@ -363,7 +364,7 @@ def two_models_batch(graph: Graph) -> None:
         "Tags are saved as text files in ComfyUI's output folder.",
         models=(SEES, WRITES), first=FIRST_FOLDER, tall=340,
     )  # fmt: skip
-    pictures = graph.add("RefineryLoadFolder", folder=".", limit=10)
+    pictures = graph.add("RefineryLoadFolder", folder=FOLDER, limit=0)
     graph.column(380)
     seeing = graph.add("RefineryOllamaOptions", title="for the vision model", num_predict=300)
     writing = graph.add("RefineryOllamaOptions", title="for the text model", num_predict=150)

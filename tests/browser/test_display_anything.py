@@ -118,6 +118,48 @@ def test_shown_edited_held_saved_and_loaded_again(
     page.screenshot(path=shots / f"display-held-{version}-{renderer.replace(' ', '')}.png")
 
 
+def test_a_saved_workflow_holds_no_text_of_another_run(page: Any, comfyui: Any) -> None:
+    picture = comfyui.save_input(Image.new("RGB", (96, 64), "navy"))
+    _, show, _ = page.evaluate(BUILD_GRAPH, picture)
+    run(page, comfyui)
+    wait_for_text(page, show, "Tensor 1 x 64 x 96 x 3")
+    history = run(page, comfyui)
+    png = history["prompt"][3]["extra_pnginfo"]["workflow"]
+    assert "Tensor 1 x" not in str(png), "what SaveImage would write into the PNG"
+    page.evaluate(RELOAD)
+    assert page.evaluate(VALUE, [show, "held_text"]) == ""
+
+    page.evaluate(SET, [show, "held_text", "typed, not held"])
+    page.evaluate(RELOAD)
+    assert page.evaluate(VALUE, [show, "held_text"]) == "typed, not held"
+
+
+def test_what_looks_like_a_tag_is_shown_on_the_node(page: Any, comfyui: Any, scripted: Any) -> None:
+    words = "<<Sketches of the World>> & <b>bold</b>, a < b"
+    scripted.models = {}
+    page.evaluate(
+        """(text) => {
+          app.graph.clear();
+          const node = LiteGraph.createNode("RefineryOllamaProcess");
+          app.graph.add(node);
+          node.widgets.find((w) => w.name === "text").value = "x";
+          node.widgets.find((w) => w.name === "text_model").value = text;
+          const show = LiteGraph.createNode("PreviewAny");
+          app.graph.add(show);
+          node.connect(0, show, 0);
+          app.canvas.ds.scale = 1;
+          app.canvas.ds.offset = [60, 40];
+        }""",
+        words,
+    )
+    run(page, comfyui)
+    page.wait_for_function(
+        "(words) => document.body.innerText.replaceAll('\\u200b', '').includes(words)",
+        arg=f'The model "{words}"',
+        timeout=30_000,
+    )
+
+
 def test_other_nodes_are_left_alone(page: Any) -> None:
     touched = page.evaluate(
         """() => {

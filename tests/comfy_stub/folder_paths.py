@@ -1,9 +1,12 @@
 """Folders of one temporary base directory."""
 
+import atexit
+import shutil
 import tempfile
 from pathlib import Path
 
 base_path = tempfile.mkdtemp(prefix="comfy_stub_")
+atexit.register(shutil.rmtree, base_path, ignore_errors=True)
 
 
 def _folder(name: str) -> str:

@@ -1,5 +1,10 @@
 """The stub does what it claims; tests/comfyui/test_stub.py holds it against a real ComfyUI."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 
@@ -70,3 +75,14 @@ def test_the_progress_bar_ends_at_its_total():
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
     assert seen == [(3, 3, None, "5")]
+
+
+def test_the_stub_leaves_nothing_in_the_temporary_folder(tmp_path: Path) -> None:
+    code = "import folder_paths; print(folder_paths.get_input_directory())"
+    environment = os.environ | {"TMPDIR": str(tmp_path), "TEMP": str(tmp_path)}
+    stub = Path(__file__).resolve().parents[1] / "comfy_stub"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=stub, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0 and Path(run.stdout.strip()).is_relative_to(tmp_path), run.stderr
+    assert list(tmp_path.iterdir()) == []

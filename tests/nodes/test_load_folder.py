@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,33 @@ def test_grey_pictures_of_16_bits_and_transparent_ones(node: Any, input_folder: 
     assert names == ["clear.png", "grey.png"]
     assert images[0].shape == images[1].shape == (1, 2, 2, 3)
     assert images[1][0, 0, 0, 0] == pytest.approx(32768 / 65535)
+
+
+def test_the_node_says_what_it_left_out(
+    node: Any, input_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from image_refinery.nodes import host
+
+    shown: list[tuple[str, ...]] = []
+    monkeypatch.setattr(host, "show", lambda _, *lines: shown.append(lines))
+    for number in range(4, 9):
+        Image.new("RGB", (2, 2)).save(input_folder / "cats" / f"{number}.png")
+    load(node)
+    assert shown.pop() == ("loaded 7 images",)
+    load(node, start=1, limit=2)
+    assert shown.pop() == ("loaded 2 images, left out 1 before start, 4 beyond limit",)
+    (input_folder / "cats" / "4.png").write_bytes(b"no image")
+    assert load(node, limit=0) and shown.pop()[0] == "loaded 6 images, left out 1 unreadable"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="making links needs a privilege on Windows")
+def test_links_that_lead_out_are_left_out_and_counted(
+    node: Any, input_folder: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "elsewhere.png")
+    (input_folder / "cats" / "link.png").symlink_to(tmp_path / "elsewhere.png")
+    output = node.execute(folder="cats")
+    assert output.result[1] == ["cats/2.jpg", "cats/10.png"]
+    assert output.ui["summary"] == [
+        "loaded 2 images, left out 1 links that lead out of the input folder"
+    ]

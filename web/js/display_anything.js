@@ -33,6 +33,7 @@ app.registerExtension({
       serialized?.apply(this, arguments);
       if (hold.value || held.value !== shown || !data.widgets_values) return;
       data.widgets_values[node.widgets.indexOf(held)] = "";
+      if (data.widgets_values_named) data.widgets_values_named[held.name] = ""; // newer pages
     };
   },
 });
