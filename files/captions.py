@@ -73,7 +73,7 @@ def write_caption(
     """Write a caption in UTF-8, making its folder; return whether anything was written.
 
     The file is one line: kohya's sd-scripts reads the first line only, and OneTrainer takes each
-    line as a caption of its own, so that a trigger word in the prefix would miss all but one.
+    line as a separate caption, so that a trigger word in the prefix would miss all but one.
 
     Args:
         prefix, suffix: put before and after the text as they are, such as trigger words.

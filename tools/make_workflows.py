@@ -258,7 +258,8 @@ def refine_then_trellis(graph: Graph) -> None:
     graph.column(340)
     note(
         graph, "Refine, then 3D",
-        "*SDXL Refiner* cleans the image and *Free Memory* hands the GPU over; then TRELLIS.2, by "
+        "Needs ComfyUI 0.34 or newer. *SDXL Refiner* cleans the image and *Free Memory* frees the "
+        "GPU; then TRELLIS.2, by "
         "ComfyUI's own nodes, makes a 3D model of what stands in front. It takes the way without "
         "cascade at 1024; see ComfyUI's template *Pixal3D & TRELLIS.2* for more detail and baked "
         "textures. For *Load Background Removal Model* put birefnet.safetensors into "
@@ -341,16 +342,16 @@ def caption_a_folder(graph: Graph) -> None:
         "Caption.",
         models=(SEES,), first=FIRST_FOLDER, tall=280,
     )  # fmt: skip
-    pictures = graph.add("RefineryLoadFolder", folder=FOLDER, limit=0)
+    images = graph.add("RefineryLoadFolder", folder=FOLDER, limit=0)
     graph.column(400)
     options = graph.add("RefineryOllamaOptions", num_predict=200)
     described = graph.add(
-        "RefineryLLMDescribe", image=pictures[0], vision_model=SEES, options=options[0],
+        "RefineryLLMDescribe", image=images[0], vision_model=SEES, options=options[0],
         custom_vision_prompt="Write a caption for training an image model: what is shown, in "
         "plain words, in two sentences at most. Begin with the subject.",
     )  # fmt: skip
     graph.column(360)
-    saved = graph.add("RefinerySaveCaption", name=pictures[1], text=described[1])
+    saved = graph.add("RefinerySaveCaption", name=images[1], text=described[1])
     graph.add("RefineryDisplayAnything", title="captions", value=saved[0])
 
 
@@ -364,20 +365,20 @@ def two_models_batch(graph: Graph) -> None:
         "Tags are saved as text files in ComfyUI's output folder.",
         models=(SEES, WRITES), first=FIRST_FOLDER, tall=340,
     )  # fmt: skip
-    pictures = graph.add("RefineryLoadFolder", folder=FOLDER, limit=0)
+    images = graph.add("RefineryLoadFolder", folder=FOLDER, limit=0)
     graph.column(380)
     seeing = graph.add("RefineryOllamaOptions", title="for the vision model", num_predict=300)
     writing = graph.add("RefineryOllamaOptions", title="for the text model", num_predict=150)
     graph.column(420)
     refine = graph.add(
-        "RefineryLLMImageRefine", image=pictures[0], vision_model=SEES, text_model=WRITES,
+        "RefineryLLMImageRefine", image=images[0], vision_model=SEES, text_model=WRITES,
         user_instructions="Make a list of tags of this description: subject, setting, colours, "
         "style. Lower case, separated by commas, no sentences.",
         text_temperature=0.4, vision_options=seeing[0], text_options=writing[0],
     )  # fmt: skip
     graph.column(360)
     saved = graph.add(
-        "RefinerySaveCaption", name=pictures[1], text=refine[2], place="output",
+        "RefinerySaveCaption", name=images[1], text=refine[2], place="output",
         subfolder="tags", existing="overwrite",
     )  # fmt: skip
     graph.add("RefineryDisplayAnything", title="tags", value=saved[0])
