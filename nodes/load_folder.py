@@ -193,8 +193,8 @@ def _links_out(folder: str, recursive: bool, pattern: str, found: int) -> int:
 def _summary(loaded: int, left_out: dict[str, int]) -> str:
     """
     >>> _summary(10, {"beyond limit": 190, "unreadable": 0})
-    'loaded 10 images, left out 190 beyond limit'
+    'loaded 10 images, left out 190 beyond limit.'
     """
     reasons = [f"{count} {reason}" for reason, count in left_out.items() if count]
     what = "loaded 1 image" if loaded == 1 else f"loaded {loaded} images"
-    return f"{what}, left out {', '.join(reasons)}" if reasons else what
+    return f"{what}, left out {', '.join(reasons)}." if reasons else f"{what}."

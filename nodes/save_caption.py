@@ -152,7 +152,7 @@ class SaveCaption(io.ComfyNode):
             more = f" ({len(failed)} could not be written, {summary}.)" if len(texts) > 1 else ""
             host.show(host.node_id(cls), f"Error: {failed[0]}{more}")
             raise ValueError(f"{failed[0]}{more}")
-        host.show(host.node_id(cls), summary, *refused[:_SHOWN_LINES])
+        host.show(host.node_id(cls), f"{summary}.", *refused[:_SHOWN_LINES])
         ui = {"text": lines, "summary": [summary]}
         return io.NodeOutput(texts, [caption.shown for caption in captions], ui=ui)
 

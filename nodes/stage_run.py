@@ -82,8 +82,8 @@ def _summary(verb: str, noun: str, outcomes: Sequence[Outcome], seconds: float) 
     count = len(outcomes)
     good = sum(isinstance(outcome, Answer) for outcome in outcomes)
     if count and not good:
-        return f"{count} of {count} failed after {seconds:.1f} s"
+        return f"{count} of {count} failed after {seconds:.1f} s."
     what = f"{count} {noun}" if count == 1 else f"{count} {noun}s"
     if good < count:
         what = f"{good} of {what}"
-    return f"{verb} {what} in {seconds:.1f} s"
+    return f"{verb} {what} in {seconds:.1f} s."

@@ -22,7 +22,10 @@ SHOWS_PICTURES = {"LoadImage", "SaveImage", "PreviewImage"}
 TEXT_PX = 200
 SHOWS_TEXT = {"RefineryDisplayAnything"}
 LIVE_PX = 80
-SHOWS_LIVE_TEXT = {"RefineryLLMImageRefine", "RefineryLLMDescribe", "RefineryOllamaProcess"}
+SHOWS_LIVE_TEXT = {
+    *("RefineryLLMImageRefine", "RefineryLLMDescribe", "RefineryOllamaProcess"),
+    "RefinerySaveCaption",
+}
 """The page puts what they say while they run below their widgets."""
 
 

@@ -160,7 +160,7 @@ def said(node: Any, monkeypatch: pytest.MonkeyPatch, *batches: Any, **inputs: An
 def test_the_node_ends_with_what_it_did(
     node: Any, ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert re.fullmatch(r"described 1 image in \d+\.\d s", said(node, monkeypatch, image()))
+    assert re.fullmatch(r"described 1 image in \d+\.\d s\.", said(node, monkeypatch, image()))
     both = said(node, monkeypatch, image(batch=2), batch_mode="all images in one question")
     assert both.startswith("described 1 set of images in ")
     cut = StageOptions(model_options={"num_predict": 3})

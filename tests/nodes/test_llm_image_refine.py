@@ -313,7 +313,7 @@ def test_progress_and_tokens_are_shown_on_the_node(
     shown = [text for id, text in PromptServer.instance.sent_texts if id == "17"]
     assert any("A red circle" in text and "white background." not in text for text in shown)
     assert any(text.startswith("rewrite with llama3.2: 2 of 2\n") for text in shown)
-    assert re.fullmatch(r"described and rewrote 2 images in \d+\.\d s", shown[-1])
+    assert re.fullmatch(r"described and rewrote 2 images in \d+\.\d s\.", shown[-1])
 
 
 def test_a_second_try_and_a_cut_answer_are_said_on_the_node(

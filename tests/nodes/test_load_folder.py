@@ -129,11 +129,11 @@ def test_the_node_says_what_it_left_out(
     for number in range(4, 9):
         Image.new("RGB", (2, 2)).save(input_folder / "cats" / f"{number}.png")
     load(node)
-    assert shown.pop() == ("loaded 7 images",)
+    assert shown.pop() == ("loaded 7 images.",)
     load(node, start=1, limit=2)
-    assert shown.pop() == ("loaded 2 images, left out 1 before start, 4 beyond limit",)
+    assert shown.pop() == ("loaded 2 images, left out 1 before start, 4 beyond limit.",)
     (input_folder / "cats" / "4.png").write_bytes(b"no image")
-    assert load(node, limit=0) and shown.pop()[0] == "loaded 6 images, left out 1 unreadable"
+    assert load(node, limit=0) and shown.pop()[0] == "loaded 6 images, left out 1 unreadable."
 
 
 @pytest.mark.skipif(os.name == "nt", reason="making links needs a privilege on Windows")
@@ -145,5 +145,5 @@ def test_links_that_lead_out_are_left_out_and_counted(
     output = node.execute(folder="cats")
     assert output.result[1] == ["cats/2.jpg", "cats/10.png"]
     assert output.ui["summary"] == [
-        "loaded 2 images, left out 1 links that lead out of the input folder"
+        "loaded 2 images, left out 1 links that lead out of the input folder."
     ]

@@ -143,7 +143,7 @@ def test_the_node_says_what_became_of_each_caption(
     error = ErrorText("Error: no model")
     save(node, name=["one.png", "two.png", "three.png"], text=["a", "b", error])
     summary, reason = shown[-1]
-    assert summary == "1 written, 1 skipped, 1 refused"
+    assert summary == "1 written, 1 skipped, 1 refused."
     assert reason == "three.txt was not written. Error: no model"
     assert (tmp_path / "input" / "two.txt").read_text() == "mine"
 
