@@ -83,6 +83,26 @@ def test_unload_frees_the_copies_and_refining_goes_on(tiny_file: Path, draw: Dra
     assert refiner.refine(image, **SMALL).tobytes() == first.tobytes()
 
 
+def test_encoded_prompts_survive_unload_but_not_close(tiny_file: Path, draw: Draw) -> None:
+    refiner = ImageRefiner("cpu", model=tiny_file)
+    image = draw(0, (64, 64))
+
+    def encoders_calls() -> int:
+        calls: list[int] = []
+        refiner.load()
+        encoder = refiner._stages.parts.text_encoder_2
+        hook = encoder.register_forward_hook(lambda *_: calls.append(1))
+        refiner.refine(image, prompt="a cup", **SMALL)
+        hook.remove()
+        return len(calls)
+
+    assert encoders_calls() == 2, "the prompt and the negative prompt"
+    refiner.unload()
+    assert encoders_calls() == 0
+    refiner.close()
+    assert encoders_calls() == 2
+
+
 def test_leaving_the_context_forgets_the_checkpoint(tiny_file: Path, draw: Draw) -> None:
     with ImageRefiner("cpu", model=tiny_file) as refiner:
         refiner.refine(draw(0, (64, 64)), **SMALL)
