@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from .. import __version__
-from ..files import UnreadablePicture, find_pictures, open_picture
+from ..files import UnreadablePicture, find_pictures, open_picture, with_8_bits
 from ..refine.errors import ImageError, NotFiniteError, RefineCancelled
 from ..refine.settings import RefineSettings
 from .compare import comparison
@@ -56,7 +56,7 @@ def refine(options: argparse.Namespace) -> int:
         for index, (path, target) in enumerate(zip(paths, targets, strict=True)):
             own = replace(settings, seed=(settings.seed + index) % _SEEDS)
             try:
-                before = open_picture(path)
+                before = with_8_bits(open_picture(path))
                 after = refine_one(refiner, before, own, path.name, mask, stopped.is_set)
                 save(after, target, own, str(refiner.model))
                 print(target)
@@ -72,7 +72,8 @@ def refine(options: argparse.Namespace) -> int:
                 print(f"Error: {path}: {error}", file=sys.stderr)
             except OSError as error:
                 problems += 1
-                print(f"Error: {target} cannot be written ({error.strerror}).", file=sys.stderr)
+                why = error.strerror or error  # Pillow's own errors have no strerror
+                print(f"Error: {target} cannot be written ({why}).", file=sys.stderr)
     return 1 if problems else 0
 
 

@@ -2,16 +2,19 @@
 
 from .captions import EXISTING, caption_file, write_caption
 from .folders import OutsideFolder, find_pictures, inside, subfolders
-from .pictures import UnreadablePicture, open_picture
+from .pictures import UnknownRange, UnreadablePicture, normalized, open_picture, with_8_bits
 
 __all__ = [
     "EXISTING",
     "OutsideFolder",
+    "UnknownRange",
     "UnreadablePicture",
     "caption_file",
     "find_pictures",
     "inside",
+    "normalized",
     "open_picture",
     "subfolders",
+    "with_8_bits",
     "write_caption",
 ]
