@@ -2,7 +2,14 @@
 
 from .captions import EXISTING, caption_file, write_caption
 from .folders import OutsideFolder, find_pictures, inside, subfolders
-from .pictures import UnknownRange, UnreadablePicture, normalized, open_picture, with_8_bits
+from .pictures import (
+    UnknownRange,
+    UnreadablePicture,
+    check_picture,
+    normalized,
+    open_picture,
+    with_8_bits,
+)
 
 __all__ = [
     "EXISTING",
@@ -10,6 +17,7 @@ __all__ = [
     "UnknownRange",
     "UnreadablePicture",
     "caption_file",
+    "check_picture",
     "find_pictures",
     "inside",
     "normalized",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,11 +39,27 @@ def open_picture(path: Path) -> Image.Image:
     Raises:
         UnreadablePicture: it cannot be read.
     """
+    with _opened(path) as file:
+        return normalized(file)
+
+
+def check_picture(path: Path) -> None:
+    """Find a missing file, or one of another kind, from the beginning of the file alone.
+
+    Raises:
+        UnreadablePicture: it cannot be read.
+    """
+    with _opened(path) as file:
+        _check_range(file.mode, file.format)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as file:
-            return normalized(file)
+            yield file
     except FileNotFoundError:
         raise UnreadablePicture(f"{path} does not exist.") from None
     except UnidentifiedImageError:
@@ -68,17 +86,21 @@ def normalized(image: Image.Image) -> Image.Image:
     except (SyntaxError, struct.error):  # of a damaged EXIF block; a damaged image is an OSError
         upright = image.copy()
         upright.info.pop("exif", None)
-    if upright.mode == "I" and image.format in _RANGE_65535:
+    _check_range(upright.mode, image.format)
+    if upright.mode == "I":
         upright = upright.convert("I;16")
-    if upright.mode in ("I", "F"):
-        kind = "float" if upright.mode == "F" else "integer"
-        raise UnknownRange(f"holds 32-bit {kind} values, whose range is unknown")
     if upright.mode in _CONVERT_TO:
         upright = upright.convert(_CONVERT_TO[upright.mode])
     space = b"GRAY" if upright.mode[0] in "1LI" else b"RGB "
     if (upright.info.get("icc_profile") or b"")[16:20] != space:
         upright.info.pop("icc_profile", None)
     return upright
+
+
+def _check_range(mode: str, format: str | None) -> None:
+    if mode == "F" or (mode == "I" and format not in _RANGE_65535):
+        kind = "float" if mode == "F" else "integer"
+        raise UnknownRange(f"holds 32-bit {kind} values, whose range is unknown")
 
 
 def with_8_bits(image: Image.Image) -> Image.Image:

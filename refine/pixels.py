@@ -108,15 +108,22 @@ def read_mask(
     elif isinstance(mask, (np.ndarray, Tensor)):
         values = torch.as_tensor(mask).detach().to("cpu", torch.float32)
     else:
-        raise ImageError(f"A mask is a picture, array or tensor, not {type(mask).__name__}.")
+        raise ImageError(f"A mask is an image, array or tensor, not {type(mask).__name__}.")
     shape = tuple(values.shape)
     if values.ndim == 4 and shape[-1] == 1:
         values = values[..., 0]
     values = values[None] if values.ndim == 2 else values
-    if values.ndim != 3 or values.shape[0] not in (1, count) or values.shape[1:] != (height, width):
+    if values.ndim != 3:
+        raise ImageError(f"A mask has the shape (H, W), (B, H, W) or (B, H, W, 1), not {shape}.")
+    if values.shape[1:] != (height, width):
         raise ImageError(
-            f"A mask for {count} image(s) of {width} x {height} has the shape ({height}, {width}) "
-            f"or ({count}, {height}, {width}), not {shape}."
+            f"The mask is {values.shape[2]} x {values.shape[1]} px, but the image is {width} x "
+            f"{height} px: scale the mask to the size of the image."
+        )
+    if values.shape[0] not in (1, count):
+        images = "1 image" if count == 1 else f"{count} images"
+        raise ImageError(
+            f"{values.shape[0]} masks came with {images}: pass one mask, or one for each image."
         )
     if not bool(((values >= 0) & (values <= 1)).all()):
         raise ImageError("A mask's values run from 0 (keep) to 1 (refine); this one's do not.")

@@ -174,8 +174,18 @@ def test_masks_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    "mask", [torch.zeros(5, 4), torch.zeros(3, 6, 4), torch.full((6, 4), 2.0), "m"]
+    ("mask", "words"),
+    [
+        (Image.new("L", (3, 2)), "The mask is 3 x 2 px, but the image is 4 x 6 px: scale the mask"),
+        (torch.zeros(5, 4), "The mask is 4 x 5 px, but the image is 4 x 6 px: scale the mask"),
+        (torch.zeros(2, 0, 4), "The mask is 4 x 0 px, but"),
+        (torch.zeros(3, 6, 4), "3 masks came with 2 images: pass one mask"),
+        (torch.zeros(6), "shape (H, W), (B, H, W) or (B, H, W, 1), not (6,)"),
+        (torch.full((6, 4), 2.0), "A mask's values run from 0 (keep) to 1 (refine)"),
+        ("m", "A mask is an image, array or tensor, not str"),
+    ],
 )
-def test_masks_that_do_not_fit_are_refused(mask: object) -> None:
-    with pytest.raises(ImageError, match="mask"):
+def test_masks_that_do_not_fit_are_refused(mask: object, words: str) -> None:
+    with pytest.raises(ImageError) as caught:
         read_mask(mask, 2, 6, 4)
+    assert words in str(caught.value)
