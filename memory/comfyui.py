@@ -131,7 +131,7 @@ def _limited(base: type) -> type:
             """Pin nothing: offloaded weights are pages of a mapped file, which must not be pinned.
 
             The driver would lock them in place, and copy those it may write to. With dynamic VRAM
-            ComfyUI pins copies of its own instead, and never calls this.
+            ComfyUI pins copies instead, and never calls this.
             """
 
     return LimitedPatcher

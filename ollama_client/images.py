@@ -55,22 +55,22 @@ def encode_image(
     """
     if max_side < MIN_SIDE_PX:
         raise ValueError(f"max_image_side is {max_side}, but must be at least {MIN_SIDE_PX} px.")
-    picture = _opaque(_read(image) if isinstance(image, Image.Image) else _from_array(image))
-    longest = max(picture.size)
+    prepared = _opaque(_read(image) if isinstance(image, Image.Image) else _from_array(image))
+    longest = max(prepared.size)
     if longest > max_side:
-        width, height = (max(1, round(side * max_side / longest)) for side in picture.size)
+        width, height = (max(1, round(side * max_side / longest)) for side in prepared.size)
         # Reducing by a whole factor first changes little and is several times quicker.
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    picture = _padded(picture)
-    png = lossless or max(picture.size) <= PNG_SIDE_PX
+        prepared = prepared.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    prepared = _padded(prepared)
+    png = lossless or max(prepared.size) <= PNG_SIDE_PX
     file = io.BytesIO()
     if png:
-        picture.save(file, "PNG", compress_level=1)
+        prepared.save(file, "PNG", compress_level=1)
     else:
-        picture.save(file, "JPEG", quality=JPEG_QUALITY)
+        prepared.save(file, "JPEG", quality=JPEG_QUALITY)
     return EncodedImage(
         base64=Base64(base64.b64encode(file.getbuffer()), "ascii"),
-        size=picture.size,
+        size=prepared.size,
         format="PNG" if png else "JPEG",
     )
 
