@@ -237,7 +237,9 @@ def _print_texts(path: Path, result: Result, *, heading: bool) -> None:
 
 def _print_outcome(path: Path, outcome: Outcome) -> None:
     if isinstance(outcome, OllamaError):
-        print(f"Error: {path}: {outcome}", file=sys.stderr)
+        # The error of an unreadable file names it already.
+        where = "" if str(outcome).startswith(f"{path} ") else f"{path}: "
+        print(f"Error: {where}{outcome}", file=sys.stderr)
     else:
         print(outcome.text)
 

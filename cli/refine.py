@@ -17,7 +17,13 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from .. import __version__
-from ..files import UnreadablePicture, find_pictures, open_picture
+from ..files import (
+    UnreadablePicture,
+    check_picture,
+    find_pictures,
+    open_picture,
+    with_8_bits,
+)
 from ..refine.errors import ImageError, NotFiniteError, RefineCancelled
 from ..refine.settings import RefineSettings
 from .compare import comparison
@@ -33,8 +39,6 @@ _SEEDS = 2**64
 
 def refine(options: argparse.Namespace) -> int:
     """Refine `options.images`; 0 if every one went well, else 1."""
-    from ..refine import ImageRefiner
-
     settings = RefineSettings(
         strength=options.strength,
         num_inference_steps=options.steps,
@@ -49,14 +53,23 @@ def refine(options: argparse.Namespace) -> int:
         return 1
     targets = target_files(paths, options.output)
     mask = None if options.mask is None else _mask(options.mask)
+    # Found before the checkpoint loads, which takes minutes where it is downloaded.
+    files = list(zip(paths, targets, strict=True))
+    usable = [_is_usable(path, mask) for path in paths]
+    problems = usable.count(False)
+    if not any(usable):
+        return 1
+    from ..refine import ImageRefiner
+
     refiner = ImageRefiner(best_device(), model=options.model, memory_mode=options.memory_mode)
     load(refiner)
-    problems = 0
     with stop_on_ctrl_c() as stopped, refiner:
-        for index, (path, target) in enumerate(zip(paths, targets, strict=True)):
+        for index, (path, target) in enumerate(files):
+            if not usable[index]:
+                continue
             own = replace(settings, seed=(settings.seed + index) % _SEEDS)
             try:
-                before = open_picture(path)
+                before = with_8_bits(open_picture(path))
                 after = refine_one(refiner, before, own, path.name, mask, stopped.is_set)
                 save(after, target, own, str(refiner.model))
                 print(target)
@@ -72,7 +85,8 @@ def refine(options: argparse.Namespace) -> int:
                 print(f"Error: {path}: {error}", file=sys.stderr)
             except OSError as error:
                 problems += 1
-                print(f"Error: {target} cannot be written ({error.strerror}).", file=sys.stderr)
+                why = error.strerror or error  # Pillow's own errors have no strerror
+                print(f"Error: {target} cannot be written ({why}).", file=sys.stderr)
     return 1 if problems else 0
 
 
@@ -154,6 +168,25 @@ def _same(path: Path) -> str:
 
 def _files(named: Sequence[Path]) -> list[Path]:
     return [path for one in named for path in (find_pictures(one) if one.is_dir() else [one])]
+
+
+def _is_usable(path: Path, mask: Image.Image | None) -> bool:
+    """Say whether a file can be refined, and why not on stderr."""
+    try:
+        if mask is None:
+            check_picture(path)
+        else:
+            from ..refine.pixels import read_mask
+
+            image = open_picture(path)  # whole: its size may change when it is turned upright
+            read_mask(mask, 1, image.height, image.width)
+    except UnreadablePicture as error:
+        print(f"Error: {error}", file=sys.stderr)
+    except ImageError as error:
+        print(f"Error: {path}: {error}", file=sys.stderr)
+    else:
+        return True
+    return False
 
 
 def _mask(path: Path) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Folders of pictures and the captions beside them: plain Python, never outside a given folder."""
+"""Folders of images and the captions beside them: plain Python, never outside a given folder."""
 
 from .captions import (
     EXISTING,
@@ -9,19 +9,30 @@ from .captions import (
     write_caption,
 )
 from .folders import OutsideFolder, find_pictures, inside, subfolders
-from .pictures import UnreadablePicture, open_picture
+from .pictures import (
+    UnknownRange,
+    UnreadablePicture,
+    check_picture,
+    normalized,
+    open_picture,
+    with_8_bits,
+)
 
 __all__ = [
     "EXISTING",
     "OutsideFolder",
+    "UnknownRange",
     "UnreadablePicture",
     "caption_file",
     "caption_files",
+    "check_picture",
     "find_pictures",
     "inside",
+    "normalized",
     "one_line",
     "open_picture",
     "same_name_message",
     "subfolders",
+    "with_8_bits",
     "write_caption",
 ]

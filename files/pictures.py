@@ -1,32 +1,115 @@
-"""Open a picture file the way that a person sees it."""
+"""Open an image file the way that a person sees it."""
 
 from __future__ import annotations
 
+import contextlib
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
 
+_CONVERT_TO = {
+    "CMYK": "RGB",
+    "HSV": "RGB",
+    "LAB": "RGB",
+    "RGBX": "RGB",
+    "YCbCr": "RGB",
+    "La": "LA",
+    "PA": "RGBA",
+    "RGBa": "RGBA",
+}
+_RANGE_65535 = ("PNG", "PPM")
+"""Formats whose 16 bits Pillow may read as mode I (32-bit integers)."""
+
 
 class UnreadablePicture(Exception):
     """A picture file is not there, damaged, or no picture; the sentence names it."""
 
 
+class UnknownRange(ValueError):
+    """The values of an image may run from 0 to 1, to 255 or to anything; says what they are."""
+
+
 def open_picture(path: Path) -> Image.Image:
-    """Return a picture, upright, its first frame, fully read.
+    """Return an image, upright, its first frame, fully read, in a mode of `normalized`.
 
     Raises:
         UnreadablePicture: it cannot be read.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    with _opened(path) as file:
+        return normalized(file)
+
+
+def check_picture(path: Path) -> None:
+    """Find a missing file, or one of another kind, from the beginning of the file alone.
+
+    Raises:
+        UnreadablePicture: it cannot be read.
+    """
+    with _opened(path) as file:
+        _check_range(file.mode, file.format)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as file:
-            return ImageOps.exif_transpose(file)
+            yield file
     except FileNotFoundError:
         raise UnreadablePicture(f"{path} does not exist.") from None
     except UnidentifiedImageError:
         raise UnreadablePicture(f"{path} is not an image that Pillow can read.") from None
+    except UnknownRange as error:
+        raise UnreadablePicture(f"{path} {error}. Save it as an 8-bit image.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadablePicture(f"{path} is damaged or too large ({error}).") from error
+
+
+def normalized(image: Image.Image) -> Image.Image:
+    """Return a copy of an image that is upright and of mode 1, L, LA, P, RGB, RGBA or I;16.
+
+    The EXIF orientation is applied and removed. A color profile for another color space than that
+    of the copy is dropped.
+
+    Raises:
+        UnknownRange: 32-bit integers or floats.
+    """
+    from PIL import ImageOps
+
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except (SyntaxError, struct.error):  # of a damaged EXIF block; a damaged image is an OSError
+        upright = image.copy()
+        upright.info.pop("exif", None)
+    _check_range(upright.mode, image.format)
+    if upright.mode == "I":
+        upright = upright.convert("I;16")
+    if upright.mode in _CONVERT_TO:
+        upright = upright.convert(_CONVERT_TO[upright.mode])
+    space = b"GRAY" if upright.mode[0] in "1LI" else b"RGB "
+    if (upright.info.get("icc_profile") or b"")[16:20] != space:
+        upright.info.pop("icc_profile", None)
+    return upright
+
+
+def _check_range(mode: str, format: str | None) -> None:
+    if mode == "F" or (mode == "I" and format not in _RANGE_65535):
+        kind = "float" if mode == "F" else "integer"
+        raise UnknownRange(f"holds 32-bit {kind} values, whose range is unknown")
+
+
+def with_8_bits(image: Image.Image) -> Image.Image:
+    """Return a 16-bit gray image (0 to 65535) scaled to mode L, any other as it is."""
+    import numpy as np
+    from PIL import Image
+
+    if not image.mode.startswith("I;16"):
+        return image
+    scaled = Image.fromarray((np.asarray(image) / 257.0).round().astype(np.uint8))
+    scaled.info = dict(image.info)
+    return scaled

@@ -112,7 +112,7 @@ def unload_patchers(patchers: Sequence[Any]) -> int:
 
 @functools.lru_cache(maxsize=4)
 def _limited(base: type) -> type:
-    """A kind of ModelPatcher whose share of the device can be limited."""
+    """A kind of ModelPatcher with a limit on what it loads, and that pins no weight in RAM."""
 
     class LimitedPatcher(base):  # pyright: ignore[reportUntypedBaseClass]
         limit_bytes: int | None = None
@@ -126,6 +126,13 @@ def _limited(base: type) -> type:
             return super().partially_load(
                 device_to, extra_memory, force_patch_weights=force_patch_weights
             )
+
+        def pin_weight_to_device(self, key: str) -> None:
+            """Pin nothing: offloaded weights are pages of a mapped file, which must not be pinned.
+
+            The driver would lock them in place, and copy those it may write to. With dynamic VRAM
+            ComfyUI pins copies instead, and never calls this.
+            """
 
     return LimitedPatcher
 

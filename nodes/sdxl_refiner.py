@@ -310,6 +310,8 @@ def _refine(
     singles = convert.single_images(batches)
     prompts = _prompts(inputs, len(batches), [batch.shape[0] for batch in batches])
     single_masks = _masks(masks, batches)
+    if single_masks is not None and not passes_on:
+        _check_masks(single_masks, singles)
     checkpoint = str(_one(inputs, "checkpoint", DOWNLOAD))
     mode = _one(inputs, "memory_mode", "auto")
     unload_after = _one(inputs, "unload_after", True)
@@ -386,6 +388,15 @@ def _masks(masks: list[torch.Tensor], batches: list[torch.Tensor]) -> list[torch
         return convert.single_masks(masks, batches)
     except ValueError as error:
         raise SettingsError(f"{error} Link one mask, or one for each image.") from None
+
+
+def _check_masks(masks: list[torch.Tensor], images: list[torch.Tensor]) -> None:
+    """Refuse a mask that cannot be used before the checkpoint loads."""
+    from ..refine.pixels import read_mask
+
+    for mask, image in zip(masks, images, strict=True):
+        if 0 not in image.shape:  # the refiner says what is wrong with such an image
+            read_mask(mask, 1, *image.shape[1:3])
 
 
 def _loaded_refiner(checkpoint: str, mode: MemoryMode) -> ImageRefiner:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
+from ..files import UnknownRange, normalized, with_8_bits
 from .body import Base64
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def encode_image(
 ) -> EncodedImage:
     """Return `image` in the form that is sent to Ollama.
 
-    Transparent parts become white. The aspect ratio is kept; nothing is enlarged.
+    A PIL image is turned upright by its EXIF orientation. Transparent parts become white. The
+    aspect ratio is kept; nothing is enlarged.
 
     Args:
         image: PIL image of any mode, or uint8 array of shape (height, width, 1 | 3 | 4).
@@ -48,28 +50,36 @@ def encode_image(
         lossless: PNG whatever the size.
 
     Raises:
-        ValueError: `max_side` is below 32, or the array has another shape or dtype.
+        ValueError: `max_side` is below 32, the array has another shape or dtype, or a PIL image
+            holds 32-bit values.
     """
     if max_side < MIN_SIDE_PX:
         raise ValueError(f"max_image_side is {max_side}, but must be at least {MIN_SIDE_PX} px.")
-    picture = _opaque(image if isinstance(image, Image.Image) else _from_array(image))
-    longest = max(picture.size)
+    prepared = _opaque(_read(image) if isinstance(image, Image.Image) else _from_array(image))
+    longest = max(prepared.size)
     if longest > max_side:
-        width, height = (max(1, round(side * max_side / longest)) for side in picture.size)
+        width, height = (max(1, round(side * max_side / longest)) for side in prepared.size)
         # Reducing by a whole factor first changes little and is several times quicker.
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    picture = _padded(picture)
-    png = lossless or max(picture.size) <= PNG_SIDE_PX
+        prepared = prepared.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    prepared = _padded(prepared)
+    png = lossless or max(prepared.size) <= PNG_SIDE_PX
     file = io.BytesIO()
     if png:
-        picture.save(file, "PNG", compress_level=1)
+        prepared.save(file, "PNG", compress_level=1)
     else:
-        picture.save(file, "JPEG", quality=JPEG_QUALITY)
+        prepared.save(file, "JPEG", quality=JPEG_QUALITY)
     return EncodedImage(
         base64=Base64(base64.b64encode(file.getbuffer()), "ascii"),
-        size=picture.size,
+        size=prepared.size,
         format="PNG" if png else "JPEG",
     )
+
+
+def _read(image: Image.Image) -> Image.Image:
+    try:
+        return with_8_bits(normalized(image))
+    except UnknownRange as error:
+        raise ValueError(f"The image {error}. Save it as an 8-bit image.") from None
 
 
 def _from_array(array: NDArray[np.uint8]) -> Image.Image:
@@ -86,9 +96,6 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
 def _opaque(image: Image.Image) -> Image.Image:
     if image.mode in ("RGB", "L"):
         return image
-    if image.mode.startswith("I"):
-        # 16-bit pictures: PIL would cut them off at 255 instead of scaling.
-        return image.convert("F").point(lambda value: value * (255 / 65535)).convert("L")
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")

@@ -69,12 +69,13 @@ class CheckpointInfo:
         )
 
 
-def read_checkpoint(path: Path) -> CheckpointInfo:
+def read_checkpoint(path: str | Path) -> CheckpointInfo:
     """Read a single checkpoint file's header and say what it is.
 
     Raises:
         CheckpointError: the file is missing, pickled, damaged, or no model that can refine.
     """
+    path = Path(path)
     header = read_header(path)
     family = _family_of(path, header)
     return CheckpointInfo(

@@ -16,7 +16,7 @@ from .errors import CheckpointError, RefineCancelled, SettingsError
 from .parts import Parts
 from .pixels import Picture
 from .progress import Progress, ProgressCallback
-from .residency import LocalResidency, Residency, ResidencyFactory
+from .residency import LocalResidency, Residency, ResidencyFactory, free_cache
 from .settings import MemoryMode, OutputSize, RefineSettings, WorkingSize, check_choice
 
 if TYPE_CHECKING:
@@ -201,17 +201,23 @@ class ImageRefiner:
         """Free the device and every copy of the weights; return the bytes freed.
 
         The checkpoint stays mapped from disk, which costs no memory of its own, so that the next
-        refinement opens no file. Safe to call at any time, and twice.
+        refinement opens no file. The last encoded prompts stay too, on the CPU: about 0.4 MB
+        for each 75 tokens. Safe to call at any time, and twice.
         """
         with self._lock:
-            self._prompts.clear()
             return 0 if self._stages is None else self._stages.residency.release()
 
     def close(self) -> None:
-        """Unload, and forget the checkpoint; a later refinement would load it again."""
+        """Unload, and forget the checkpoint and the encoded prompts.
+
+        A later refinement loads the checkpoint again.
+        """
         with self._lock:
             self.unload()
-            self._stages = None
+            self._prompts.clear()
+            if self._stages is not None:
+                self._stages = None
+                free_cache(self.device)
 
     def __enter__(self) -> "ImageRefiner":
         return self

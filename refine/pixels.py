@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..files import UnknownRange, normalized, with_8_bits
 from .errors import ImageError
 
 Picture = TypeVar("Picture", Image.Image, np.ndarray, Tensor)
@@ -21,15 +22,8 @@ Picture = TypeVar("Picture", Image.Image, np.ndarray, Tensor)
 NEUTRAL = 0.5
 """What stands behind transparent pixels while the model works: mid-grey."""
 _FAR_OUT = 2.0
-# Modes that PIL can turn into RGB and back without losing their meaning.
-_BACK_TO = {
-    "L": "L",
-    "RGB": "RGB",
-    "RGBA": "RGBA",
-    "LA": "LA",
-    "1": "L",
-    "CMYK": "CMYK",
-}
+# Modes of the input that the output has too; for the others it is RGB or RGBA.
+_BACK_TO = {"L": "L", "LA": "LA", "1": "L"}
 
 
 @dataclass(frozen=True)
@@ -87,9 +81,8 @@ def picture_shape(image: Image.Image | np.ndarray | Tensor) -> tuple[int, int, i
         ImageError: as `take_apart` does.
     """
     if isinstance(image, Image.Image):
-        _check_pil(image)
-        image.load()  # a damaged file is found now
-        return 1, image.height, image.width
+        upright = _read_pil(image)  # a damaged file is found now
+        return 1, upright.height, upright.width
     count, _, height, width = take_apart(image).rgb.shape
     return count, height, width
 
@@ -110,19 +103,27 @@ def read_mask(
         ImageError: the mask has another shape, size or range.
     """
     if isinstance(mask, Image.Image):
-        values = torch.from_numpy(np.asarray(mask.convert("L"), np.float32) / 255)
+        gray = _read_pil(mask).convert("L")
+        values = torch.from_numpy(np.asarray(gray, np.float32) / 255)
     elif isinstance(mask, (np.ndarray, Tensor)):
         values = torch.as_tensor(mask).detach().to("cpu", torch.float32)
     else:
-        raise ImageError(f"A mask is a picture, array or tensor, not {type(mask).__name__}.")
+        raise ImageError(f"A mask is an image, array or tensor, not {type(mask).__name__}.")
     shape = tuple(values.shape)
     if values.ndim == 4 and shape[-1] == 1:
         values = values[..., 0]
     values = values[None] if values.ndim == 2 else values
-    if values.ndim != 3 or values.shape[0] not in (1, count) or values.shape[1:] != (height, width):
+    if values.ndim != 3:
+        raise ImageError(f"A mask has the shape (H, W), (B, H, W) or (B, H, W, 1), not {shape}.")
+    if values.shape[1:] != (height, width):
         raise ImageError(
-            f"A mask for {count} image(s) of {width} x {height} has the shape ({height}, {width}) "
-            f"or ({count}, {height}, {width}), not {shape}."
+            f"The mask is {values.shape[2]} x {values.shape[1]} px, but the image is {width} x "
+            f"{height} px: scale the mask to the size of the image."
+        )
+    if values.shape[0] not in (1, count):
+        images = "1 image" if count == 1 else f"{count} images"
+        raise ImageError(
+            f"{values.shape[0]} masks came with {images}: pass one mask, or one for each image."
         )
     if not bool(((values >= 0) & (values <= 1)).all()):
         raise ImageError("A mask's values run from 0 (keep) to 1 (refine); this one's do not.")
@@ -130,7 +131,7 @@ def read_mask(
 
 
 def _from_pil(image: Image.Image) -> Source:
-    _check_pil(image)
+    image = _read_pil(image)
     original = np.asarray(_as_mode(image, "RGBA" if image.has_transparency_data else "RGB"))
 
     def restore(rgb: Tensor, alpha: Tensor | None, kept: Tensor | None) -> Image.Image:
@@ -148,14 +149,17 @@ def _from_pil(image: Image.Image) -> Source:
     return Source(rgb, alpha, restore)
 
 
-def _check_pil(image: Image.Image) -> None:
+def _read_pil(image: Image.Image) -> Image.Image:
+    """Return the image upright, with 8 bits a channel; see docs/python-api.md for each mode."""
     if image.width == 0 or image.height == 0:
         raise ImageError("The image is empty: it has no pixels.")
-    if image.mode.startswith("I") or image.mode == "F":
+    try:
+        return with_8_bits(normalized(image))
+    except UnknownRange as error:
         raise ImageError(
-            f"A PIL image of mode {image.mode} has no fixed range: "
-            "pass its values as a float array from 0 to 1 instead."
-        )
+            f"The image {error} (mode {image.mode}). Convert it to mode L or RGB, or pass an "
+            "array of floats from 0 to 1."
+        ) from None
 
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:

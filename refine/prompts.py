@@ -1,5 +1,6 @@
 """Prompts to conditioning, of any length: 75 tokens at a time."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,24 +51,23 @@ def split_tokens(tokenizer: Any, text: str) -> list[list[int]]:
 def encode_prompts(
     parts: Parts, device: torch.device, prompt: str, negative_prompt: str | None
 ) -> Conditioning:
-    """Encode a prompt and, if it is not None, a negative prompt; both get the same length.
+    """Encode a prompt and, if it is not None, a negative prompt.
 
-    An empty negative prompt counts as not given: SDXL base then takes zeros, as diffusers does.
-    The text encoders must be ready on `device`.
+    Both get the same length, since the UNet reads them as one batch: their rows are repeated up
+    to the common multiple, which leaves the attention over them as it is. An empty negative prompt
+    counts as not given: SDXL base then takes zeros, as diffusers does. The text encoders must be
+    ready on `device`.
     """
     pairs = _encoders(parts)
-    rows = [split_tokens(tokenizer, prompt) for tokenizer, _ in pairs]
+    embeds, pooled = _encode(pairs, prompt, device)
     if negative_prompt is None:
-        return Conditioning(*_encode(pairs, rows, device))
-    negative_rows = [split_tokens(tokenizer, negative_prompt) for tokenizer, _ in pairs]
-    length = max(len(some) for some in rows + negative_rows)
-    for (tokenizer, _), *both in zip(pairs, rows, negative_rows, strict=True):
-        for some in both:
-            some += [_complete(tokenizer, [])] * (length - len(some))
-    embeds, pooled = _encode(pairs, rows, device)
+        return Conditioning(embeds, pooled)
     if not negative_prompt and parts.force_zeros_for_empty_prompt:
         return Conditioning(embeds, pooled, torch.zeros_like(embeds), torch.zeros_like(pooled))
-    return Conditioning(embeds, pooled, *_encode(pairs, negative_rows, device))
+    negative, negative_pooled = _encode(pairs, negative_prompt, device)
+    length = math.lcm(embeds.shape[1], negative.shape[1])
+    embeds, negative = (some.repeat(1, length // some.shape[1], 1) for some in (embeds, negative))
+    return Conditioning(embeds, pooled, negative, negative_pooled)
 
 
 def _encoders(parts: Parts) -> list[tuple[Any, Any]]:
@@ -80,13 +80,13 @@ def _complete(tokenizer: Any, piece: list[int]) -> list[int]:
     return [tokenizer.bos_token_id, *piece, tokenizer.eos_token_id, *padding]
 
 
-def _encode(
-    pairs: list[tuple[Any, Any]], rows: list[list[list[int]]], device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _encode(pairs: list[tuple[Any, Any]], text: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the embeddings, encoders side by side and rows one after another, and the pooled."""
     outputs = [
-        encoder(torch.tensor(some, device=device), output_hidden_states=True)
-        for (_, encoder), some in zip(pairs, rows, strict=True)
+        encoder(
+            torch.tensor(split_tokens(tokenizer, text), device=device), output_hidden_states=True
+        )
+        for tokenizer, encoder in pairs
     ]
     # The last but one layer is what SDXL was trained on; the pooled text is that of the last
     # encoder's first row.

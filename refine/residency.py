@@ -6,8 +6,10 @@ another one with the same methods, and the rest of the code stays the same.
 """
 
 import contextlib
+import ctypes
 import gc
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -195,6 +197,15 @@ def free_cache(device: torch.device) -> None:
     gc.collect()
     if device.type in ("cuda", "mps", "xpu"):
         getattr(torch, device.type).empty_cache()
+    elif device.type == "cpu":
+        _trim_heap()
+
+
+def _trim_heap() -> None:
+    """Return freed memory to the system: glibc keeps gigabytes of it, other libraries do not."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # not glibc: no such function
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -82,6 +82,48 @@ def test_a_bad_file_is_named_and_the_others_are_refined(photo: Path, capsys: Any
     assert printed.out == f"{Path('refined', 'a photo-refined.png')}\n"
 
 
+def profile(space: bytes) -> bytes:
+    return bytes(16) + space + bytes(108)
+
+
+def test_a_cmyk_photo_becomes_a_png_in_rgb_without_its_cmyk_profile(photo: Path) -> None:
+    with Image.open(photo) as image:
+        image.convert("CMYK").save("print.jpg", icc_profile=profile(b"CMYK"), quality=95)
+    assert main(["refine", "print.jpg", "--compare", "--steps", "4"]) == 0
+    with Image.open("refined/print-refined.png") as refined:
+        assert (refined.mode, refined.size) == ("RGB", (80, 48))
+        assert "icc_profile" not in refined.info
+        refined.load()
+
+
+def test_16_bit_gray_is_refined_and_float_tiffs_are_refused_for_users(
+    photo: Path, capsys: Any
+) -> None:
+    ramp = np.linspace(0, 65535, 48 * 80).reshape(48, 80)
+    Image.fromarray(ramp.astype(np.uint16)).save("gray.png")
+    Image.fromarray((ramp / 65535).astype(np.float32)).save("float.tif")
+    assert main(["refine", "gray.png", "float.tif", "--compare", "--steps", "4"]) == 1
+    with Image.open("refined/gray-refined.png") as refined:
+        assert refined.mode == "L"
+        assert np.abs(np.asarray(refined) - ramp / 257).mean() < 10
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first == (
+        "Error: float.tif holds 32-bit float values, whose range is unknown. "
+        "Save it as an 8-bit image."
+    )
+
+
+def test_a_file_that_pillow_cannot_write_says_why(
+    photo: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("encoder error -2 when writing image file")  # without errno, as Pillow's
+
+    monkeypatch.setattr(Image.Image, "save", refuse)
+    assert main(["refine", str(photo), "--strength", "0"]) == 1
+    assert "cannot be written (encoder error -2 when writing" in capsys.readouterr().err
+
+
 def test_a_folder_is_its_pictures(photo: Path, capsys: Any) -> None:
     (photo.parent / "notes.txt").write_text("no picture")
     assert main(["refine", ".", "--steps", "4"]) == 0
@@ -105,6 +147,52 @@ def test_a_mask_limits_the_change(photo: Path) -> None:
     with Image.open(photo) as before, Image.open("refined/a photo-refined.png") as after:
         changed = np.abs(np.asarray(before).astype(int) - np.asarray(after).astype(int)).max(2) > 0
     assert changed[:, 40:].sum() == 0 and changed[8:40, 8:40].mean() > 0.5
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes each load of a checkpoint."""
+    from image_refinery.refine import ImageRefiner
+
+    seen: list[str] = []
+    load = ImageRefiner.load
+
+    def noted(self: ImageRefiner) -> None:
+        seen.append(str(self.model))
+        load(self)
+
+    monkeypatch.setattr(ImageRefiner, "load", noted)
+    return seen
+
+
+def test_a_missing_file_is_found_before_the_checkpoint_loads(
+    photo: Path, capsys: Any, loads: list[str]
+) -> None:
+    Path("notes.png").write_text("no image")
+    assert main(["refine", "nothere.jpg", "notes.png"]) == 1
+    assert loads == []
+    assert capsys.readouterr().err.splitlines() == [
+        "Error: nothere.jpg does not exist.",
+        "Error: notes.png is not an image that Pillow can read.",
+    ]
+    assert main(["refine", "nothere.jpg", str(photo), "--steps", "4"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "Error: nothere.jpg does not exist." and len(loads) == 1
+    with Image.open("refined/a photo-refined.png") as refined:
+        about = json.loads(refined.text[METADATA_KEY])
+    assert about["seed"] == 1, "that of its place"
+
+
+def test_a_mask_of_another_size_is_refused_before_the_checkpoint_loads(
+    photo: Path, capsys: Any, loads: list[str]
+) -> None:
+    Image.new("L", (40, 60), 255).save("mask.png")
+    assert main(["refine", str(photo), "--mask", "mask.png"]) == 1
+    assert loads == []
+    assert capsys.readouterr().err.splitlines() == [
+        f"Error: {photo}: The mask is 40 x 60 px, but the image is 80 x 48 px: scale the mask to "
+        "the size of the image."
+    ]
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,48 @@ def low_vram():
         management.vram_state, management.is_device_cpu, managed.LOW_VRAM_BYTES = was
 
 
+class Driver:
+    """Records what would be page-locked, in place of the CUDA runtime."""
+
+    def __init__(self):
+        self.ranges = []
+
+    def cudaHostRegister(self, pointer, size, flags):  # noqa: N802 (as in CUDA)
+        self.ranges.append((pointer, size))
+        return 0
+
+    def cudaHostUnregister(self, pointer):  # noqa: N802
+        return 0
+
+
+def pins():
+    """With little VRAM: how many weights ComfyUI page-locks, of a core model and of ours."""
+    driver, cudart = Driver(), torch.cuda.cudart
+    was = getattr(management, "MAX_PINNED_MEMORY", None)  # none in releases that pin nothing
+    torch.cuda.cudart = lambda: driver
+    management.MAX_PINNED_MEMORY = 2**40
+
+    def pinned_by(*loaded):
+        before = len(driver.ranges)
+        for one in loaded:
+            one.partially_load(cpu, 0.1)
+        return len(driver.ranges) - before
+
+    cpu = torch.device("cpu")
+    model = torch.nn.Sequential(importlib.import_module("comfy.ops").manual_cast.Linear(64, 64))
+    model.device = model.manual_cast_dtype = None
+    core = importlib.import_module("comfy.model_patcher").ModelPatcher(model, cpu, cpu)
+    refiner = make("auto")
+    ours = [part.patcher for part in refiner._stages.residency._parts.values()]
+    try:
+        return {"can_pin": was is not None, "core": pinned_by(core), "ours": pinned_by(*ours)}
+    finally:
+        for one in (core, *ours):
+            one.detach()
+        torch.cuda.cudart = cudart
+        management.MAX_PINNED_MEMORY = was
+
+
 def unload_models():
     """What the button does, outside inference mode; then it all works again."""
     refiner = make("auto")
@@ -201,6 +243,8 @@ def owner():
 
 
 EXPECTED = refine.ImageRefiner("cpu", model=checkpoint).refine_batch([PICTURE], SETTINGS)[0]
-SCENARIOS = (modes, no_vram, low_vram, unload_models, neighbours, rests, out_of_memory, owner)
+SCENARIOS = (
+    *(modes, no_vram, low_vram, pins, unload_models, neighbours, rests, out_of_memory, owner),
+)
 answers = {scenario.__name__: scenario() for scenario in SCENARIOS}
 sys.stdout.write(f"RESULT{json.dumps(answers)}\n")

@@ -60,6 +60,12 @@ def test_low_vram_keeps_to_its_limit_and_the_picture_is_the_same(answers: dict[s
     assert 0 < said["most_loaded"] <= 2**20 < said["largest"]
 
 
+def test_no_weight_of_the_mapped_file_is_page_locked(answers: dict[str, Any]) -> None:
+    said = answers["pins"]
+    assert (said["core"] > 0) == said["can_pin"], "a core model's weights reach the driver"
+    assert said["ours"] == 0
+
+
 def test_unload_models_takes_all_parts_and_the_next_run_works(answers: dict[str, Any]) -> None:
     said = answers["unload_models"]
     assert said["before"] == ALL_PARTS

@@ -176,7 +176,7 @@ def test_masks_that_fit_no_way_are_refused(node: Any) -> None:
     ("picture", "mask", "words"),
     [
         (image(64, 0), torch.ones(1, 8, 8), "The image is empty"),
-        (image(), torch.ones(1, 0, 8), "A mask for 1 image"),
+        (image(), torch.ones(1, 0, 8), "The mask is 8 x 0 px, but the image is 64 x 64 px"),
     ],
 )
 def test_an_empty_picture_or_mask_is_one_sentence(
@@ -188,6 +188,27 @@ def test_an_empty_picture_or_mask_is_one_sentence(
         execute(node, picture, mask=mask)
     output = execute(node, picture, mask=mask, on_error="pass the image on")
     assert output.result[0][0] is picture and words in output.ui["text"][0]
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (torch.ones(1, 0, 8), "The mask is 8 x 0 px, but the image is 64 x 64 px: scale the mask"),
+        (torch.full((1, 64, 64), 3.0), "A mask's values run from 0"),
+        (torch.ones(2, 64, 64), "2 masks came for 1 images"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused_before_the_checkpoint_loads(
+    node: Any, monkeypatch: pytest.MonkeyPatch, mask: torch.Tensor, words: str
+) -> None:
+    from image_refinery.nodes import sdxl_refiner
+    from image_refinery.refine import RefineError
+
+    loads: list[object] = []
+    monkeypatch.setattr(sdxl_refiner, "_loaded_refiner", lambda *names: loads.append(names))
+    with pytest.raises(RefineError, match=words):
+        execute(node, image(), mask=mask)
+    assert loads == []
 
 
 def test_alpha_is_kept(node: Any) -> None:

@@ -68,10 +68,31 @@ def test_transparent_parts_become_white() -> None:
     assert tuple(sent[290, 10]) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "HSV"])
+@pytest.mark.parametrize(
+    "mode",
+    ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "I;16", "HSV", "LAB", "YCbCr"],
+)
 def test_every_mode_of_pillow_can_be_sent(mode: str) -> None:
     image = Image.new(mode, (400, 300))
     assert decoded(encode_image(image)).size == (400, 300)
+
+
+def test_a_phone_photo_is_sent_upright() -> None:
+    upright = Image.fromarray(quarters())
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to show"
+    file = io.BytesIO()
+    upright.transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", quality=95, exif=exif)
+    sent = decoded(encode_image(Image.open(file)))
+    assert sent.size == upright.size
+    assert np.abs(np.asarray(sent).astype(int) - quarters()).mean() < 3.0
+    assert sent.getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_values_without_a_known_range_are_refused_not_sent_as_black(mode: str) -> None:
+    with pytest.raises(ValueError, match="range is unknown"):
+        encode_image(Image.new(mode, (300, 300), 1))
 
 
 def test_sixteen_bits_are_scaled_not_cut() -> None:

@@ -328,6 +328,13 @@ def test_the_tiny_refiner_is_told_to_be_a_refiner(tiny_file: Path) -> None:
     assert info.size_bytes == tiny_file.stat().st_size < 10_000_000
 
 
+def test_a_checkpoint_is_named_by_a_path_or_a_text(tiny_file: Path, tmp_path: Path) -> None:
+    assert read_checkpoint(str(tiny_file)) == read_checkpoint(tiny_file)
+    for name in ("gone.safetensors", "old.ckpt"):
+        with pytest.raises(CheckpointError, match=name):
+            read_checkpoint(str(tmp_path / name))
+
+
 def test_weights_stay_mapped_in_their_stored_type(tiny_file: Path) -> None:
     parts = load_parts(tiny_file)
     assert {p.dtype for module in parts.modules().values() for p in module.parameters()} == {

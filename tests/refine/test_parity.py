@@ -89,6 +89,40 @@ def test_a_long_prompt_is_read_to_its_end(refiner: ImageRefiner, draw: Draw) -> 
     refiner.refine(image, prompt="a cup", negative_prompt=start, **settings)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "negative", "repeats"),
+    [
+        ("a " * 80, "blurry", (1, 2)),
+        ("red", "b " * 80, (2, 1)),
+        ("a " * 80, "b " * 160, (3, 2)),
+    ],
+)
+def test_a_shorter_prompt_is_repeated_and_counts_as_if_it_were_not(
+    refiner: ImageRefiner, prompt: str, negative: str, repeats: tuple[int, int]
+) -> None:
+    refiner.load()
+    stages = refiner._stages
+    both = stages.encode_prompts(prompt, negative)
+    alone = [stages.encode_prompts(text, None).prompt_embeds for text in (prompt, negative)]
+    got = [both.prompt_embeds, both.negative_prompt_embeds]
+    for mine, plain, times in zip(got, alone, repeats, strict=True):
+        assert mine.shape[1] == plain.shape[1] * times
+        assert torch.allclose(mine, plain.repeat(1, times, 1), atol=1e-5), "no empty row"
+
+    def noise_of(embeds: torch.Tensor) -> torch.Tensor:
+        latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        more = {
+            "text_embeds": both.pooled_prompt_embeds,
+            "time_ids": torch.tensor([[128.0, 128, 0, 0, 6]]),
+        }
+        unet = stages.parts.unet
+        return unet(latents, 200, encoder_hidden_states=embeds, added_cond_kwargs=more).sample
+
+    with torch.no_grad(), stages.residency.use("unet", 1):
+        for mine, plain in zip(got, alone, strict=True):
+            assert torch.allclose(noise_of(mine), noise_of(plain), atol=1e-5)
+
+
 def test_a_prompt_of_one_row_is_what_diffusers_makes_of_it(refiner: ImageRefiner) -> None:
     from image_refinery.refine.prompts import split_tokens
 

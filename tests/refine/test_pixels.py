@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from image_refinery.refine.errors import ImageError
-from image_refinery.refine.pixels import read_mask, take_apart
+from image_refinery.refine.pixels import picture_shape, read_mask, take_apart
 from PIL import Image
 
 RNG = np.random.default_rng(1)
@@ -36,6 +36,61 @@ def test_a_palette_image_with_a_transparent_colour_comes_back_as_rgba() -> None:
     assert back.mode == "RGBA"
     assert back.getpixel((0, 0))[3] == 0
     assert back.getpixel((1, 1)) == (200, 10, 10, 255)
+
+
+@pytest.mark.parametrize(
+    ("mode", "back"),
+    [
+        *(("1", "L"), ("I;16", "L"), ("I;16B", "L"), ("La", "LA"), ("PA", "RGBA")),
+        *(("RGBa", "RGBA"), ("RGBX", "RGB"), ("CMYK", "RGB"), ("YCbCr", "RGB")),
+        *(("LAB", "RGB"), ("HSV", "RGB"), ("P", "RGB")),
+    ],
+)
+def test_other_modes_come_back_as_the_nearest_that_every_format_can_hold(
+    mode: str, back: str
+) -> None:
+    image = Image.new(mode, (6, 4))
+    image.info["icc_profile"] = bytes(16) + b"Lab " + bytes(108)
+    restored = take_apart(image).restore(*_unchanged(image), None)
+    assert (restored.mode, restored.size) == (back, (6, 4))
+    kept = restored.info.get(
+        "icc_profile", bytes(16) + b"RGB "
+    )  # from LAB Pillow makes an sRGB one
+    assert kept[16:20] == b"RGB ", "a profile for Lab does not fit the result"
+
+
+def test_16_bit_gray_is_scaled() -> None:
+    image = Image.fromarray(np.array([[0, 32896, 65535]], np.uint16))
+    assert image.mode == "I;16"
+    source = take_apart(image)
+    assert torch.equal(source.rgb[0, 0, 0], torch.tensor([0, 128, 255]) / 255)
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """The image as a phone stores it: on its side, with the tag "rotate by 90 degrees to show"."""
+    stored = image.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "A maker"
+    stored.info["exif"] = exif.tobytes()
+    return stored
+
+
+def test_a_photo_comes_apart_upright_and_comes_back_without_the_tag() -> None:
+    upright = random_pil("RGB")
+    image = turned(upright)
+    assert picture_shape(image) == (1, 7, 5)
+    back = take_apart(image).restore(*_unchanged(image), None)
+    assert back.tobytes() == upright.tobytes()
+    assert back.getexif().get(0x0112, 1) == 1
+    assert back.getexif()[0x010F] == "A maker"
+    assert image.size == (7, 5), "the input is never changed"
+    assert image.getexif()[0x0112] == 6
+
+
+def test_a_mask_with_an_orientation_is_upright_too() -> None:
+    mask = Image.fromarray(np.eye(7, 5, dtype=np.uint8) * 255)
+    assert torch.equal(read_mask(turned(mask), 1, 7, 5), read_mask(mask, 1, 7, 5))
 
 
 def _unchanged(image: Image.Image) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -100,7 +155,7 @@ def test_transparent_pixels_stand_on_grey() -> None:
         (torch.zeros(8, 8, 3, dtype=torch.int64), "not int64"),
         (np.zeros((8, 8, 3), np.int32), "not int32"),
         (Image.new("F", (8, 8)), "mode F"),
-        (Image.new("I;16", (8, 8)), "mode I;16"),
+        (Image.new("I", (8, 8)), "mode I"),
     ],
 )
 def test_what_is_no_picture_is_refused_in_one_sentence(image: object, words: str) -> None:
@@ -119,8 +174,18 @@ def test_masks_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    "mask", [torch.zeros(5, 4), torch.zeros(3, 6, 4), torch.full((6, 4), 2.0), "m"]
+    ("mask", "words"),
+    [
+        (Image.new("L", (3, 2)), "The mask is 3 x 2 px, but the image is 4 x 6 px: scale the mask"),
+        (torch.zeros(5, 4), "The mask is 4 x 5 px, but the image is 4 x 6 px: scale the mask"),
+        (torch.zeros(2, 0, 4), "The mask is 4 x 0 px, but"),
+        (torch.zeros(3, 6, 4), "3 masks came with 2 images: pass one mask"),
+        (torch.zeros(6), "shape (H, W), (B, H, W) or (B, H, W, 1), not (6,)"),
+        (torch.full((6, 4), 2.0), "A mask's values run from 0 (keep) to 1 (refine)"),
+        ("m", "A mask is an image, array or tensor, not str"),
+    ],
 )
-def test_masks_that_do_not_fit_are_refused(mask: object) -> None:
-    with pytest.raises(ImageError, match="mask"):
+def test_masks_that_do_not_fit_are_refused(mask: object, words: str) -> None:
+    with pytest.raises(ImageError) as caught:
         read_mask(mask, 2, 6, 4)
+    assert words in str(caught.value)

@@ -1,6 +1,7 @@
 """Who holds the weights: modes give one picture, unloading frees, out of memory has a way out."""
 
 import gc
+import platform
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,26 @@ def test_unload_frees_the_copies_and_refining_goes_on(tiny_file: Path, draw: Dra
     assert weight.dtype == torch.float16
     assert refiner.unload() == 0
     assert refiner.refine(image, **SMALL).tobytes() == first.tobytes()
+
+
+def test_encoded_prompts_survive_unload_but_not_close(tiny_file: Path, draw: Draw) -> None:
+    refiner = ImageRefiner("cpu", model=tiny_file)
+    image = draw(0, (64, 64))
+
+    def encoders_calls() -> int:
+        calls: list[int] = []
+        refiner.load()
+        encoder = refiner._stages.parts.text_encoder_2
+        hook = encoder.register_forward_hook(lambda *_: calls.append(1))
+        refiner.refine(image, prompt="a cup", **SMALL)
+        hook.remove()
+        return len(calls)
+
+    assert encoders_calls() == 2, "the prompt and the negative prompt"
+    refiner.unload()
+    assert encoders_calls() == 0
+    refiner.close()
+    assert encoders_calls() == 2
 
 
 def test_leaving_the_context_forgets_the_checkpoint(tiny_file: Path, draw: Draw) -> None:
@@ -234,6 +255,35 @@ def test_what_counts_as_out_of_memory() -> None:
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    import psutil
+
+    blocks = [torch.ones(25_000) for _ in range(3_000)]  # 300 MB, too small to be mapped each
+    last = blocks.pop()  # holds the end of the heap, which free() alone would give back
+    used = psutil.Process().memory_info().rss
+    blocks.clear()
+    residency_module.free_cache(torch.device("cpu"))
+    assert used - psutil.Process().memory_info().rss > 250_000_000
+    del last
+
+
+def test_where_the_heap_cannot_be_trimmed_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+
+    def open_library(name: object) -> object:
+        opened.append(name)
+        return object()  # as musl: no malloc_trim
+
+    monkeypatch.setattr(residency_module.ctypes, "CDLL", open_library)
+    monkeypatch.setattr(residency_module.sys, "platform", "linux")
+    residency_module.free_cache(torch.device("cpu"))
+    assert opened == [None]
+    monkeypatch.setattr(residency_module.sys, "platform", "darwin")
+    residency_module.free_cache(torch.device("cpu"))
+    assert opened == [None]
 
 
 def test_memory_stays_flat_over_fifty_runs(tiny_file: Path, draw: Draw) -> None:
