@@ -147,7 +147,9 @@ def _add_refine(commands: Any) -> None:
 def _add_models(commands: Any) -> None:
     models = commands.add_parser("models", help="list the models, or fetch one")
     models.add_argument(
-        "--pull", metavar="NAME", help="smolvlm: for the embedded engine; else: for Ollama"
+        "--pull",
+        metavar="NAME",
+        help="smolvlm and smolvlm2: for the embedded engine; any other name: for the server",
     )
     models.add_argument("--server", default="default", help="a name in image-refinery.toml")
     models.set_defaults(run=_models)

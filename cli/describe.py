@@ -22,7 +22,7 @@ from ..files import (
 )
 from ..files.folders import PICTURE_SUFFIXES
 from ..ollama_client.client import Model, OllamaClient, same_model
-from ..ollama_client.errors import EMBEDDED, ModelNotFound, OllamaError, UnusableImage
+from ..ollama_client.errors import EMBEDDED, NoModel, OllamaError, UnusableImage
 from ..ollama_client.options import (
     TEXT_SAMPLING,
     VISION_SAMPLING,
@@ -30,6 +30,7 @@ from ..ollama_client.options import (
     text_options,
     vision_options,
 )
+from ..ollama_client.program import program
 from ..ollama_client.servers import find_server
 from ..ollama_client.stages import Job, Outcome, Result, Stage, run
 from .progress import watching
@@ -38,10 +39,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
 USUAL_MODELS = {"vision": "llava", "completion": "llama3.2"}
+_CALLED = {"vision": "describing images", "completion": "writing text"}
 TOY = "toy-vision"
 """The embedded engine's built-in model, for tests and the demo."""
 _READ = f"Files that are read: {', '.join(sorted(PICTURE_SUFFIXES))}."
-FETCH_EMBEDDED = "image-refinery models --pull smolvlm"
+
+
+def fetch_embedded() -> str:
+    """Return the command that fetches a real model for the embedded engine."""
+    return f"{program()} models --pull smolvlm"
 
 
 def describe(options: argparse.Namespace) -> int:
@@ -74,8 +80,8 @@ def describe(options: argparse.Namespace) -> int:
         )
         if any(is_toy(stage.model, client.place) for stage in (job.vision, job.text) if stage):
             print(
-                f"{TOY} is a toy that knows drawn shapes and colours only; get a real model with: "
-                f"{FETCH_EMBEDDED} - or install Ollama, then: ollama pull llava",
+                f"{TOY} is a stand-in that knows drawn shapes and colors only. Fetch a real model "
+                f"with: {fetch_embedded()} (or install Ollama, then run: ollama pull llava)",
                 file=sys.stderr,
             )
         captions = (
@@ -196,14 +202,14 @@ def choose(models: Sequence[Model], capability: str, url: str) -> str:
     Text models come before models that can see as well: they are the better writers for their size.
 
     Raises:
-        ModelNotFound: none can; the message names the usual one.
+        NoModel: none can; the message names the usual one.
     """
     able = [model for model in models if not model.lacks(capability)]
     if capability == "completion":
         able = [model for model in able if not is_toy(model.name, url)]
     able.sort(key=lambda model: is_toy(model.name, url))
     if not able:
-        raise ModelNotFound(USUAL_MODELS[capability], url)
+        raise NoModel(_CALLED[capability], USUAL_MODELS[capability], url)
     usual = [model for model in able if same_model(model.name, USUAL_MODELS[capability])]
     plain = [model for model in able if capability == "completion" and model.lacks("vision")]
     return (usual or plain or able)[0].name

@@ -12,12 +12,13 @@ from pathlib import Path
 from ..memory.report import readable
 from ..ollama_client import embedded
 from ..ollama_client.client import OllamaClient
-from ..ollama_client.errors import EMBEDDED, OllamaError
+from ..ollama_client.errors import EMBEDDED, EndpointMissing, OllamaError
+from ..ollama_client.program import install
 from ..ollama_client.servers import config_path, find_server, server_names
 from ..refine.checkpoints import PICKLE_SUFFIXES, SUFFIXES, read_checkpoint
 from ..refine.errors import CheckpointError, VocabularyError
 from ..refine.vocabulary import find_vocabulary
-from .describe import FETCH_EMBEDDED, USUAL_MODELS, is_toy
+from .describe import USUAL_MODELS, fetch_embedded, is_toy
 
 _PACKAGES = (
     "torch",
@@ -53,7 +54,7 @@ def _packages() -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             print(f"  {name}: not installed")
             missing.append(name)
-    return [f"Install what is missing: pip install {' '.join(missing)}"] if missing else []
+    return [f"Install what is missing: {install(' '.join(missing))}"] if missing else []
 
 
 def _graphics() -> list[str]:
@@ -89,11 +90,18 @@ def _server(name: str) -> list[str]:
         with OllamaClient(find_server(name)) as client:
             version = client.version()
             models = [client.with_capabilities(model) for model in client.models()]
-            loaded = client.loaded()
+            try:
+                loaded = client.loaded()
+                remark = ""
+            except EndpointMissing as error:
+                loaded, remark = [], str(error)
     except OllamaError as error:
         print(f'Server "{name}": not usable, see below')
         return [f'Server "{name}": {error}']
-    print(f'Server "{name}": Ollama {version} at {client.url}, {len(models)} models')
+    kind = "embedded engine" if client.place == EMBEDDED else f"Ollama {version} at {client.url}"
+    print(f'Server "{name}": {kind}, {len(models)} models')
+    if remark:
+        print(f"  It cannot say which models are loaded: {remark}")
     for model in loaded:
         print(f"  loaded: {model.name}, {readable(model.vram_bytes)} of GPU memory")
     problems: list[str] = []
@@ -103,7 +111,7 @@ def _server(name: str) -> list[str]:
         said = [f"{model} (a toy)" if model in toys else model for model in able]
         print(f"  {capability}: {', '.join(said) or 'none'}")
         if len(able) == len(toys):
-            how = FETCH_EMBEDDED if client.place == EMBEDDED else f"ollama pull {usual}"
+            how = fetch_embedded() if client.place == EMBEDDED else f"ollama pull {usual}"
             problems.append(f"Fetch a model for {capability}: {how}")
     return problems
 

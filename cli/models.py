@@ -13,14 +13,21 @@ from ..ollama_client.client import OllamaClient
 from ..ollama_client.errors import OllamaError
 from ..ollama_client.servers import EMBEDDED, Server, find_server
 
+_NOT_IN_OLLAMAS_LIBRARY = ("smolvlm", "smolvlm2")
+
 
 def list_models(server: str) -> int:
-    """Print the models of the server and of the embedded engine; 1 when there is none at all."""
+    """Print the models of the server and of the embedded engine.
+
+    Returns 1 where the server cannot be listed, or there is no model at all.
+    """
     count = 0
+    failed = False
     try:
         count += _list_models_of(find_server(server))
     except OllamaError as error:
-        print(error, file=sys.stderr)
+        print(f"Error: {error}", file=sys.stderr)
+        failed = True
     print(f"Embedded engine (OLLAMA_BASE_URL=embedded), GGUF files in {embedded.models_folder()}")
     for model in embedded.Library().models():
         can = ", ".join(model.capabilities)
@@ -28,7 +35,7 @@ def list_models(server: str) -> int:
         count += 1
     if reason := embedded.why_unavailable():
         print(reason, file=sys.stderr)
-    return 0 if count else 1
+    return 1 if failed or not count else 0
 
 
 def _list_models_of(server: Server) -> int:
@@ -45,10 +52,11 @@ def _list_models_of(server: Server) -> int:
 
 
 def pull_model(name: str, server: str) -> int:
-    """Fetch a model: those that the embedded engine knows for it, any other for Ollama."""
-    if name.partition(":")[0] in {known.partition(":")[0] for known in embedded.PULLABLE}:
+    """Fetch a model, for the embedded engine where Ollama's library lacks it, else for Ollama."""
+    chosen = find_server(server)
+    if chosen.url == EMBEDDED or name.partition(":")[0].lower() in _NOT_IN_OLLAMAS_LIBRARY:
         return _pull_embedded(name)
-    with OllamaClient(find_server(server)) as client, _Bar() as bar:
+    with OllamaClient(chosen) as client, _Bar() as bar:
         for step in client.pull(name):
             bar.show(step.status, step.completed_bytes, step.total_bytes)
     print(f"{name} is installed at {client.url}")

@@ -9,7 +9,7 @@ from .cuda import free_cuda_cache
 from .kept import free_refiner, keep_refiner
 from .ollama import finish_pending_unloads, unload_behind, unload_ollama
 from .policy import StageMemory, shares_gpu
-from .report import Freed
+from .report import Freed, log_freed
 
 __all__ = [
     "Freed",
@@ -19,6 +19,7 @@ __all__ = [
     "free_cuda_cache",
     "free_refiner",
     "keep_refiner",
+    "log_freed",
     "shares_gpu",
     "unload_behind",
     "unload_ollama",

@@ -9,9 +9,9 @@ from dataclasses import replace
 from ..ollama_client.client import UNLOAD_LIMIT_S, OllamaClient
 from ..ollama_client.errors import Cancelled, OllamaError
 from ..ollama_client.retry import patiently
-from ..ollama_client.servers import Server
+from ..ollama_client.servers import EMBEDDED, Server
 from ..ollama_client.transport import POLL_S, CancelCheck, Timeouts
-from .report import Freed
+from .report import Freed, log_freed
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,8 @@ def unload_ollama(
     Raises:
         Cancelled: `cancelled` said so; the model may still be loaded.
     """
-    what = f'Ollama\'s model "{model}"'
+    owner = "The embedded engine" if client.place == EMBEDDED else "Ollama"
+    what = f'{owner}\'s model "{model}"'
     try:
         unloaded = patiently(
             lambda: client.unload(model, cancelled=cancelled),
@@ -47,7 +48,7 @@ def unload_ollama(
         return Freed(what)
     if not unloaded.confirmed:
         log.warning(
-            "%s was asked to unload, but is still listed after %g s. See: ollama ps",
+            "%s is still listed %g s after it was asked to unload.",
             what,
             UNLOAD_LIMIT_S,
         )
@@ -61,7 +62,7 @@ def unload_behind(server: Server, model: str) -> None:
         try:
             timeouts = Timeouts(connect_s=2.0, quick_s=UNLOAD_LIMIT_S)
             with OllamaClient(server, timeouts) as client:
-                log.info("%s", unload_ollama(client, model))
+                log_freed(log, unload_ollama(client, model))
         finally:
             with _lock:
                 _pending.discard(threading.current_thread())

@@ -12,6 +12,7 @@ from ..ollama_client.transport import CancelCheck
 from .comfyui import free_comfyui, free_vram_bytes
 from .cuda import free_cuda_cache
 from .ollama import unload_behind, unload_ollama
+from .report import log_freed
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class StageMemory:
             return
         if settings.free_memory == "when needed" and _fits(model):
             return
-        log.info("Image Refinery freed %s; %s", free_comfyui(), free_cuda_cache())
+        log_freed(log, free_comfyui(), free_cuda_cache())
 
     def out_of_memory(self, client: OllamaClient, model: Model, settings: StageOptions) -> int:
         """Free ComfyUI's models, also where `before` thought that the model fits beside them.
@@ -38,7 +39,7 @@ class StageMemory:
         if not shares_gpu(client.server, model) or settings.free_memory == "never":
             return 0
         freed = free_comfyui(), free_cuda_cache()
-        log.info("Image Refinery freed %s; %s", *freed)
+        log_freed(log, *freed)
         return sum(part.bytes for part in freed)
 
     def after(self, client: OllamaClient, model: Model, *, cancelled: CancelCheck) -> None:
@@ -51,7 +52,7 @@ class StageMemory:
         except Cancelled:
             unload_behind(client.server, model.name)
             return
-        log.info("Image Refinery freed %s; %s", freed, free_cuda_cache())
+        log_freed(log, freed, free_cuda_cache())
 
 
 def shares_gpu(server: Server, model: Model) -> bool:

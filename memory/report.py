@@ -1,7 +1,8 @@
-"""What an action gave back."""
+"""What an action freed."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -9,13 +10,19 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 @dataclass(frozen=True)
 class Freed:
-    """How many bytes were given back, and by what; 0 bytes: there was nothing to give back."""
+    """How many bytes were freed, and by what; 0 bytes: there was nothing to free."""
 
     what: str
     bytes: int = 0
 
     def __str__(self) -> str:
         return f"{self.what}: {readable(self.bytes)}"
+
+
+def log_freed(log: logging.Logger, *parts: Freed) -> None:
+    """Log the parts that freed something; nothing where there was nothing to free."""
+    if freed := [str(part) for part in parts if part.bytes]:
+        log.info("Image Refinery freed %s", "; ".join(freed))
 
 
 def readable(count: int) -> str:

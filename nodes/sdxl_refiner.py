@@ -461,7 +461,7 @@ def _unload(refiner: ImageRefiner) -> None:
     from .. import memory
 
     freed = memory.Freed("the refiner", refiner.unload())
-    log.info("Image Refinery freed %s; %s", freed, memory.free_cuda_cache())
+    memory.log_freed(log, freed, memory.free_cuda_cache())
 
 
 def _first(inputs: dict[str, Any], id: str, default: Any) -> Any:

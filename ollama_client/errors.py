@@ -7,6 +7,7 @@
     |-- ServerUnreachable      nothing answers at the address
     |-- ServerTimeout          something answers, but too slowly
     |-- ModelNotFound          the model is not installed on the server
+    |   `-- NoModel            none that is installed can do it
     |-- NoVision               the model cannot see images
     |-- NoThinking             the model cannot think, or not at that level
     |-- ServerBusy             the server's queue is full, or a rate limit was met
@@ -17,6 +18,7 @@
     `-- UnexpectedResponse     any other response
         |-- AccessDenied       401 or 403
         |-- ConnectionBroke    the connection ended before a word of the answer
+        |-- EndpointMissing    the server does not have a part of Ollama's API, or speaks another
         `-- ContextTooLong     the request is longer than the model's context
 
 Every message is one or two sentences for the person at the screen: what was tried, where, and what
@@ -27,7 +29,10 @@ word "embedded" stands for the engine inside this package, whose user has no `ol
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from http import HTTPStatus
+
+from .program import program
 
 __all__ = [
     "AccessDenied",
@@ -35,8 +40,10 @@ __all__ = [
     "ConnectionBroke",
     "ContextTooLong",
     "EmptyAnswer",
+    "EndpointMissing",
     "IncompleteAnswer",
     "ModelNotFound",
+    "NoModel",
     "NoPrompt",
     "NoThinking",
     "NoVision",
@@ -89,9 +96,9 @@ class ServerUnreachable(OllamaError):
             message = f"The embedded engine does not answer ({reason}). Restart this program."
         else:
             message = (
-                f"No Ollama server answers at {url} ({reason}). Start it with: ollama serve - or "
-                "set OLLAMA_BASE_URL to the address where it runs, or to embedded for the engine "
-                "inside this package."
+                f"Can't reach Ollama at {url} ({reason}). Start the Ollama app (or run `ollama "
+                "serve`), or set OLLAMA_BASE_URL to the address where it runs, or to embedded for "
+                "the engine inside this package."
             )
         super().__init__(message)
         self.refused = refused
@@ -101,7 +108,7 @@ class ServerTimeout(OllamaError):
     """The server accepted the request and then stayed silent for too long."""
 
     def __init__(self, url: str, doing: str, seconds: float) -> None:
-        look = "Choose" if url == EMBEDDED else "See what it does with: ollama ps - or choose"
+        look = "Choose" if url == EMBEDDED else "Run `ollama ps` to see what it does, choose"
         super().__init__(
             f"{_name(url)} sent nothing for {seconds:g} s while {doing}. {look} a smaller model, "
             "or raise timeout_s in Ollama Options."
@@ -119,7 +126,18 @@ class ModelNotFound(OllamaError):
     def __init__(self, model: str, url: str) -> None:
         super().__init__(
             f'The model "{model}" is not installed {_in(url)}. Fetch '
-            + (_FETCH_EMBEDDED if url == EMBEDDED else f"it with: ollama pull {model}")
+            + (_fetch_embedded() if url == EMBEDDED else f"it with: ollama pull {model}")
+        )
+
+
+class NoModel(ModelNotFound):
+    """No model that is installed has a capability; nobody named one."""
+
+    def __init__(self, capability: str, usual: str, url: str) -> None:
+        OllamaError.__init__(
+            self,
+            f"No model for {capability} is installed {_in(url)}. Fetch "
+            + (_fetch_embedded() if url == EMBEDDED else f"one, such as: ollama pull {usual}"),
         )
 
 
@@ -130,7 +148,7 @@ class NoVision(OllamaError):
         super().__init__(
             f'The model "{model}" {_in(url)} cannot see images. Choose a model with vision, or '
             "fetch "
-            + (_FETCH_EMBEDDED if url == EMBEDDED else "one, for example with: ollama pull llava")
+            + (_fetch_embedded() if url == EMBEDDED else "one, for example with: ollama pull llava")
         )
 
 
@@ -263,6 +281,35 @@ class ContextTooLong(UnexpectedResponse):
     """The request is longer than the context of the model."""
 
 
+class EndpointMissing(UnexpectedResponse):
+    """The server does not know a path of Ollama's API.
+
+    Args:
+        api: what else it answers: "ollama" where it knows other parts of Ollama's API, "openai"
+            where it speaks OpenAI's, else "".
+    """
+
+    def __init__(self, url: str, status: int, said: str, path: str, api: str) -> None:
+        answer = f'{path} answered {_phrase(status)}: "{said or "nothing"}"'
+        if api == "openai":
+            message = (
+                f"The server at {url} speaks OpenAI's API, not Ollama's ({answer}). Set "
+                "OLLAMA_BASE_URL to an Ollama server."
+            )
+        elif api == "ollama":
+            message = (
+                f"The server at {url} lacks a part of Ollama's API ({answer}). Update it, or set "
+                "OLLAMA_BASE_URL to another server."
+            )
+        else:
+            message = (
+                f"The server at {url} does not look like Ollama ({answer}). Check OLLAMA_BASE_URL."
+            )
+        OllamaError.__init__(self, message)
+        self.status = status
+        self.said = said
+
+
 # Texts, which re compiles when they are first used: ComfyUI imports this when it starts.
 _OUT_OF_MEMORY = (
     r"(?i)out.of.memory|more system memory|insufficient memory|cudamalloc|failed to allocate"
@@ -286,6 +333,8 @@ def from_response(
     url: str,
     signin_url: str = "",
     key_withheld: bool = False,
+    path: str = "",
+    other_api: Callable[[], str] = str,
 ) -> OllamaError:
     """Return the error that a response stands for.
 
@@ -297,6 +346,8 @@ def from_response(
         said: the server's own text, from `{"error": ...}` or the body.
         signin_url: where to sign in, which a 401 of a cloud model carries.
         key_withheld: a key is configured, but the connection is not safe enough to send it.
+        path: what was asked for.
+        other_api: finds the `api` of `EndpointMissing`; called only where the path is missing.
     """
     said = shorten(said)
     # An error line in a stream has status 200, so the text decides wherever it can.
@@ -314,9 +365,9 @@ def from_response(
         return UnexpectedResponse(url, status, said, advice)
     if model and "not found" in said and "model" in said:
         return ModelNotFound(model, url)
-    if status == HTTPStatus.NOT_FOUND:
-        advice = "This does not look like Ollama: check OLLAMA_BASE_URL."
-        return UnexpectedResponse(url, status, said, advice)
+    # LM Studio answers 200 to a path that it does not know.
+    if status == HTTPStatus.NOT_FOUND or said.startswith("Unexpected endpoint"):
+        return EndpointMissing(url, status, said, path, other_api())
     if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         return ServerBusy(model, url, said or _phrase(status), status=status)
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
@@ -332,7 +383,8 @@ def shorten(text: str, limit: int = 300) -> str:
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
-_FETCH_EMBEDDED = "smolvlm, which sees and writes, with: image-refinery models --pull smolvlm"
+def _fetch_embedded() -> str:
+    return f"smolvlm, which describes and writes, with: {program()} models --pull smolvlm"
 
 
 def _name(url: str) -> str:
@@ -354,7 +406,7 @@ def _access_advice(status: int, signin_url: str, key_withheld: bool) -> str:
             "on the server, or check OLLAMA_BASE_URL."
         )
     if signin_url:
-        return f"Sign in with: ollama signin - or open {shorten(signin_url)}"
+        return f"Run `ollama signin`, or open {shorten(signin_url)}"
     return "Set OLLAMA_API_KEY, or the server's key in image-refinery.toml, and start again."
 
 

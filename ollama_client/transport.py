@@ -42,6 +42,8 @@ Json: TypeAlias = dict[str, Any]
 CancelCheck: TypeAlias = Callable[[], bool]
 
 POLL_S = 0.1
+_PEEK_S = 2.0
+_PEEK_BYTES = 2**20
 """How often `cancelled` is asked at least, in seconds."""
 GATHER_S = 0.02
 """Tokens that come quicker are handed on together: waking a thread costs more than reading one."""
@@ -114,7 +116,7 @@ class Transport:
         model = str(body.get("model", ""))
         call = _Call(self, "POST", path, body, max(limit, silence))
         for line in call.lines(limit, silence, doing, cancelled):
-            yield self._object(line, model)
+            yield self._object(line, model, path)
 
     def close(self) -> None:
         """Close idle connections; safe to call twice."""
@@ -140,9 +142,9 @@ class Transport:
         limit = self.timeouts.quick_s
         call = _Call(self, method, path, body, limit)
         text = b"\n".join(call.lines(limit, limit, doing, cancelled))
-        return self._object(text, str((body or {}).get("model", "")))
+        return self._object(text, str((body or {}).get("model", "")), path)
 
-    def _object(self, text: bytes, model: str) -> Json:
+    def _object(self, text: bytes, model: str, path: str) -> Json:
         try:
             value: Any = json.loads(text)
         except (ValueError, RecursionError):
@@ -153,9 +155,59 @@ class Transport:
         message = cast("Json", value)
         if said := message.get("error"):
             raise from_response(
-                200, str(said), model=model, url=self.place, key_withheld=self.key_withheld
+                200,
+                error_text(message) or str(said),
+                model=model,
+                url=self.place,
+                key_withheld=self.key_withheld,
+                path=path,
+                other_api=self.other_api,
             )
         return message
+
+    def other_api(self) -> str:
+        """Return which API a server speaks that lacks a path: "ollama" in part, "openai", or ""."""
+        for path, field, api in (
+            ("/api/version", "version", "ollama"),
+            ("/v1/models", "data", "openai"),
+        ):
+            answer = self._peek(path)
+            if isinstance(answer, dict) and answer.get(field):
+                return api
+        return ""
+
+    def _peek(self, path: str) -> Any:
+        """Return the JSON at a path, or None where there is none within two seconds."""
+        import requests
+
+        try:
+            with self.session.get(
+                self.url + path,
+                stream=True,
+                timeout=(self.timeouts.connect_s, _PEEK_S),
+                allow_redirects=False,
+            ) as response:
+                if response.status_code == 200:
+                    return json.loads(response.raw.read(_PEEK_BYTES, decode_content=True))
+        except (requests.RequestException, OSError, ValueError, RecursionError):
+            pass
+        return None
+
+
+def error_text(body: Json) -> str:
+    """Return a server's own words from the body of an error, "" where there are none.
+
+    >>> error_text({"error": "model 'x' not found"})  # Ollama
+    "model 'x' not found"
+    >>> error_text({"error": {"code": 404, "message": "File Not Found"}})  # OpenAI's form
+    'File Not Found'
+    >>> error_text({"detail": "Not Found"})  # FastAPI
+    'Not Found'
+    """
+    error = body.get("error")
+    if isinstance(error, dict):
+        error = cast("Json", error).get("message") or error
+    return str(error or body.get("detail") or "")
 
 
 _NOT_OLLAMA = (
@@ -172,6 +224,7 @@ class _Call:
         self._transport = transport
         self._request = (method, transport.url + path, None if body is None else _encoded(body))
         self._model = str((body or {}).get("model", ""))
+        self._path = path
         # The asking thread keeps the deadline; this one only must not outlive it for long.
         self._read_s = read_s + transport.timeouts.connect_s + _OUTLIVES_S
         self._lines: deque[bytes] = deque()
@@ -294,7 +347,7 @@ class _Call:
             body: Any = json.loads(text)
             if isinstance(body, dict):
                 fields = cast("Json", body)
-                said, signin_url = str(fields.get("error", "")), str(fields.get("signin_url", ""))
+                said, signin_url = error_text(fields), str(fields.get("signin_url", ""))
         raise from_response(
             status,
             said,
@@ -302,6 +355,8 @@ class _Call:
             url=self._transport.place,
             signin_url=signin_url,
             key_withheld=self._transport.key_withheld,
+            path=self._path,
+            other_api=self._transport.other_api,
         )
 
     def _failure(self, error: Exception) -> OllamaError:

@@ -46,7 +46,7 @@ ComfyUI `tests/comfyui` and `tests/browser/test_faults.py` do the same for one n
 fault. What the page shows when nothing listens, when Ollama has no memory, and while a busy server
 is asked again:
 
-![No Ollama server answers](pictures/fault-refused.png)
+![Can't reach Ollama](pictures/fault-refused.png)
 ![Out of memory](pictures/fault-oom.png)
 ![A second try](pictures/fault-busy-second-try.png)
 

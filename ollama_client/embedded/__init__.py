@@ -10,6 +10,7 @@ import atexit
 import importlib.util
 import threading
 
+from ..program import install
 from .library import Library, Model, UnknownModel, UnreadableModel, models_folder
 from .pull import PULLABLE, NotPullable, PullError, PullStatus, pull, pull_steps
 from .server import EmbeddedServer
@@ -46,9 +47,8 @@ def why_unavailable() -> str:
     if importlib.util.find_spec("xllamacpp"):
         return ""
     return (
-        "The embedded engine needs the package xllamacpp, which is not installed: run "
-        'pip install "image-refinery[embedded]", or pip install xllamacpp, with the Python that '
-        "runs this program."
+        "The embedded engine needs the package xllamacpp, which is not installed. Install it with: "
+        f"{install('xllamacpp')}"
     )
 
 

@@ -51,7 +51,7 @@ PAGE_HOLDS = """(words) => [...document.querySelectorAll("textarea, p, span, div
     String(w.value ?? "").includes(words)))"""
 
 FAULTS = [
-    ("refused", "No Ollama server answers at"),
+    ("refused", "Can't reach Ollama at"),
     ("drop", "The connection broke"),
     ("cut_mid_stream", "broke off after"),
     ("thinking_only", "its whole budget went into thinking"),

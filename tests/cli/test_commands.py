@@ -117,7 +117,7 @@ def test_no_server_is_one_sentence(
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
     assert main(["describe", str(photo)]) == 1
     printed = capsys.readouterr()
-    assert printed.err.startswith("Error: No Ollama server answers") and not printed.out
+    assert printed.err.startswith("Error: Can't reach Ollama at ") and not printed.out
     assert printed.err.count(". ") == 1 and "embedded" in printed.err, "what is wrong; what to do"
 
 
@@ -128,7 +128,7 @@ def test_the_toy_says_that_it_is_one(
     monkeypatch.setenv("OLLAMA_BASE_URL", "embedded")
     assert main(["describe", str(ROOT / "examples" / "scene.png")]) == 0
     printed = capsys.readouterr()
-    warnings = [line for line in printed.err.splitlines() if "toy-vision is a toy" in line]
+    warnings = [line for line in printed.err.splitlines() if "toy-vision is a stand-in" in line]
     assert len(warnings) == 1 and "image-refinery models --pull smolvlm" in warnings[0]
     assert "triangle" in printed.out and "toy-vision is" not in printed.out
     assert main(["doctor"]) == 1
@@ -142,7 +142,7 @@ def test_no_other_model_is_called_a_toy(photo: Path, ollama: FaultyOllama, capsy
 
     ollama.models = {"toy-vision:latest": vision_model("toy-vision")}
     assert main(["describe", str(photo)]) == 0
-    assert "is a toy" not in capsys.readouterr().err, "somebody's own model of that name"
+    assert "is a stand-in" not in capsys.readouterr().err, "somebody's own model of that name"
 
 
 def test_the_toy_is_chosen_only_where_nothing_else_can_see() -> None:
@@ -152,7 +152,7 @@ def test_the_toy_is_chosen_only_where_nothing_else_can_see() -> None:
     models = [Model(name="toy-vision:latest"), Model(name="zeta-vl:7b")]
     assert choose(models, "vision", "embedded") == "zeta-vl:7b"
     assert choose(models[:1], "vision", "embedded") == "toy-vision:latest"
-    with pytest.raises(ModelNotFound, match="smolvlm, which sees and writes"):
+    with pytest.raises(ModelNotFound, match="smolvlm, which describes and writes"):
         choose(models[:1], "completion", "embedded")
 
 
@@ -439,3 +439,34 @@ def test_an_empty_folder_says_which_files_are_read(tmp_path: Path, capsys: Any) 
     assert main(["describe", str(tmp_path)]) == 1
     printed = capsys.readouterr().err
     assert "There is nothing to describe." in printed and ".jpeg, .jpg, .png" in printed
+
+
+def test_qwens_tags_are_pulled_by_ollama(ollama: FaultyOllama, capsys: Any) -> None:
+    from faulty_ollama import text_model
+
+    ollama.pullable["qwen2.5:7b"] = text_model("qwen2.5:7b")
+    assert main(["models", "--pull", "qwen2.5:7b"]) == 0
+    (request,) = ollama.of("pull")
+    assert request.model == "qwen2.5:7b"
+    assert f"qwen2.5:7b is installed at {ollama.url}" in capsys.readouterr().out
+
+
+def test_what_ollamas_library_lacks_is_pulled_by_the_engine(
+    ollama: FaultyOllama, capsys: Any
+) -> None:
+    assert main(["models", "--pull", "smolvlm:9b"]) == 1
+    assert "cannot fetch 'smolvlm:9b', only these: smolvlm:256m" in capsys.readouterr().err
+    assert ollama.of("pull") == []
+
+
+def test_without_a_model_that_can_see_none_is_said_to_have_been_named(
+    photo: Path, ollama: FaultyOllama, capsys: Any
+) -> None:
+    del ollama.models["llava:latest"]
+    assert main(["describe", str(photo)]) == 1
+    message = capsys.readouterr().err
+    assert (
+        f"No model for describing images is installed on the Ollama server at {ollama.url}"
+        in message
+    )
+    assert "ollama pull llava" in message and 'model "llava"' not in message

@@ -134,3 +134,15 @@ def test_free_memory_does_what_it_says(
     with OllamaClient(LOCAL) as client:
         memory.StageMemory().before(client, PLAIN, StageOptions(free_memory=free_memory))
     assert ("unload" in manager.calls) is frees
+
+
+def test_an_unload_that_failed_is_not_logged_as_one(
+    ollama: FaultyOllama, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    ollama.always("unload", "bad_gateway")
+    with OllamaClient(Server(url=ollama.url)) as client:
+        client.load("llava")
+        memory.StageMemory().after(client, client.models()[0], cancelled=lambda: False)
+    assert "could not be unloaded" in caplog.text
+    assert "freed" not in caplog.text and "0 B" not in caplog.text

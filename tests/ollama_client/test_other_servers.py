@@ -1,0 +1,129 @@
+"""Servers that speak another API, or a part of Ollama's: what the message says."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from image_refinery.__main__ import main
+from image_refinery.ollama_client import OllamaClient, collect
+from image_refinery.ollama_client.errors import EndpointMissing, OllamaError
+from image_refinery.ollama_client.servers import Server
+
+Answer = tuple[int, Any]
+MODELS = {"object": "list", "data": [{"id": "qwen", "object": "model"}]}
+LLAMA_CPP = {"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}}
+LM_STUDIO = {"error": "Unexpected endpoint or method. (POST /api/chat)"}
+SERVERS: dict[str, tuple[dict[str, Answer], Answer]] = {
+    "llama-server": ({"/v1/models": (200, MODELS)}, (404, LLAMA_CPP)),
+    "LM Studio": ({"/v1/models": (200, MODELS)}, (200, LM_STUDIO)),
+    "vLLM": ({"/v1/models": (200, MODELS)}, (404, {"detail": "Not Found"})),
+    "oai2ollama": (
+        {
+            "/api/version": (200, {"version": "0.11.4"}),
+            "/api/tags": (200, {"models": []}),
+            "/v1/models": (200, MODELS),
+        },
+        (404, {"detail": "Not Found"}),
+    ),
+    "web server": ({}, (404, "<html>nothing here</html>")),
+}
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[str], str]]:
+    """Start a server of `SERVERS` on loopback and return its address."""
+    running: list[ThreadingHTTPServer] = []
+
+    def start(name: str) -> str:
+        routes, otherwise = SERVERS[name]
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                self.rfile.read(length)
+                status, body = routes.get(self.path, otherwise)
+                data = (body if isinstance(body, str) else json.dumps(body)).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = answer  # noqa: N815 (the names that http.server calls)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        running.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("llama-server", "speaks OpenAI's API, not Ollama's", "File Not Found"),
+        ("LM Studio", "speaks OpenAI's API, not Ollama's", "Unexpected endpoint or method."),
+        ("vLLM", "speaks OpenAI's API, not Ollama's", "Not Found"),
+        ("oai2ollama", "lacks a part of Ollama's API", "Not Found"),
+        ("web server", "does not look like Ollama", "nothing here"),
+    ],
+)
+def test_a_missing_path_is_named_with_the_servers_own_words(
+    serve: Callable[[str], str], name: str, words: str, said: str
+) -> None:
+    with (
+        OllamaClient(Server(name="x", url=serve(name))) as client,
+        pytest.raises(EndpointMissing) as raised,
+    ):
+        collect(client.chat("qwen", [{"role": "user", "content": "x"}]))
+    message = str(raised.value)
+    assert words in message and "/api/chat" in message and said in message
+    assert "{'" not in message and 'nothing"' not in message
+
+
+def test_a_model_that_is_not_found_is_still_that(serve: Callable[[str], str]) -> None:
+    SERVERS["ollama"] = ({}, (404, {"error": "model 'qwen' not found"}))
+    with (
+        OllamaClient(Server(name="x", url=serve("ollama"))) as client,
+        pytest.raises(OllamaError, match=r'The model "qwen" is not installed'),
+    ):
+        collect(client.chat("qwen", [{"role": "user", "content": "x"}]))
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> pytest.MonkeyPatch:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("IMAGE_REFINERY_MODELS", str(tmp_path / "gguf"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return monkeypatch
+
+
+def test_doctor_takes_a_missing_list_of_loaded_models_as_a_remark(
+    serve: Callable[[str], str], environment: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    environment.setenv("OLLAMA_BASE_URL", serve("oai2ollama"))
+    main(["doctor"])
+    printed = capsys.readouterr().out
+    assert 'Server "default": Ollama 0.11.4 at ' in printed and "not usable" not in printed
+    assert "It cannot say which models are loaded: " in printed and "/api/ps" in printed
+
+
+def test_models_fails_where_no_server_can_be_listed(
+    serve: Callable[[str], str], environment: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for url in ("http://127.0.0.1:9", serve("vLLM")):
+        environment.setenv("OLLAMA_BASE_URL", url)
+        assert main(["models"]) == 1
+        printed = capsys.readouterr()
+        assert printed.err.startswith("Error: ") and "Embedded engine" in printed.out
