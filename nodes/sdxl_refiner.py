@@ -459,8 +459,10 @@ def _wait_for(work: Callable[[], T], waiting: Callable[[int], None]) -> T:
 
 def _unload(refiner: ImageRefiner) -> None:
     from .. import memory
+    from ..refine.residency import free_cache
 
     freed = memory.Freed("the refiner", refiner.unload())
+    free_cache(refiner.device)  # on a CPU: ComfyUI's manager leaves freed memory to the C library
     memory.log_freed(log, freed, memory.free_cuda_cache())
 
 

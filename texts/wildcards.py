@@ -148,7 +148,7 @@ class _Expander:
         try:
             lines = self.files.lines(name)
         except OSError as error:
-            self.problems.append(f"__{name}__ cannot be read ({error.strerror}).")
+            self.problems.append(f"__{name}__ cannot be read ({error.strerror or error}).")
             return ()
         if not lines:
             self.problems.append(f"__{name}__ is no wildcard file with lines in it.")

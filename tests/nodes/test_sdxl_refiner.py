@@ -334,6 +334,19 @@ def test_unload_after_frees_the_device(node: Any, unload_after: bool, left: int)
     assert len(management.current_loaded_models) == left
 
 
+@pytest.mark.parametrize(("unload_after", "times"), [(True, 1), (False, 0)])
+def test_unloading_after_a_run_on_a_cpu_returns_freed_memory_to_the_system(
+    node: Any, monkeypatch: pytest.MonkeyPatch, unload_after: bool, times: int
+) -> None:
+    from image_refinery.refine import residency
+
+    execute(node, image(), unload_after=unload_after)  # the checkpoint is loaded
+    trims: list[None] = []
+    monkeypatch.setattr(residency, "_trim_heap", lambda: trims.append(None))
+    execute(node, image(), unload_after=unload_after)
+    assert len(trims) == times
+
+
 def test_progress_and_previews_reach_the_page(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import comfy.utils
     from server import PromptServer
