@@ -121,13 +121,13 @@ def test_shown_edited_held_saved_and_loaded_again(
 def test_a_saved_workflow_holds_no_text_of_another_run(page: Any, comfyui: Any) -> None:
     picture = comfyui.save_input(Image.new("RGB", (96, 64), "navy"))
     _, show, _ = page.evaluate(BUILD_GRAPH, picture)
-    run(page, comfyui)
-    wait_for_text(page, show, "Tensor 1 x 64 x 96 x 3")
-    history = run(page, comfyui)
-    png = history["prompt"][3]["extra_pnginfo"]["workflow"]
-    assert "Tensor 1 x" not in str(png), "what SaveImage would write into the PNG"
-    page.evaluate(RELOAD)
-    assert page.evaluate(VALUE, [show, "held_text"]) == ""
+    for _ in range(2):
+        history = run(page, comfyui)
+        png = history["prompt"][3]["extra_pnginfo"]["workflow"]
+        assert "Tensor 1 x" not in str(png), "what SaveImage would write into the PNG"
+        wait_for_text(page, show, "Tensor 1 x 64 x 96 x 3")
+        page.evaluate(RELOAD)
+        assert page.evaluate(VALUE, [show, "held_text"]) == ""
 
     page.evaluate(SET, [show, "held_text", "typed, not held"])
     page.evaluate(RELOAD)

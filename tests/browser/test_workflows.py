@@ -87,7 +87,9 @@ def load(page: Any, comfyui: Any, name: str) -> dict[str, Any]:
     """Open a workflow in the page, with the picture that every ComfyUI has."""
     graph = workflow(name)
     photo = ROOT / "examples" / "photo.jpg"
-    comfyui.save_input(Image.open(photo).convert("RGB").resize((512, 512)), "example.png")
+    (comfyui.base / "input" / "my images").mkdir(exist_ok=True)
+    for file in ("example.png", "my images/example.png"):
+        comfyui.save_input(Image.open(photo).convert("RGB").resize((512, 512)), file)
     page.evaluate(LOAD, graph)
     page.wait_for_timeout(800)
     return graph
@@ -220,9 +222,9 @@ def test_every_workflow_is_queued_from_the_page(
                 for key, value in entry["inputs"].items():
                     assert sent[id]["inputs"][key] == value, (name, id, key)
         picture(page, name)
-    captions = comfyui.base / "input" / "example.txt"
+    captions = comfyui.base / "input" / "my images" / "example.txt"
     assert captions.read_text(encoding="utf-8").startswith("A calm mountain lake")
-    tags = comfyui.base / "output" / "tags" / "example.txt"
+    tags = comfyui.base / "output" / "tags" / "my images" / "example.txt"
     assert tags.read_text(encoding="utf-8").startswith("serene alpine lake")
 
 

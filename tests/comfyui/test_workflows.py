@@ -43,7 +43,10 @@ def unknown(host: ComfyHost, prompt: Graph) -> set[str]:
 def ready(comfyui: ComfyHost) -> ComfyHost:
     """The picture, and empty files where models are named: they are validated, never read."""
     rng = np.random.default_rng(1)
-    comfyui.save_input(rng.integers(0, 255, (96, 128, 3), dtype=np.uint8), "example.png")
+    image = rng.integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    (comfyui.base / "input" / "my images").mkdir(exist_ok=True)
+    for name in ("example.png", "my images/example.png"):
+        comfyui.save_input(image, name)
     for prompt in map(graph, FILES):
         for entry in prompt.values():
             for id, folder in FOLDERS.items():
