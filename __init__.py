@@ -5,7 +5,6 @@ is imported here, so that `import image_refinery.refine` needs no ComfyUI and co
 """
 
 WEB_DIRECTORY = "./web"
-__version__ = "0.1.0"
 
 
 async def comfy_entrypoint():

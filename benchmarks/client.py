@@ -32,8 +32,8 @@ import PIL
 import torch
 from _measure import OUTPUT, ROOT, machine, stub_comfyui, table, write
 from _peers import CLIENT, as_base64, asking
+from image_refinery.captioning.images import encode_image
 from image_refinery.ollama_client import OllamaClient, Server, collect
-from image_refinery.ollama_client.images import encode_image
 from PIL import Image
 
 PHOTO = ROOT / "examples" / "photo.jpg"
@@ -149,7 +149,7 @@ def server() -> Iterator[Noted]:
 def our_way(url: str) -> Way:
     """Convert and encode as the nodes do, and ask through OllamaClient."""
     stub_comfyui()
-    from image_refinery.nodes.convert import pixels
+    from image_refinery.nodes.host.convert import pixels
 
     client = OllamaClient(Server(name="bench", url=url))
 

@@ -36,7 +36,7 @@ STATES = ("present", "absent", "hanging")
 NODE = "RefineryLLMImageRefine"
 WHOLE = "GET /object_info"
 STALE_S, FORGOTTEN_S = 1.05, 10.5
-"""A little more than FRESH_S of ollama_client/catalogue.py; than a look that hangs, and REST_S."""
+"""A little more than FRESH_S of nodes/host/model_lists.py; than a look that hangs, and REST_S."""
 ALLOWED_MS = 5.0
 WAITED_MS = 230.0
 """A request so much slower than the median has waited for a server: that takes 250 ms."""

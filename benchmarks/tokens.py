@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from _measure import OUTPUT, machine, simulated, stub_comfyui, table, write
+from image_refinery.captioning.stages import Stage, TextJob, Watcher, process
 from image_refinery.memory import StageMemory
 from image_refinery.ollama_client import OllamaClient, Server
-from image_refinery.ollama_client.stages import Stage, TextJob, Watcher, process
 
 MODEL, PROMPT = "llama3.2", "Tell me about lakes."
 RATES = (1000, 100)

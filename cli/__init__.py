@@ -1,1 +1,1 @@
-"""The commands of `__main__`, one module each."""
+"""The command line: main.py reads the arguments, every command has a module."""

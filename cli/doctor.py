@@ -9,11 +9,11 @@ import platform
 import sys
 from pathlib import Path
 
+from .._program import install
+from ..llm import llamacpp
 from ..memory.report import readable
-from ..ollama_client import embedded
 from ..ollama_client.client import OllamaClient
 from ..ollama_client.errors import EMBEDDED, EndpointMissing, OllamaError
-from ..ollama_client.program import install
 from ..ollama_client.servers import config_path, find_server, server_names
 from ..refine.checkpoints import PICKLE_SUFFIXES, SUFFIXES, read_checkpoint
 from ..refine.errors import CheckpointError, VocabularyError
@@ -117,10 +117,10 @@ def _server(name: str) -> list[str]:
 
 
 def _engine() -> list[str]:
-    if reason := embedded.why_unavailable():
+    if reason := llamacpp.why_unavailable():
         print(f"Embedded engine: {reason}")
         return []
-    names = [model.name for model in embedded.Library().models()]
+    names = [model.name for model in llamacpp.Library().models()]
     print(f"Embedded engine: ready, with {', '.join(names) or 'no models'}")
     return []
 

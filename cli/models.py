@@ -7,8 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..llm import llamacpp
 from ..memory.report import readable
-from ..ollama_client import embedded
 from ..ollama_client.client import OllamaClient
 from ..ollama_client.errors import OllamaError
 from ..ollama_client.servers import EMBEDDED, Server, find_server
@@ -28,12 +28,12 @@ def list_models(server: str) -> int:
     except OllamaError as error:
         print(f"Error: {error}", file=sys.stderr)
         failed = True
-    print(f"Embedded engine (OLLAMA_BASE_URL=embedded), GGUF files in {embedded.models_folder()}")
-    for model in embedded.Library().models():
+    print(f"Embedded engine (OLLAMA_BASE_URL=embedded), GGUF files in {llamacpp.models_folder()}")
+    for model in llamacpp.Library().models():
         can = ", ".join(model.capabilities)
         print(f"  {model.name:32} {readable(model.size):>10}  {can}")
         count += 1
-    if reason := embedded.why_unavailable():
+    if reason := llamacpp.why_unavailable():
         print(reason, file=sys.stderr)
     return 1 if failed or not count else 0
 
@@ -66,12 +66,12 @@ def pull_model(name: str, server: str) -> int:
 def _pull_embedded(name: str) -> int:
     try:
         with _Bar() as bar:
-            for step in embedded.pull_steps(name):
+            for step in llamacpp.pull_steps(name):
                 bar.show(step.status, step.completed, step.total)
-    except embedded.PullError as error:
+    except llamacpp.PullError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    print(f"{name} is in {embedded.models_folder()}; use it with OLLAMA_BASE_URL=embedded")
+    print(f"{name} is in {llamacpp.models_folder()}; use it with OLLAMA_BASE_URL=embedded")
     return 0
 
 

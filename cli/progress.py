@@ -12,9 +12,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..captioning.stages import Outcome, Watcher
 from ..memory import finish_pending_unloads
 from ..ollama_client.client import Answer
-from ..ollama_client.stages import Outcome, Watcher
 
 _TAIL_CHARACTERS = 40
 

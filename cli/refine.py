@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from .. import __version__
+from .._version import __version__
 from ..files import (
     UnreadablePicture,
     check_picture,

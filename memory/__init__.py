@@ -6,7 +6,6 @@ Ollama.
 
 from .comfyui import free_comfyui
 from .cuda import free_cuda_cache
-from .kept import free_refiner, keep_refiner
 from .ollama import finish_pending_unloads, unload_behind, unload_ollama
 from .policy import StageMemory, shares_gpu
 from .report import Freed, log_freed
@@ -17,8 +16,6 @@ __all__ = [
     "finish_pending_unloads",
     "free_comfyui",
     "free_cuda_cache",
-    "free_refiner",
-    "keep_refiner",
     "log_freed",
     "shares_gpu",
     "unload_behind",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
+from ..captioning.options import StageOptions
 from ..ollama_client.client import Model, OllamaClient
 from ..ollama_client.errors import Cancelled
-from ..ollama_client.options import StageOptions
 from ..ollama_client.servers import Server
 from ..ollama_client.transport import CancelCheck
 from .comfyui import free_comfyui, free_vram_bytes

@@ -10,7 +10,8 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..texts.shown import is_tensor, shown
-from . import convert, host
+from . import host
+from .host import convert
 
 if TYPE_CHECKING:
     import torch

@@ -72,6 +72,7 @@ class FreeMemory(io.ComfyNode):
     ) -> io.NodeOutput:
         """Free, and say on the node how much; a server that cannot be asked is said, no error."""
         from .. import memory
+        from .host.kept import free_refiner
 
         said: list[str] = []
         if ollama_models:
@@ -80,7 +81,7 @@ class FreeMemory(io.ComfyNode):
             host.stop()
         if comfyui_models:
             said.append(str(memory.free_comfyui()))
-            memory.free_refiner()  # off the GPU already, as one of ComfyUI's; now forgotten too
+            free_refiner()  # off the GPU already, as one of ComfyUI's; now forgotten too
         if cuda_cache:
             said.append(str(memory.free_cuda_cache()))
         log.info("Image Refinery freed %s", "; ".join(said) or "nothing: nothing is ticked")

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..captioning.options import vision_options
 from ..ollama_client.errors import OllamaError
-from ..ollama_client.options import vision_options
-from . import convert, host, stage_inputs
+from . import host, stage_inputs
+from .host import convert
 
 if TYPE_CHECKING:
     import torch
 
+    from ..captioning.watcher import Watcher
     from ..ollama_client.client import OllamaClient
-    from ..ollama_client.watcher import Watcher
 
 _NUMBERS = stage_inputs.vision_numbers()
 
@@ -62,8 +63,8 @@ class LLMDescribe(stage_inputs.AsksOllama):
     @classmethod
     def execute(cls, image: list[torch.Tensor], **inputs: list[Any]) -> io.NodeOutput:
         """Describe every image; errors as in LLM Image Refine."""
+        from ..captioning.stages import Job, Result, run
         from ..memory import StageMemory
-        from ..ollama_client.stages import Job, Result, run
         from .stage_run import ask_server, finish, to_texts
 
         began = time.monotonic()

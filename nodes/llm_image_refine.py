@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..captioning.options import text_options, vision_options
+from ..captioning.prompts import DEFAULT_INSTRUCTIONS
 from ..ollama_client.errors import OllamaError
-from ..ollama_client.options import text_options, vision_options
-from ..ollama_client.prompts import DEFAULT_INSTRUCTIONS
-from . import convert, host, stage_inputs
+from . import host, stage_inputs
+from .host import convert
 
 if TYPE_CHECKING:
     import torch
 
+    from ..captioning.stages import Job, Result
+    from ..captioning.watcher import Watcher
     from ..ollama_client.client import OllamaClient
-    from ..ollama_client.stages import Job, Result
-    from ..ollama_client.watcher import Watcher
 
 _VISION_NUMBERS = stage_inputs.vision_numbers("vision_")
 _TEXT_NUMBERS = stage_inputs.text_numbers("text_")
@@ -86,8 +87,8 @@ class LLMImageRefine(stage_inputs.AsksOllama):
     @classmethod
     def execute(cls, image: list[torch.Tensor], **inputs: list[Any]) -> io.NodeOutput:
         """Run both stages on every image; see spec/llm-image-refine for the error rules."""
+        from ..captioning.stages import Result, run
         from ..memory import StageMemory
-        from ..ollama_client.stages import Result, run
         from .stage_run import ask_server, finish, to_texts
 
         began = time.monotonic()
@@ -115,7 +116,7 @@ class LLMImageRefine(stage_inputs.AsksOllama):
 
 
 def _job(inputs: stage_inputs.Inputs) -> Job:
-    from ..ollama_client.stages import Job
+    from ..captioning.stages import Job
 
     return Job(
         vision=stage_inputs.stage(

@@ -11,7 +11,8 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..files import UnreadablePicture, find_pictures, inside, open_picture, subfolders
-from . import convert, host
+from . import host
+from .host import convert
 
 if TYPE_CHECKING:
     import torch

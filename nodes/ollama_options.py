@@ -7,8 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..ollama_client.images import MAX_SIDE_PX, MIN_SIDE_PX
-from ..ollama_client.options import FREE_MEMORY, THINK_LEVELS, StageOptions
+from ..captioning.images import MAX_SIDE_PX, MIN_SIDE_PX
+from ..captioning.options import FREE_MEMORY, THINK_LEVELS, StageOptions
 from . import host
 from .stage_inputs import OptionsType
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..captioning.options import text_options
 from ..ollama_client.errors import OllamaError
-from ..ollama_client.options import text_options
 from . import host, stage_inputs
 
 if TYPE_CHECKING:
+    from ..captioning.watcher import Outcome, Watcher
     from ..ollama_client.client import OllamaClient
-    from ..ollama_client.watcher import Outcome, Watcher
 
 _NUMBERS = stage_inputs.text_numbers()
 
@@ -78,8 +78,8 @@ class OllamaProcess(stage_inputs.AsksOllama):
     @classmethod
     def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
         """Ask once for each text; errors as in LLM Image Refine."""
+        from ..captioning.stages import TextJob, process
         from ..memory import StageMemory
-        from ..ollama_client.stages import TextJob, process
         from .stage_run import ask_server, finish, to_texts
 
         began = time.monotonic()

@@ -26,8 +26,9 @@ from ..refine.errors import (
     SettingsError,
 )
 from ..refine.settings import MemoryMode, OutputSize, RefineSettings, WorkingSize
-from . import convert, host
-from .refine_progress import NodeProgress
+from . import host
+from .host import convert
+from .host.refine_progress import NodeProgress
 from .stage_inputs import BadInput, one
 
 if TYPE_CHECKING:
@@ -401,22 +402,22 @@ def _check_masks(masks: list[torch.Tensor], images: list[torch.Tensor]) -> None:
 
 def _loaded_refiner(checkpoint: str, mode: MemoryMode) -> ImageRefiner:
     """Return the refiner that is kept in memory, or a new one in its place; its weights loaded."""
-    from .. import memory
+    from .host.kept import keep_refiner
 
     model = find_checkpoint(checkpoint)
     key: tuple[Hashable, ...] = (model, mode)
     if isinstance(model, Path):
         about = model.stat()
         key += (about.st_size, about.st_mtime_ns)
-    refiner = memory.keep_refiner(key, lambda: _make_refiner(model, mode))
+    refiner = keep_refiner(key, lambda: _make_refiner(model, mode))
     refiner.load()
     return refiner
 
 
 def _make_refiner(model: Path | str, mode: MemoryMode) -> ImageRefiner:
     from ..memory import comfyui
-    from ..memory.managed import ManagedResidency
     from ..refine import ImageRefiner
+    from .host.managed import ManagedResidency
 
     device = comfyui.compute_device()
     return ImageRefiner(

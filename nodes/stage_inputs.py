@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..captioning.options import TEXT_SAMPLING, VISION_SAMPLING, StageOptions
 from ..ollama_client.errors import OllamaError
-from ..ollama_client.options import TEXT_SAMPLING, VISION_SAMPLING, StageOptions
 from . import host
 
 if TYPE_CHECKING:
-    from ..ollama_client.stages import Stage
+    from ..captioning.stages import Stage
 
 USUAL_VISION_MODEL = "llava:latest"
 USUAL_TEXT_MODEL = "llama3.2:latest"
@@ -313,7 +313,7 @@ def stage(
         numbers: the stage's sampling widgets.
         defaults: `vision_options` or `text_options` of ollama_client.options.
     """
-    from ..ollama_client.stages import Stage
+    from ..captioning.stages import Stage
 
     name = str(one(inputs, model, "")).strip()
     if not name:

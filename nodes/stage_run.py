@@ -12,9 +12,9 @@ from typing import TypeVar
 from comfy_api.latest import io
 
 from .. import memory
+from ..captioning.stages import Outcome, Watcher
 from ..ollama_client.client import Answer, OllamaClient
 from ..ollama_client.errors import Cancelled, OllamaError
-from ..ollama_client.stages import Outcome, Watcher
 from . import host
 from .stage_inputs import ErrorText, Inputs, one, stops_on_error
 

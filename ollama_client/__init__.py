@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .client import collect as collect
     from .client import same_model as same_model
     from .errors import OllamaError as OllamaError
-    from .options import StageOptions as StageOptions
     from .servers import Server as Server
     from .servers import find_server as find_server
     from .servers import parse_host as parse_host
@@ -38,7 +37,6 @@ _HOMES = {
     "OllamaError": "errors",
     "PullProgress": "client",
     "Server": "servers",
-    "StageOptions": "options",
     "Timeouts": "transport",
     "Unloaded": "client",
     "collect": "client",
@@ -57,7 +55,6 @@ __all__ = [
     "OllamaError",
     "PullProgress",
     "Server",
-    "StageOptions",
     "Timeouts",
     "Unloaded",
     "collect",

@@ -173,11 +173,11 @@ class OllamaClient:
 
     def __post_init__(self) -> None:
         if self.server.url == EMBEDDED:
-            from . import embedded
+            from ..llm import llamacpp
 
             try:
-                url = embedded.start_shared()
-            except embedded.EngineMissing as error:
+                url = llamacpp.start_shared()
+            except llamacpp.EngineMissing as error:
                 raise ServerConfigError(str(error)) from error
             self.server = replace(self.server, url=url, embedded=True)
         self._transport = Transport(self.server, self.timeouts)

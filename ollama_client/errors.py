@@ -32,7 +32,7 @@ import re
 from collections.abc import Callable
 from http import HTTPStatus
 
-from .program import program
+from .._program import program
 
 __all__ = [
     "AccessDenied",

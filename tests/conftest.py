@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -93,6 +94,24 @@ def make_ollama() -> Iterator[Callable[..., FaultyOllama]]:
 def ollama(make_ollama: Callable[..., FaultyOllama]) -> FaultyOllama:
     """A scripted server of the newest release with `llava` (vision) and `llama3.2` (text)."""
     return make_ollama()
+
+
+@pytest.fixture
+def end_unloads() -> Callable[[FaultyOllama], None]:
+    """end_unloads(ollama): what is being unloaded is gone now.
+
+    So `unload_s` can be far longer than any pause of the machine, and no test waits for it.
+    """
+
+    def end(ollama: FaultyOllama) -> None:
+        def leaving() -> list[Any]:
+            return [entry for entry in ollama._residents.values() if entry.gone_at is not None]
+
+        assert ollama.wait_until(lambda: bool(leaving()), 20), "nothing is being unloaded"
+        for entry in leaving():
+            entry.gone_at = time.monotonic()
+
+    return end
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ A benchmark sees a regression only on a quiet machine; these fail on any. What a
 on purpose is written down here anew. Counted elsewhere, and not again here:
 
 - requests of both stages without the node, all images in one question, one load of a model that
-  both stages share (tests/ollama_client/test_stages.py); one connection for many calls
+  both stages share (tests/captioning/test_stages.py); one connection for many calls
   (test_client.py)
 - UNet evaluations with guidance_end (tests/refine/test_parity.py); tiles (test_progress.py)
 - the very same image object out, views of a batch (tests/nodes)
@@ -45,11 +45,11 @@ REWRITE = [("load", "llama3.2:latest"), ("chat", "llama3.2:latest")]
 
 MOST_PHOTO_BYTES = 504_000
 """A request body for the 1024 px photo: 489,652 bytes in both stages, and 3 % for other Pillows."""
-MOST_OWN_MODULES = 43
+MOST_OWN_MODULES = 44
 """40 when this was written. Each costs about 0.2 ms of every start of ComfyUI."""
 THIRD_PARTY = {"PIL"}
 ONLY_TO_RUN = {
-    *("ollama_client.client", "ollama_client.stages", "ollama_client.transport"),
+    *("ollama_client.client", "captioning.stages", "ollama_client.transport"),
     *("memory", "texts.wildcards", "refine.image_refiner", "refine.loading", "nodes.stage_run"),
 }
 
@@ -132,7 +132,7 @@ def test_describing_all_nodes_asks_for_the_models_once(
     """ComfyUI does this when it starts and each time the page is loaded."""
     from image_refinery.nodes import free_memory, host, llm_describe, llm_image_refine
     from image_refinery.nodes import ollama_process as process
-    from image_refinery.ollama_client import catalogue
+    from image_refinery.nodes.host import model_lists as catalogue
 
     monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
     monkeypatch.setattr(host, "catalogue", host.Catalogue(lambda: host.server_named("")))
@@ -177,7 +177,7 @@ def photo() -> torch.Tensor:
 
 def test_pixels_are_converted_without_a_second_copy() -> None:
     """The bytes of the result, and some rows to work in; a float copy would be four times that."""
-    from image_refinery.nodes import convert
+    from image_refinery.nodes.host import convert
 
     picture = photo()
     with Copies(picture.numel()) as copies:
@@ -196,7 +196,7 @@ def test_pixels_are_converted_without_a_second_copy() -> None:
 def test_each_image_is_converted_once(
     ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from image_refinery.nodes import convert
+    from image_refinery.nodes.host import convert
 
     converted: list[torch.Tensor] = []
     usual = convert.pixels
@@ -251,7 +251,7 @@ def opened() -> list[str]:
 @pytest.fixture
 def refiner(checkpoints: Path) -> Iterator[Any]:
     """The node, as ComfyUI calls it; afterwards no refiner is kept."""
-    from image_refinery import memory
+    from image_refinery.nodes.host.kept import free_refiner
     from image_refinery.nodes.sdxl_refiner import SDXLRefiner
 
     def run(images: torch.Tensor, **inputs: Any) -> torch.Tensor:
@@ -261,7 +261,7 @@ def refiner(checkpoints: Path) -> Iterator[Any]:
         return result.result[0][0]
 
     yield run
-    memory.free_refiner()
+    free_refiner()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 
 import image_refinery
 import pytest
+from image_refinery._version import __version__
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -78,7 +79,7 @@ def test_every_package_folder_is_listed() -> None:
 
 
 def test_the_version_is_said_once() -> None:
-    assert image_refinery.__version__ == PROJECT["project"]["version"]
+    assert __version__ == PROJECT["project"]["version"]
 
 
 def test_the_changelog_knows_the_version() -> None:
@@ -158,7 +159,7 @@ def test_the_wheel_holds_every_module(wheel: zipfile.Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "patterns"),
     [
-        ("ollama_client/embedded/models", ("*.gguf", "*.json")),
+        ("llm/llamacpp/models", ("*.gguf", "*.json")),
         ("refine", ("**/*.json", "**/*.txt")),
         ("web", ("**/*.js", "**/*.md")),
         ("locales", ("**/*.json",)),

@@ -21,11 +21,13 @@ NEEDED = (
     "requirements.txt",
 )
 NEEDED_FOLDERS = (
+    "captioning",
     "cli",
     "example_workflows",
     "examples",
     "files",
     "instructions",
+    "llm",
     "locales",
     "memory",
     "nodes",

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("nodes", "refine", "ollama_client", "memory", "texts", "files", "cli")
+PACKAGES = (
+    *("nodes", "refine", "captioning", "llm", "ollama_client", "memory", "texts", "files", "cli"),
+)
 CODE_FROM_DATA = {"eval", "exec", "compile", "__import__", "execfile"}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 OPENERS = {"torch.load", "numpy.load", "np.load", "yaml.load", "os.system", "os.popen"}
@@ -25,7 +27,7 @@ MAY_CONNECT = {
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
-    files = [ROOT / "__init__.py", ROOT / "__main__.py"]
+    files = [ROOT / "__init__.py", ROOT / "__main__.py", ROOT / "_program.py", ROOT / "_version.py"]
     files += [file for name in PACKAGES for file in sorted((ROOT / name).rglob("*.py"))]
     for file in files:
         yield file.relative_to(ROOT).as_posix(), ast.parse(file.read_text("utf-8"))
@@ -83,7 +85,7 @@ def test_nothing_is_unpickled() -> None:
 
 def test_commands_are_run_by_the_embedded_engine_only_and_never_by_a_shell() -> None:
     assert {name for name, module in imported() if module == "subprocess"} == {
-        "ollama_client/embedded/process.py"
+        "llm/llamacpp/process.py"
     }
     for _, node in nodes_of(ast.keyword):
         assert isinstance(node, ast.keyword)
@@ -92,7 +94,7 @@ def test_commands_are_run_by_the_embedded_engine_only_and_never_by_a_shell() -> 
 
 def test_only_few_files_can_reach_a_network() -> None:
     users = {name for name, module in imported() if module in NETWORK}
-    assert {name for name in users if "/embedded/" not in name} == MAY_CONNECT
+    assert {name for name in users if "/llamacpp/" not in name} == MAY_CONNECT
 
 
 def test_we_add_no_route_to_comfyui() -> None:

@@ -72,7 +72,7 @@ GUARDS = (
     ),
     Guard(
         "material cannot close its marks",
-        "ollama_client/prompts.py",
+        "captioning/prompts.py",
         'held = _CLOSING_MARK.sub(r"(\\1", material.strip())',
         "held = material.strip()",
         f"{SECURITY}::test_the_words_in_a_picture_are_data_for_the_second_model",
@@ -157,21 +157,21 @@ GUARDS = (
     ),
     Guard(
         "an empty batch asks nothing",
-        "ollama_client/stages.py",
+        "captioning/stages.py",
         "            if not all(groups):\n",
         "            if False:\n",
         f"{SECURITY}::test_an_empty_batch_asks_nothing",
     ),
     Guard(
         "arrays that are no picture are refused",
-        "ollama_client/images.py",
+        "captioning/images.py",
         "    if 0 in array.shape:\n",
         "    if False:\n",
         f"{SECURITY}::test_shapes_that_are_no_picture_are_one_sentence",
     ),
     Guard(
         "values that are no colour become one",
-        "nodes/convert.py",
+        "nodes/host/convert.py",
         "                    np.nan_to_num(scaled, copy=False)\n"
         "                np.clip(scaled, 0.0, 255.0, out=scaled)\n",
         "                    pass\n",
@@ -215,10 +215,10 @@ GUARDS = (
     ),
     Guard(
         "the embedded engine answers this machine's programs only",
-        "ollama_client/embedded/server.py",
+        "llm/llamacpp/server.py",
         'if not _is_loopback(self.headers.get("Host"), self.headers.get("Origin")):',
         "if False:",
-        "tests/ollama_client/embedded/test_api.py::test_web_pages_cannot_reach_it",
+        "tests/llm/llamacpp/test_api.py::test_web_pages_cannot_reach_it",
     ),
     Guard(
         "no code is made from data",
@@ -229,14 +229,14 @@ GUARDS = (
     ),
     Guard(
         "we add no route",
-        "nodes/host.py",
+        "nodes/host/__init__.py",
         '    server = getattr(PromptServer, "instance", None)\n',
         '    server = getattr(PromptServer, "instance", None)\n    PromptServer.instance.routes\n',
         "tests/test_security.py::test_we_add_no_route_to_comfyui",
     ),
     Guard(
         "the log holds no prompt",
-        "ollama_client/stages.py",
+        "captioning/stages.py",
         "        answer = self._with_room(model, stage, chat)\n",
         "        answer = self._with_room(model, stage, chat)\n"
         '        log.info("asked %s", messages)\n',

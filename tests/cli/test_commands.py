@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from image_refinery import __version__
 from image_refinery.__main__ import main
+from image_refinery._version import __version__
 from image_refinery.ollama_client.errors import ModelNotFound
 from PIL import Image
 

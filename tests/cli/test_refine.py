@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_refinery import __version__
 from image_refinery.__main__ import main
+from image_refinery._version import __version__
 from image_refinery.cli.compare import busiest_box, comparison
 from image_refinery.cli.refine import METADATA_KEY, target_files
 from PIL import Image

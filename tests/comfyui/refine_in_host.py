@@ -29,8 +29,8 @@ spec = importlib.util.spec_from_file_location(
 sys.modules["pack"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["pack"])
 refine = importlib.import_module("pack.refine")
-managed = importlib.import_module("pack.memory.managed")
-kept = importlib.import_module("pack.memory.kept")
+managed = importlib.import_module("pack.nodes.host.managed")
+kept = importlib.import_module("pack.nodes.host.kept")
 stages = importlib.import_module("pack.refine.stages")
 
 SETTINGS = refine.RefineSettings(prompt="a red circle", seed=3, working_size="as it is")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from image_refinery import memory
-from image_refinery.ollama_client import Model, OllamaClient, Server, StageOptions
+from image_refinery.captioning.options import StageOptions
+from image_refinery.ollama_client import Model, OllamaClient, Server
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama

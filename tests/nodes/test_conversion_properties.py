@@ -21,7 +21,7 @@ ODD_VALUES = st.floats(width=32, allow_nan=True, allow_infinity=True)
 
 
 def convert() -> Any:
-    from image_refinery.nodes import convert as module
+    from image_refinery.nodes.host import convert as module
 
     return module
 

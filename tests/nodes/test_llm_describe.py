@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from image_refinery.ollama_client import StageOptions
+from image_refinery.captioning.options import StageOptions
 from image_refinery.ollama_client.errors import OllamaError
 
 if TYPE_CHECKING:

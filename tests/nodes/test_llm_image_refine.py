@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from image_refinery.ollama_client import StageOptions
+from image_refinery.captioning.options import StageOptions
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from image_refinery.ollama_client import StageOptions
+from image_refinery.captioning.options import StageOptions
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from image_refinery.ollama_client import StageOptions
+from image_refinery.captioning.options import StageOptions
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_refinery import memory
 
 TINY = "tiny_refiner.safetensors"
 
@@ -20,10 +19,11 @@ TINY = "tiny_refiner.safetensors"
 @pytest.fixture
 def node(checkpoints: Path) -> Iterator[Any]:
     """The node class; afterwards no refiner is kept."""
+    from image_refinery.nodes.host.kept import free_refiner
     from image_refinery.nodes.sdxl_refiner import SDXLRefiner
 
     yield SDXLRefiner
-    memory.free_refiner()
+    free_refiner()
 
 
 def execute(node: Any, *batches: torch.Tensor, **inputs: Any) -> Any:
@@ -155,7 +155,7 @@ def mask_of(*values: float) -> torch.Tensor:
 def test_masks_are_paired_with_images(
     node: Any, masks: list[torch.Tensor], sizes: list[int], expected: list[float]
 ) -> None:
-    from image_refinery.nodes import convert
+    from image_refinery.nodes.host import convert
 
     batches = [torch.zeros(size, 8, 6, 3) for size in sizes]
     rows = convert.single_masks(masks, batches)
@@ -164,7 +164,7 @@ def test_masks_are_paired_with_images(
 
 
 def test_masks_that_fit_no_way_are_refused(node: Any) -> None:
-    from image_refinery.nodes import convert
+    from image_refinery.nodes.host import convert
 
     batches = [torch.zeros(3, 8, 6, 3)]
     for masks in ([mask_of(0.1, 0.2)], [mask_of(0.1), mask_of(0.2)], [mask_of(*[0.1] * 4)]):
@@ -305,7 +305,7 @@ def test_a_good_run_keeps_the_fingerprint(node: Any) -> None:
 
 
 def test_one_refiner_is_kept_until_another_is_asked_for(node: Any, checkpoints: Path) -> None:
-    from image_refinery.memory import kept
+    from image_refinery.nodes.host import kept
 
     execute(node, image())
     first = kept._kept
@@ -317,8 +317,8 @@ def test_one_refiner_is_kept_until_another_is_asked_for(node: Any, checkpoints: 
 
 def test_free_memory_forgets_the_refiner(node: Any) -> None:
     import comfy.model_management as management
-    from image_refinery.memory import kept
     from image_refinery.nodes.free_memory import FreeMemory
+    from image_refinery.nodes.host import kept
 
     execute(node, image(), unload_after=False)
     FreeMemory.execute(None, comfyui_models=True, cuda_cache=False, ollama_models=False)

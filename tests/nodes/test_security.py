@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests  # here: its import sets a warning filter, which must not happen in two threads
 import torch
+from image_refinery.captioning.options import StageOptions
 from image_refinery.files.pictures import UnreadablePicture, open_picture
-from image_refinery.ollama_client import OllamaClient, StageOptions, Timeouts, errors
+from image_refinery.ollama_client import OllamaClient, Timeouts, errors
 from image_refinery.ollama_client.retry import Retries
 
 if TYPE_CHECKING:

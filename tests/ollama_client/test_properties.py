@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from image_refinery.ollama_client import StageOptions, errors, parse_host
+from image_refinery.captioning.options import StageOptions, fold_seed
+from image_refinery.ollama_client import errors, parse_host
 from image_refinery.ollama_client.body import Base64, to_json
-from image_refinery.ollama_client.options import fold_seed
 from image_refinery.ollama_client.runaway import LONGEST_PHRASE, WINDOW, repeats
 from image_refinery.ollama_client.servers import parse_login
 from image_refinery.ollama_client.thinking import ThinkSplitter

@@ -12,18 +12,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from image_refinery.captioning.options import StageOptions
+from image_refinery.captioning.stages import Outcome, Stage, TextJob, Watcher, process
 from image_refinery.memory import StageMemory, finish_pending_unloads
-from image_refinery.ollama_client import (
-    Answer,
-    OllamaClient,
-    Server,
-    StageOptions,
-    Timeouts,
-    collect,
-    errors,
-)
+from image_refinery.ollama_client import Answer, OllamaClient, Server, Timeouts, collect, errors
 from image_refinery.ollama_client.retry import Retries
-from image_refinery.ollama_client.stages import Outcome, Stage, TextJob, Watcher, process
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama

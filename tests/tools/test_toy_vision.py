@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "toy_vision"
 MODULES = ("evaluate", "scenes", "vocabulary")
-MODELS = ROOT / "ollama_client" / "embedded" / "models"
+MODELS = ROOT / "llm" / "llamacpp" / "models"
 
 # Enough for the shares to be told apart, few enough for a second or two.
 FEW = 40

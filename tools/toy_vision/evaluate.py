@@ -22,7 +22,7 @@ import xllamacpp
 from PIL import Image, ImageOps
 from scenes import HELD_OUT_SEEDS, Scene, describe, draw_scene, score
 
-MODELS = Path(__file__).resolve().parents[2] / "ollama_client" / "embedded" / "models"
+MODELS = Path(__file__).resolve().parents[2] / "llm" / "llamacpp" / "models"
 CONTEXT = 512
 ERRORS_ONLY = 1
 

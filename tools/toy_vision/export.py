@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-MODELS = Path(__file__).resolve().parents[2] / "ollama_client" / "embedded" / "models"
+MODELS = Path(__file__).resolve().parents[2] / "llm" / "llamacpp" / "models"
 TEXT_FILE, VISION_FILE = "toy-vision.gguf", "mmproj-toy-vision.gguf"
 
 # Servers draw words at a temperature of 0.7 or 0.8 unless told otherwise. Logits that are three

@@ -1,0 +1,47 @@
+"""What a user types here to start this package's command line and to install a package."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent
+SCRIPT = "image-refinery"
+
+
+def program() -> str:
+    """Return the command that starts the command line here, such as `image-refinery`.
+
+    A folder in ComfyUI's custom_nodes, or one that was started as `python FOLDER`, is no installed
+    package and has no script: there it is `python custom_nodes/image-refinery`.
+    """
+    started_as_folder = Path(sys.argv[0]).name == "__main__.py" and _is_pack(sys.argv[0])
+    if started_as_folder or PACK.parent.name == "custom_nodes":
+        return f"{python()} {_shown(PACK)}"
+    return SCRIPT
+
+
+def python() -> str:
+    """Return the interpreter that runs this program, as one types it in the current folder."""
+    executable = Path(sys.executable)
+    return _shown(executable) if _is_inside(executable) else "python"
+
+
+def install(package: str) -> str:
+    """Return the command that installs a package for this program."""
+    return f"{python()} -m pip install {package}"
+
+
+def _is_pack(file: str) -> bool:
+    return Path(file).resolve().parent == PACK
+
+
+def _is_inside(path: Path) -> bool:
+    # Not resolved: the python of a virtual environment is a link.
+    return Path(os.path.abspath(path)).is_relative_to(Path.cwd())
+
+
+def _shown(path: Path) -> str:
+    text = os.path.relpath(path) if _is_inside(path) else str(path)
+    return f'"{text}"' if " " in text else text

@@ -1,0 +1,1 @@
+"""Language-model servers; llamacpp/ is the engine inside this package."""

@@ -1,0 +1,113 @@
+"""The names of installed models for a list on a page, without ever making the page wait."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ...ollama_client.errors import OllamaError
+from ...ollama_client.servers import Server, find_server
+
+if TYPE_CHECKING:
+    from ...ollama_client.client import Model
+
+log = logging.getLogger(__name__)
+
+FRESH_S = 1.0
+"""A list younger than this is given as it is."""
+WAIT_S = 0.25
+"""The longest that `names` waits for the server."""
+REST_S = 5.0
+"""After a failure nobody waits for this long; the look itself goes on behind."""
+
+START_REST_S = 0.2
+"""The first look waits for so long: ComfyUI asks while it loads packs, and this thread's imports
+would take the interpreter from that."""
+
+
+class Catalogue:
+    """Remembers what a server has; looks again in the background when somebody asks.
+
+    ComfyUI builds the description of a node on the thread that serves the page, for every request
+    and every queued prompt, so a server that is off or hangs must cost next to nothing there. The
+    first look of the process is never waited for, and after a wait in vain nobody waits until the
+    server has answered: a list that comes then is shown when the page asks once more.
+    """
+
+    def __init__(self, find: Callable[[], Server] = find_server) -> None:
+        self._find = find
+        self._lock = threading.Lock()
+        self._models: list[Model] = []
+        self._looked_at = float("-inf")
+        self._failed_at = float("-inf")
+        self._hangs = False
+        self._look: threading.Thread | None = None
+        self._looks = 0
+        self._listed = threading.Event()
+
+    def names(self, capability: str) -> list[str]:
+        """Return model names: those with `capability`, then those not known, then the others.
+
+        Args:
+            capability: "vision" or "completion", in Ollama's words.
+        """
+        now = time.monotonic()
+        if now - self._looked_at > FRESH_S:
+            listed = self._start_look()
+            # ComfyUI asks first while it loads the pack, long before there is a page to fill.
+            rests = self._hangs or now - self._failed_at <= REST_S
+            if self._looks > 1 and not rests:
+                self._hangs = not listed.wait(WAIT_S)
+        return [model.name for model in sorted(self._models, key=lambda m: _rank(m, capability))]
+
+    def _start_look(self) -> threading.Event:
+        with self._lock:
+            if self._look is None or not self._look.is_alive():
+                self._looks += 1
+                self._listed = threading.Event()
+                self._look = threading.Thread(
+                    target=self._run,
+                    args=(self._listed, START_REST_S if self._looks == 1 else 0.0),
+                    name="image-refinery-models",
+                    daemon=True,
+                )
+                self._look.start()
+            return self._listed
+
+    def _run(self, listed: threading.Event, rest_s: float) -> None:
+        time.sleep(rest_s)
+        try:
+            # Here, where nobody waits for it: ComfyUI makes the first list while it starts.
+            from ...ollama_client.client import OllamaClient
+            from ...ollama_client.transport import Timeouts
+
+            with OllamaClient(self._find(), Timeouts(connect_s=2.0, quick_s=5.0)) as client:
+                models = client.models()
+                # What was found out before is kept while the rest is asked for again.
+                known = {model.digest: model.capabilities for model in self._models}
+                self._models = [
+                    replace(model, capabilities=known.get(model.digest))
+                    if model.capabilities is None
+                    else model
+                    for model in models
+                ]
+                self._looked_at = time.monotonic()
+                self._failed_at, self._hangs = float("-inf"), False
+                listed.set()
+                # Servers before 0.30 tell capabilities one model at a time: once per digest.
+                self._models = [client.with_capabilities(model) for model in models]
+        except OllamaError as error:
+            self._failed_at = time.monotonic()
+            log.debug("The list of models could not be read: %s", error)
+        finally:
+            listed.set()
+
+
+def _rank(model: Model, capability: str) -> tuple[int, str]:
+    if model.capabilities is None:
+        return 1, model.name.lower()
+    return (0 if capability in model.capabilities else 2), model.name.lower()

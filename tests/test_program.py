@@ -1,0 +1,57 @@
+"""Commands in messages exist where they are read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from image_refinery import _program as module
+from image_refinery.ollama_client.errors import ModelNotFound
+
+
+@pytest.fixture
+def comfyui(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A ComfyUI with the pack in its custom_nodes, started in its own folder."""
+    pack = tmp_path / "ComfyUI" / "custom_nodes" / "my refinery"
+    pack.mkdir(parents=True)
+    monkeypatch.setattr(module, "PACK", pack)
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    monkeypatch.chdir(tmp_path / "ComfyUI")
+    return pack
+
+
+def test_in_comfyui_the_folder_is_the_command(comfyui: Path) -> None:
+    folder = Path("custom_nodes", "my refinery")
+    assert module.program() == f'python "{folder}"'
+    assert module.install("xllamacpp") == "python -m pip install xllamacpp"
+    assert f'python "{folder}" models --pull smolvlm' in str(ModelNotFound("x", "embedded"))
+
+
+def test_in_portable_comfyui_its_own_python_is_named(
+    comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = comfyui.parents[2]
+    monkeypatch.chdir(top)
+    monkeypatch.setattr(sys, "executable", str(top / "python_embeded" / "python.exe"))
+    python = Path("python_embeded", "python.exe")
+    folder = Path("ComfyUI", "custom_nodes", "my refinery")
+    assert module.program() == f'{python} "{folder}"'
+    assert module.install("xllamacpp") == f"{python} -m pip install xllamacpp"
+
+
+def test_an_installed_package_has_its_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/image-refinery"])
+    assert module.program() == "image-refinery"
+
+
+def test_a_folder_that_was_run_is_named_as_it_was(
+    comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = comfyui.parents[2] / "clone"
+    clone.mkdir()
+    monkeypatch.setattr(module, "PACK", clone)
+    monkeypatch.setattr(sys, "argv", [str(clone / "__main__.py")])
+    monkeypatch.chdir(clone.parent)
+    assert module.program() == "python clone"
