@@ -42,8 +42,6 @@ Json: TypeAlias = dict[str, Any]
 CancelCheck: TypeAlias = Callable[[], bool]
 
 POLL_S = 0.1
-_PEEK_S = 2.0
-_PEEK_BYTES = 2**20
 """How often `cancelled` is asked at least, in seconds."""
 GATHER_S = 0.02
 """Tokens that come quicker are handed on together: waking a thread costs more than reading one."""
@@ -51,6 +49,7 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 """A longer line, or a longer body, is refused: memory stays bounded whatever the server sends."""
 _ERROR_BODY_BYTES = 64 * 1024
 _OUTLIVES_S = 5.0
+_PEEK_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,10 +152,10 @@ class Transport:
         if not isinstance(value, dict):
             raise UnexpectedResponse(self.place, 200, shorten(str(value)[:300]), _NOT_OLLAMA)
         message = cast("Json", value)
-        if said := message.get("error"):
+        if message.get("error"):
             raise from_response(
                 200,
-                error_text(message) or str(said),
+                error_text(message) or text.decode("utf-8", "replace"),
                 model=model,
                 url=self.place,
                 key_withheld=self.key_withheld,
@@ -167,31 +166,25 @@ class Transport:
 
     def other_api(self) -> str:
         """Return which API a server speaks that lacks a path: "ollama" in part, "openai", or ""."""
-        for path, field, api in (
-            ("/api/version", "version", "ollama"),
-            ("/v1/models", "data", "openai"),
-        ):
-            answer = self._peek(path)
-            if isinstance(answer, dict) and answer.get(field):
-                return api
+        deadline = time.monotonic() + _PEEK_S
+        if self._peek("/api/version", deadline).get("version"):
+            return "ollama"
+        # Empty where no model is loaded.
+        if isinstance(self._peek("/v1/models", deadline).get("data"), list):
+            return "openai"
         return ""
 
-    def _peek(self, path: str) -> Any:
-        """Return the JSON at a path, or None where there is none within two seconds."""
-        import requests
-
+    def _peek(self, path: str, deadline: float) -> Json:
+        """Return the JSON object at a path, or {} where none arrives before the deadline."""
+        call = _Call(self, "GET", path, None, _PEEK_S, other_api=str)
+        lines = call.lines(
+            _PEEK_S, _PEEK_S, "answering " + path, lambda: time.monotonic() > deadline
+        )
         try:
-            with self.session.get(
-                self.url + path,
-                stream=True,
-                timeout=(self.timeouts.connect_s, _PEEK_S),
-                allow_redirects=False,
-            ) as response:
-                if response.status_code == 200:
-                    return json.loads(response.raw.read(_PEEK_BYTES, decode_content=True))
-        except (requests.RequestException, OSError, ValueError, RecursionError):
-            pass
-        return None
+            value: Any = json.loads(b"\n".join(lines))
+        except (OllamaError, ValueError, RecursionError):
+            return {}
+        return cast("Json", value) if isinstance(value, dict) else {}
 
 
 def error_text(body: Json) -> str:
@@ -203,11 +196,24 @@ def error_text(body: Json) -> str:
     'File Not Found'
     >>> error_text({"detail": "Not Found"})  # FastAPI
     'Not Found'
+    >>> error_text({"detail": [{"loc": ["body", "model"], "msg": "Field required"}]})
+    'Field required'
+    >>> error_text({"object": "error", "message": "Unknown path"})  # vLLM's older form
+    'Unknown path'
     """
-    error = body.get("error")
-    if isinstance(error, dict):
-        error = cast("Json", error).get("message") or error
-    return str(error or body.get("detail") or "")
+    for value in (body.get("error"), body.get("detail"), body.get("message")):
+        parts = cast("list[Any]", value) if isinstance(value, list) else [value]
+        words = [_message(part) for part in parts]
+        if any(words):
+            return "; ".join(filter(None, words))
+    return ""
+
+
+def _message(value: Any) -> str:
+    if isinstance(value, dict):
+        fields = cast("Json", value)
+        value = fields.get("message") or fields.get("msg")
+    return value if isinstance(value, str) else ""
 
 
 _NOT_OLLAMA = (
@@ -219,9 +225,16 @@ class _Call:
     """One request in a thread of its own, which feeds lines to the thread that asked."""
 
     def __init__(
-        self, transport: Transport, method: str, path: str, body: Json | None, read_s: float
+        self,
+        transport: Transport,
+        method: str,
+        path: str,
+        body: Json | None,
+        read_s: float,
+        other_api: Callable[[], str] | None = None,
     ) -> None:
         self._transport = transport
+        self._other_api = other_api or transport.other_api
         self._request = (method, transport.url + path, None if body is None else _encoded(body))
         self._model = str((body or {}).get("model", ""))
         self._path = path
@@ -347,7 +360,7 @@ class _Call:
             body: Any = json.loads(text)
             if isinstance(body, dict):
                 fields = cast("Json", body)
-                said, signin_url = error_text(fields), str(fields.get("signin_url", ""))
+                said, signin_url = error_text(fields) or text, str(fields.get("signin_url", ""))
         raise from_response(
             status,
             said,
@@ -356,7 +369,7 @@ class _Call:
             signin_url=signin_url,
             key_withheld=self._transport.key_withheld,
             path=self._path,
-            other_api=self._transport.other_api,
+            other_api=self._other_api,
         )
 
     def _failure(self, error: Exception) -> OllamaError:

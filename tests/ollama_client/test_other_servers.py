@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -31,6 +34,10 @@ SERVERS: dict[str, tuple[dict[str, Answer], Answer]] = {
         (404, {"detail": "Not Found"}),
     ),
     "web server": ({}, (404, "<html>nothing here</html>")),
+    "LM Studio without a model": ({"/v1/models": (200, {"data": []})}, (200, LM_STUDIO)),
+    "FastAPI's list": ({}, (404, {"detail": [{"loc": ["path"], "msg": "No such route"}]})),
+    "vLLM of 2024": ({}, (404, {"object": "error", "message": "No such route", "code": 404})),
+    "no words": ({}, (404, {"error": {"code": 404, "type": "unknown_url"}})),
 }
 
 
@@ -77,6 +84,14 @@ def serve() -> Iterator[Callable[[str], str]]:
         ("vLLM", "speaks OpenAI's API, not Ollama's", "Not Found"),
         ("oai2ollama", "lacks a part of Ollama's API", "Not Found"),
         ("web server", "does not look like Ollama", "nothing here"),
+        ("LM Studio without a model", "speaks OpenAI's API", "Unexpected endpoint or method."),
+        ("FastAPI's list", "does not look like Ollama", '"No such route"'),
+        ("vLLM of 2024", "does not look like Ollama", '"No such route"'),
+        (
+            "no words",
+            "does not look like Ollama",
+            '{"error": {"code": 404, "type": "unknown_url"}}',
+        ),
     ],
 )
 def test_a_missing_path_is_named_with_the_servers_own_words(
@@ -99,6 +114,58 @@ def test_a_model_that_is_not_found_is_still_that(serve: Callable[[str], str]) ->
         pytest.raises(OllamaError, match=r'The model "qwen" is not installed'),
     ):
         collect(client.chat("qwen", [{"role": "user", "content": "x"}]))
+
+
+BROKEN = {
+    "hangs": (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", 0),
+    "drips": (b"HTTP/1.1 200 OK\r\n\r\n", 200),
+    "is cut": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", None),
+    "is no gzip": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_list_of_models_does_not_hide_the_missing_path(how: str) -> None:
+    """Finding out which API a server speaks is bounded in time, and never becomes the error."""
+    first, blanks = BROKEN[how]
+    done = threading.Event()
+
+    def serve_one(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            received = b""
+            while b"\r\n\r\n" not in received:
+                received += connection.recv(65536)
+            if b" /v1/models " not in received:
+                connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone")
+                return
+            connection.sendall(first)
+            for _ in range(blanks or 0):
+                connection.sendall(b" \n")
+                if done.wait(0.1):
+                    return
+            if blanks is not None:
+                done.wait(20)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=serve_one, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        started = time.monotonic()
+        with (
+            OllamaClient(Server(name="x", url=url)) as client,
+            pytest.raises(EndpointMissing, match="/api/chat answered 404 Not Found"),
+        ):
+            collect(client.chat("qwen", [{"role": "user", "content": "x"}]))
+        assert time.monotonic() - started < 6
+        done.set()
 
 
 @pytest.fixture
