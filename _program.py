@@ -6,7 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-PACK = Path(__file__).resolve().parent
+# Not resolved: a pack that is linked into custom_nodes runs by that name.
+PACK = Path(os.path.abspath(__file__)).parent
 SCRIPT = "image-refinery"
 
 
@@ -34,7 +35,7 @@ def install(package: str) -> str:
 
 
 def _is_pack(file: str) -> bool:
-    return Path(file).resolve().parent == PACK
+    return Path(file).resolve().parent == PACK.resolve()
 
 
 def _is_inside(path: Path) -> bool:

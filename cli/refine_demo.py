@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from .._program import program
 from ..refine.errors import CheckpointError, HubError
 from ..refine.settings import RefineSettings
 from .compare import comparison
@@ -92,7 +93,7 @@ def _best_refiner(make: type[ImageRefiner]) -> tuple[ImageRefiner, RefineSetting
     if not STAND_IN.is_file():
         raise CheckpointError(
             f"{reason} The stand-in is in a checkout only: name a checkpoint with "
-            "IMAGE_REFINERY_REFINER, or run `image-refinery refine`, which downloads one."
+            f"IMAGE_REFINERY_REFINER, or run `{program()} refine`, which downloads one."
         )
     print(
         f"{reason}\nSo a stand-in refines: a model of a few MB that knows drawn scenes only.\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -55,3 +56,20 @@ def test_a_folder_that_was_run_is_named_as_it_was(
     monkeypatch.setattr(sys, "argv", [str(clone / "__main__.py")])
     monkeypatch.chdir(clone.parent)
     assert module.program() == "python clone"
+
+
+def test_a_pack_that_is_linked_into_custom_nodes_is_named_by_the_link(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    link = tmp_path / "custom_nodes" / "image-refinery"
+    link.parent.mkdir()
+    link.symlink_to(module.PACK, target_is_directory=True)
+    file = link / "ollama_client" / "program.py"
+    spec = importlib.util.spec_from_file_location("linked_program", file)
+    assert spec is not None and spec.loader is not None
+    linked = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(linked)
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    monkeypatch.chdir(tmp_path)
+    assert linked.program() == f"python {Path('custom_nodes', 'image-refinery')}"

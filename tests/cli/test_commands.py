@@ -273,6 +273,19 @@ def test_demo_leaves_pictures_and_a_text(photo: Path, capsys: Any) -> None:
     assert "a stand-in refines" in printed.err
 
 
+def test_demo_names_a_command_that_exists(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from image_refinery.cli import demo
+    from image_refinery.ollama_client import embedded
+
+    monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(embedded, "available", lambda: True)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "__main__.py")])
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    demo._best_client().close()
+    printed = capsys.readouterr().err
+    assert f"or run `python {ROOT} models --pull smolvlm`." in printed
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process on Windows")
 def test_ctrl_c_stops_the_server_and_unloads(photo: Path, ollama: FaultyOllama) -> None:
     from faulty_ollama import Reply
