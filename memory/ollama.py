@@ -30,7 +30,7 @@ def unload_ollama(
     Raises:
         Cancelled: `cancelled` said so; the model may still be loaded.
     """
-    owner = "The embedded engine" if client.place == EMBEDDED else "Ollama"
+    owner = "the embedded engine" if client.place == EMBEDDED else "Ollama"
     what = f'{owner}\'s model "{model}"'
     try:
         unloaded = patiently(
@@ -44,13 +44,11 @@ def unload_ollama(
     except Cancelled:
         raise
     except OllamaError as error:
-        log.warning("%s could not be unloaded: %s", what, error)
+        log.warning("Could not unload %s: %s", what, error)
         return Freed(what)
     if not unloaded.confirmed:
         log.warning(
-            "%s is still listed %g s after it was asked to unload.",
-            what,
-            UNLOAD_LIMIT_S,
+            "Could not unload %s: the server still lists it after %g s.", what, UNLOAD_LIMIT_S
         )
     return Freed(what, unloaded.vram_bytes)
 

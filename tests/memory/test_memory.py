@@ -145,5 +145,20 @@ def test_an_unload_that_failed_is_not_logged_as_one(
     with OllamaClient(Server(url=ollama.url)) as client:
         client.load("llava")
         memory.StageMemory().after(client, client.models()[0], cancelled=lambda: False)
-    assert "could not be unloaded" in caplog.text
+    assert 'Could not unload Ollama\'s model "llava:latest": ' in caplog.text
     assert "freed" not in caplog.text and "0 B" not in caplog.text
+
+
+def test_the_log_names_the_embedded_engine(
+    ollama: FaultyOllama, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with OllamaClient(Server(url=ollama.url, embedded=True)) as client:
+        client.load("llava")
+        memory.StageMemory().after(client, client.models()[0], cancelled=lambda: False)
+        ollama.always("unload", "bad_gateway")
+        client.load("llava")
+        memory.StageMemory().after(client, client.models()[0], cancelled=lambda: False)
+    what = 'the embedded engine\'s model "llava:latest": '
+    assert f"Image Refinery freed {what}" in caplog.text
+    assert f"Could not unload {what}" in caplog.text
