@@ -64,7 +64,7 @@ def test_a_pack_that_is_linked_into_custom_nodes_is_named_by_the_link(
     link = tmp_path / "custom_nodes" / "image-refinery"
     link.parent.mkdir()
     link.symlink_to(module.PACK, target_is_directory=True)
-    file = link / "ollama_client" / "program.py"
+    file = link / "_program.py"
     spec = importlib.util.spec_from_file_location("linked_program", file)
     assert spec is not None and spec.loader is not None
     linked = importlib.util.module_from_spec(spec)

@@ -275,10 +275,10 @@ def test_demo_leaves_pictures_and_a_text(photo: Path, capsys: Any) -> None:
 
 def test_demo_names_a_command_that_exists(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     from image_refinery.cli import demo
-    from image_refinery.ollama_client import embedded
+    from image_refinery.llm import llamacpp
 
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(embedded, "available", lambda: True)
+    monkeypatch.setattr(llamacpp, "available", lambda: True)
     monkeypatch.setattr(sys, "argv", [str(ROOT / "__main__.py")])
     monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
     demo._best_client().close()
