@@ -149,7 +149,7 @@ def test(extra: list[str]) -> int:
 
 
 def check(extra: list[str]) -> int:
-    """Lint, format check and type check; --fix puts right what ruff can."""
+    """Lint, format check, type check, import directions; --fix puts right what ruff can."""
     fix = "--fix" in extra
     if set(extra) - {"--fix"}:
         raise DevError("check takes no arguments but --fix.")
@@ -158,6 +158,7 @@ def check(extra: list[str]) -> int:
         run(ruff, "check", *(["--fix"] if fix else [])),
         run(ruff, "format", *([] if fix else ["--check"])),
         run(script("pyright"), "--pythonpath", PYTHON),
+        run(script("lint-imports"), "--no-cache"),
     ]
     return max(codes)
 

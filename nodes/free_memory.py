@@ -84,7 +84,7 @@ class FreeMemory(io.ComfyNode):
             free_refiner()  # off the GPU already, as one of ComfyUI's; now forgotten too
         if cuda_cache:
             said.append(str(memory.free_cuda_cache()))
-        log.info("Image Refinery freed %s", "; ".join(said) or "nothing: nothing is ticked")
+        log.info("Free Memory: %s", "; ".join(said) or "nothing is ticked")
         host.show(host.node_id(cls), *said)
         return io.NodeOutput(value, ui={"text": said})
 

@@ -20,7 +20,7 @@ def check_capabilities(request: ChatRequest, model: Model) -> None:
     if model.is_toy and request.messages and not request.has_images:
         raise bad_request(
             f"{request.model} is a toy that describes drawn pictures and writes nothing else: "
-            "choose a text model, such as smollm2:135m"
+            "choose a text model, such as smolvlm:256m"
         )
     if request.think and "thinking" not in abilities:
         raise bad_request(f'"{request.model}" does not support thinking')
