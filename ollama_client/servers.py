@@ -10,6 +10,7 @@ import ipaddress
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,6 +24,7 @@ DEFAULT_URL = "http://127.0.0.1:11434"
 DEFAULT_NAME = "default"
 CONFIG_NAME = "image-refinery.toml"
 
+_DNS_KEPT_S = 60.0
 _OLLAMA_PORT = 11434
 _SCHEME_PORTS = {"http": 80, "https": 443}
 
@@ -70,7 +72,7 @@ class Server:
     @property
     def is_this_machine(self) -> bool:
         """Loopback, Docker's name for the host, or a name that resolves to an address of ours."""
-        return self.is_loopback or _is_local_host(self.host)
+        return self.is_loopback or _is_local_host(self.host, int(time.monotonic() / _DNS_KEPT_S))
 
 
 def parse_host(text: str) -> str:
@@ -304,7 +306,8 @@ def _bad_address(what: str) -> ServerConfigError:
 
 
 @lru_cache(maxsize=64)
-def _is_local_host(host: str) -> bool:
+def _is_local_host(host: str, period: int) -> bool:
+    """Whether a name means this machine; looked up once in each period of `_DNS_KEPT_S`."""
     if host.lower() == "host.docker.internal":
         return True
     try:

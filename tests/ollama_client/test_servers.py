@@ -94,3 +94,25 @@ def test_which_machines_are_this_one() -> None:
     except OSError:
         pytest.skip(f"the host's own name {own} does not resolve here")
     assert Server(url=f"http://{own}:11434").is_this_machine
+
+
+def test_a_name_that_moves_to_another_machine_is_looked_up_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from image_refinery.ollama_client import servers
+
+    now = [1000.0]
+    addresses = ["127.0.0.1"]
+    asked: list[str] = []
+
+    def look_up(host: str, port: None) -> list[tuple[object, ...]]:
+        asked.append(host)
+        return [(None, None, None, "", (addresses[0], 0))]
+
+    monkeypatch.setattr(servers.socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(servers.time, "monotonic", lambda: now[0])
+    server = Server(url="http://moving.example:11434")
+    assert server.is_this_machine and server.is_this_machine
+    assert asked == ["moving.example"], "kept for a minute"
+    addresses[0], now[0] = "192.0.2.7", 1100.0
+    assert not server.is_this_machine
