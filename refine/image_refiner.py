@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .prompts import Conditioning
     from .stages import Stages
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "stabilityai/stable-diffusion-xl-refiner-1.0"
 MODEL_VARIABLE = "IMAGE_REFINERY_REFINER"
@@ -253,7 +253,7 @@ class ImageRefiner:
             )
         parts.choose_dtypes(self.device, self.use_fp16)
         if parts.advice:
-            LOG.warning("%s", parts.advice)
+            log.warning("%s", parts.advice)
         # After the checkpoint, whose loading keeps diffusers quiet while it is first imported.
         from .stages import Stages
 

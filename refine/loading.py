@@ -27,7 +27,7 @@ from .errors import CheckpointError, HubError
 from .parts import Parts
 from .vocabulary import find_vocabulary, holds_vocabulary
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _CONFIGS = Path(__file__).parent / "configs"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -226,7 +226,7 @@ def _fetch(repo_id: str, local_files_only: bool) -> Path:
         raise HubError(
             f"{repo_id} is not in the model hub's cache, and downloads are switched off."
         )
-    LOG.info("Downloading %s from the model hub (once; about 6 GB for the SDXL refiner).", repo_id)
+    log.info("Downloading %s from the model hub (once; about 6 GB for the SDXL refiner).", repo_id)
     try:
         folder = Path(snapshot_download(repo_id, allow_patterns=patterns))
         if not any((folder / "unet").glob("*.safetensors")):

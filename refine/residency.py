@@ -20,7 +20,7 @@ from torch import nn
 from .parts import Parts, Weights, own_tensors
 from .settings import MemoryMode
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 LOW_VRAM_BYTES = 3 * 2**29
 """How much of a streamed part stays on the device in low_vram mode: 1.5 GiB."""
@@ -94,7 +94,7 @@ class LocalResidency:
             free = free_bytes(self.device) + self.held_bytes()
             sizes = self._parts.weight_bytes()
             self.mode = choose_mode(free, sizes, self._most_working_bytes)
-            LOG.info("Refiner memory mode: %s (%.1f GiB free).", self.mode, free / 2**30)
+            log.info("Refiner memory mode: %s (%.1f GiB free).", self.mode, free / 2**30)
         try:
             self._move_in(part)
             yield
@@ -116,7 +116,7 @@ class LocalResidency:
         if not self._is_auto or mode == "low_vram":
             return False
         self.mode = "low_vram" if mode == "offload" else "offload"
-        LOG.warning("Out of memory: the refiner goes on in memory mode %s.", self.mode)
+        log.warning("Out of memory: the refiner goes on in memory mode %s.", self.mode)
         return True
 
     def release(self) -> int:

@@ -19,7 +19,7 @@ from .residency import Residency, free_cache, is_out_of_memory
 from .settings import RefineSettings
 from .tile import Tile
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 # Bytes of activations per pixel of the working picture, computed for the real architecture (see
@@ -182,7 +182,7 @@ class Stages:
                     raise
             free_cache(self.residency.device)
             self._vae_tile = VAE_TILES[place]
-            LOG.warning("Out of memory: the VAE goes on in tiles of %d px.", self._vae_tile)
+            log.warning("Out of memory: the VAE goes on in tiles of %d px.", self._vae_tile)
 
     def _run_vae(
         self, tiles: list[Tile], bytes_per_pixel: int, work: Callable[[], Result]

@@ -24,7 +24,7 @@ from .wire import (
     parse_keep_alive,
 )
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 MOST_MODELS = 3
 """Loaded at a time, as in Ollama."""
@@ -165,7 +165,7 @@ class Engine:
         try:
             if not slot.ready:
                 self._finish_load(slot, client)
-                logger.info("Loaded %s in %.1f s.", model.name, time.monotonic() - started)
+                log.info("Loaded %s in %.1f s.", model.name, time.monotonic() - started)
             yield Lease(slot.worker, time.monotonic() - started)
         finally:
             client.on_gone(None)
@@ -271,7 +271,7 @@ class Engine:
             del self._slots[slot.model.name]
         self._changed.notify_all()
         if slot.ready:
-            logger.info("Unloaded %s.", slot.model.name)
+            log.info("Unloaded %s.", slot.model.name)
 
     def _keep(self) -> None:
         """Unload what is due; sleeps until then, or until something changes."""

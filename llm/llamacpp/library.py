@@ -15,7 +15,7 @@ from typing import Any
 
 from .gguf_header import GgufError, Header, read_header
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 MODELS_VARIABLE = "IMAGE_REFINERY_MODELS"
 BUILT_IN = Path(__file__).parent / "models"
@@ -168,7 +168,7 @@ class Library:
     def _report(self, text: str) -> None:
         if text not in self._reported:  # lists are asked for again and again
             self._reported.add(text)
-            logger.warning("%s", text)
+            log.warning("%s", text)
 
 
 def default_places() -> list[Path]:

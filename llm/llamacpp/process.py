@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from .library import Model
 from .wire import ApiError, LoadOptions
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _WORKER = Path(__file__).with_name("worker.py")
 _MIB = 1 << 20
@@ -193,7 +193,7 @@ class Worker:
             for raw in stream:
                 line = raw.decode("utf-8", "replace").rstrip()
                 self._log.append(line)
-                logger.debug("%s", line)
+                log.debug("%s", line)
                 if not self._address:
                     self._note_memory(line)
 

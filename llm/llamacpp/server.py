@@ -29,7 +29,7 @@ from .pull import NotPullable, PullError, pull_steps
 from .watch import ClientWatch
 from .wire import ApiError, ChatRequest, bad_request, parse_chat, parse_generate
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 VERSION = "0.30.0"
 """What /api/version says: the release of Ollama whose behaviour this server follows."""
@@ -129,9 +129,9 @@ class _HttpServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if isinstance(sys.exc_info()[1], ConnectionError):
-            logger.debug("A client closed its connection.")
+            log.debug("A client closed its connection.")
         else:
-            logger.exception("A request to the embedded server failed.")
+            log.exception("A request to the embedded server failed.")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -149,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._dispatch("POST")
 
     def log_message(self, format: str, *args: Any) -> None:
-        logger.debug(format, *args)
+        log.debug(format, *args)
 
     @property
     def _app(self) -> _HttpServer:
@@ -223,9 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, request: ChatRequest, empty: dict[str, Any]) -> None:
         model = self._app.library.find(request.model)
         if request.unknown_options:
-            logger.warning(
-                "Options without a meaning here: %s.", ", ".join(request.unknown_options)
-            )
+            log.warning("Options without a meaning here: %s.", ", ".join(request.unknown_options))
         if not request.messages and request.keep_alive_s == 0:
             self._app.engine.unload(model)
             self._send_json(self._line(request, **empty, done=True, done_reason="unload"))
