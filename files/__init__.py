@@ -4,11 +4,10 @@ from .captions import (
     EXISTING,
     caption_file,
     caption_files,
-    one_line,
     same_name_message,
     write_caption,
 )
-from .folders import OutsideFolder, find_pictures, inside, subfolders
+from .folders import OutsideFolder, count_links_out, find_pictures, inside, subfolders
 from .pictures import (
     UnknownRange,
     UnreadablePicture,
@@ -26,10 +25,10 @@ __all__ = [
     "caption_file",
     "caption_files",
     "check_picture",
+    "count_links_out",
     "find_pictures",
     "inside",
     "normalized",
-    "one_line",
     "open_picture",
     "same_name_message",
     "subfolders",

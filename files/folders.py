@@ -55,15 +55,18 @@ def find_pictures(
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"There is no folder {folder}.")
-    wanted = (pattern.strip() or "*").lower()
     found = [
         path
-        for path in _walk(folder, recursive, follow_links)
-        if path.suffix.lower() in PICTURE_SUFFIXES
-        and fnmatch.fnmatchcase(path.name.lower(), wanted)
-        and (follow_links or _stays(folder, path))
+        for path in _named(folder, pattern, recursive, follow_links)
+        if follow_links or _stays(folder, path)
     ]
     return sorted(found, key=lambda path: _natural(path.relative_to(folder).as_posix()))
+
+
+def count_links_out(folder: Path, *, pattern: str = "*", recursive: bool = False) -> int:
+    """Return how many image files `find_pictures` leaves out: links that lead out of the folder."""
+    named = _named(folder, pattern, recursive, follow_links=False)
+    return sum(not _stays(folder, path) for path in named)
 
 
 def subfolders(folder: Path, *, deepest: int = 3, most: int = 500) -> list[str]:
@@ -88,6 +91,15 @@ def _folders_in(place: Path) -> list[Path]:
             ]
     except OSError:  # gone, or not ours to look into
         return []
+
+
+def _named(folder: Path, pattern: str, recursive: bool, follow_links: bool) -> Iterator[Path]:
+    """Image files by their names; links among them may lead out."""
+    wanted = (pattern.strip() or "*").lower()
+    for path in _walk(folder, recursive, follow_links):
+        name = path.name.lower()
+        if path.suffix.lower() in PICTURE_SUFFIXES and fnmatch.fnmatchcase(name, wanted):
+            yield path
 
 
 def _walk(folder: Path, recursive: bool, follow_links: bool) -> Iterator[Path]:

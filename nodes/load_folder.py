@@ -10,7 +10,14 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
-from ..files import UnreadablePicture, find_pictures, inside, open_picture, subfolders
+from ..files import (
+    UnreadablePicture,
+    count_links_out,
+    find_pictures,
+    inside,
+    open_picture,
+    subfolders,
+)
 from . import host
 from .host import convert
 
@@ -150,8 +157,8 @@ class LoadImagesFromFolder(io.ComfyNode):
                 "before start": min(start, len(found)),
                 "beyond limit": len(found) - len(chosen) - min(start, len(found)),
                 "unreadable": len(problems),
-                "links that lead out of the input folder": _links_out(
-                    folder, recursive, pattern, len(found)
+                "links that lead out of the input folder": count_links_out(
+                    inside(_input_folder(), folder), pattern=pattern, recursive=recursive
                 ),
             },
         )
@@ -182,13 +189,6 @@ def _found(folder: str, recursive: bool = False, pattern: str = "*") -> list[Pat
 
 def _slice(found: list[Path], start: int = 0, limit: int = 0) -> list[Path]:
     return found[start : start + limit if limit else None]
-
-
-def _links_out(folder: str, recursive: bool, pattern: str, found: int) -> int:
-    """How many images are left out because a link leads out of the input folder."""
-    place = inside(_input_folder(), folder)
-    everything = find_pictures(place, pattern=pattern, recursive=recursive, follow_links=True)
-    return max(0, len(everything) - found)
 
 
 def _summary(loaded: int, left_out: dict[str, int]) -> str:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from image_refinery.files import OutsideFolder, find_pictures, inside, subfolders
+from image_refinery.files import OutsideFolder, count_links_out, find_pictures, inside, subfolders
 
 
 @pytest.fixture
@@ -62,6 +62,8 @@ def test_links_that_lead_out(folder: Path, tmp_path: Path) -> None:
         inside(folder, "leak/secret.png")
     assert not any("leak" in name for name in names(folder, recursive=True))
     assert "leak" not in subfolders(folder)
+    assert count_links_out(folder, recursive=True) == 1, "a linked folder is not walked"
+    assert count_links_out(folder, pattern="b*") == 0
 
 
 def test_pictures_are_sorted_as_a_person_counts(folder: Path) -> None:
