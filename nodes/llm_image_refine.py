@@ -89,6 +89,7 @@ class LLMImageRefine(stage_inputs.AsksOllama):
         """Run both stages on every image; see spec/llm-image-refine for the error rules."""
         from ..captioning.stages import Result, run
         from ..memory import StageMemory
+        from ..ollama_client.client import Answer
         from .stage_run import ask_server, finish, to_texts
 
         began = time.monotonic()
@@ -105,7 +106,9 @@ class LLMImageRefine(stage_inputs.AsksOllama):
             failed = Result(description=results, refined=results)
             results = [failed] * (1 if one_question else len(images))
         outcomes = [result.refined or result.description for result in results]
-        verb = "described and rewrote" if any(r.refined for r in results) else "described"
+        # A failed description is its own rewrite, also where none was asked for.
+        rewrote = any(isinstance(result.refined, Answer) for result in results)
+        verb = "described and rewrote" if rewrote else "described"
         noun = "set of images" if one_question else "image"
         described = [result.description for result in results]
         finish(cls, verb, noun, outcomes, began, first_stage=described)

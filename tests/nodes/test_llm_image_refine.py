@@ -335,3 +335,15 @@ def test_a_second_try_and_a_cut_answer_are_said_on_the_node(
         cut_first[1].splitlines()[1]
         == "The answer was cut at num_predict. Raise it in Ollama Options."
     )
+
+
+def test_without_instructions_the_node_does_not_say_that_it_rewrote(
+    node: Any, ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server import PromptServer
+
+    monkeypatch.setattr(node, "hidden", type("Hidden", (), {"unique_id": "19"}))
+    ollama.script("chat", "empty")
+    execute(node, image(batch=3), user_instructions="")
+    last = PromptServer.instance.sent_texts[-1][1].splitlines()[0]
+    assert last.startswith("described 2 of 3 images in ")
