@@ -34,6 +34,11 @@ def install(package: str) -> str:
     return f"{python()} -m pip install {package}"
 
 
+def pull(model: str) -> str:
+    """Return the command that fetches a model for the embedded engine."""
+    return f"{program()} models --pull {model}"
+
+
 def _is_pack(file: str) -> bool:
     return Path(file).resolve().parent == PACK.resolve()
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .._program import pull
 from ..captioning.stages import Outcome
 from ..llm import llamacpp
 from ..ollama_client.client import OllamaClient
 from ..ollama_client.errors import ModelNotFound, OllamaError, ServerConfigError
 from ..ollama_client.servers import EMBEDDED, Server, find_server
 from ..refine.errors import RefineCancelled, RefineError
-from .describe import fetch_embedded, make_job, run_on_files, source
+from .describe import make_job, run_on_files, source
 from .refine_demo import refine_demo
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "scene.png"
@@ -84,7 +85,7 @@ def _best_client() -> OllamaClient:
     print(
         f"{reason}\nThe demo uses the embedded engine and its stand-in, which knows drawn shapes "
         "and colors only.\nFor real models: install Ollama and run `ollama pull llava` and "
-        f"`ollama pull llama3.2`, or run `{fetch_embedded()}`.",
+        f"`ollama pull llama3.2`, or run `{pull('smolvlm')}`.",
         file=sys.stderr,
     )
     return OllamaClient(Server(url=EMBEDDED))

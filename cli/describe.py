@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import memory
-from .._program import program
+from .._program import pull
 from ..captioning.options import (
     TEXT_SAMPLING,
     VISION_SAMPLING,
@@ -45,11 +45,6 @@ TOY = "toy-vision"
 _READ = f"Files that are read: {', '.join(sorted(PICTURE_SUFFIXES))}."
 
 
-def fetch_embedded() -> str:
-    """Return the command that fetches a real model for the embedded engine."""
-    return f"{program()} models --pull smolvlm"
-
-
 def describe(options: argparse.Namespace) -> int:
     """Describe and rewrite `options.images`; 0 if every one went well, else 1."""
     paths = _files(options.images, recursive=options.recursive)
@@ -81,7 +76,7 @@ def describe(options: argparse.Namespace) -> int:
         if any(is_toy(stage.model, client.place) for stage in (job.vision, job.text) if stage):
             print(
                 f"{TOY} is a stand-in that knows drawn shapes and colors only. Fetch a real model "
-                f"with: {fetch_embedded()} (or install Ollama, then run: ollama pull llava)",
+                f"with: {pull('smolvlm')} (or install Ollama, then run: ollama pull llava)",
                 file=sys.stderr,
             )
         captions = (

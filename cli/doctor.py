@@ -9,7 +9,7 @@ import platform
 import sys
 from pathlib import Path
 
-from .._program import install
+from .._program import install, pull
 from ..llm import llamacpp
 from ..memory.report import readable
 from ..ollama_client.client import OllamaClient
@@ -18,7 +18,7 @@ from ..ollama_client.servers import config_path, find_server, server_names
 from ..refine.checkpoints import PICKLE_SUFFIXES, SUFFIXES, read_checkpoint
 from ..refine.errors import CheckpointError, VocabularyError
 from ..refine.vocabulary import find_vocabulary
-from .describe import USUAL_MODELS, fetch_embedded, is_toy
+from .describe import USUAL_MODELS, is_toy
 
 _PACKAGES = (
     "torch",
@@ -111,7 +111,7 @@ def _server(name: str) -> list[str]:
         said = [f"{model} (a toy)" if model in toys else model for model in able]
         print(f"  {capability}: {', '.join(said) or 'none'}")
         if len(able) == len(toys):
-            how = fetch_embedded() if client.place == EMBEDDED else f"ollama pull {usual}"
+            how = pull("smolvlm") if client.place == EMBEDDED else f"ollama pull {usual}"
             problems.append(f"Fetch a model for {capability}: {how}")
     return problems
 

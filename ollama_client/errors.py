@@ -32,7 +32,7 @@ import re
 from collections.abc import Callable
 from http import HTTPStatus
 
-from .._program import program
+from .._program import pull
 
 __all__ = [
     "AccessDenied",
@@ -384,7 +384,7 @@ def shorten(text: str, limit: int = 300) -> str:
 
 
 def _fetch_embedded() -> str:
-    return f"smolvlm, which describes and writes, with: {program()} models --pull smolvlm"
+    return f"smolvlm, which describes and writes, with: {pull('smolvlm')}"
 
 
 def _name(url: str) -> str:
