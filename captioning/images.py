@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageOps
 
 from ..files import UnknownRange, normalized, with_8_bits
-from ..ollama_client.body import Base64
+from ..llm.body import Base64
 
 if TYPE_CHECKING:
     import numpy as np

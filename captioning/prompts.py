@@ -6,7 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from ..ollama_client.errors import NoPrompt
+from ..llm.errors import NoPrompt
 
 if TYPE_CHECKING:
     from ..ollama_client.client import Message

@@ -17,8 +17,7 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ..ollama_client.client import Answer, Message, Model, OllamaClient, collect, same_model
-from ..ollama_client.errors import (
+from ..llm.errors import (
     AccessDenied,
     Cancelled,
     ContextTooLong,
@@ -33,8 +32,9 @@ from ..ollama_client.errors import (
     ServerUnreachable,
     UnusableImage,
 )
-from ..ollama_client.retry import patiently
-from ..ollama_client.transport import CancelCheck
+from ..llm.http import CancelCheck
+from ..llm.retry import patiently
+from ..ollama_client.client import Answer, Message, Model, OllamaClient, collect, same_model
 from . import prompts
 from .images import RETRY_SIDE_PX, EncodedImage, encode_image
 from .options import DEFAULT_NUM_PREDICT, StageOptions, context_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..ollama_client.errors import OllamaError
+from ..llm.errors import OllamaError
 
 if TYPE_CHECKING:
     from ..ollama_client.client import Answer

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from .._program import pull
 from ..captioning.stages import Outcome
 from ..llm import llamacpp
+from ..llm.errors import ModelNotFound, OllamaError, ServerConfigError
+from ..llm.servers import EMBEDDED, Server, find_server
 from ..ollama_client.client import OllamaClient
-from ..ollama_client.errors import ModelNotFound, OllamaError, ServerConfigError
-from ..ollama_client.servers import EMBEDDED, Server, find_server
 from ..refine.errors import RefineCancelled, RefineError
 from .describe import make_job, run_on_files, source
 from .refine_demo import refine_demo

@@ -30,9 +30,9 @@ from ..files import (
     write_caption,
 )
 from ..files.folders import PICTURE_SUFFIXES
+from ..llm.errors import EMBEDDED, NoModel, OllamaError, UnusableImage
+from ..llm.servers import find_server
 from ..ollama_client.client import Model, OllamaClient, same_model
-from ..ollama_client.errors import EMBEDDED, NoModel, OllamaError, UnusableImage
-from ..ollama_client.servers import find_server
 from .progress import watching
 
 if TYPE_CHECKING:

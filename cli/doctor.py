@@ -11,10 +11,10 @@ from pathlib import Path
 
 from .._program import install, pull
 from ..llm import llamacpp
+from ..llm.errors import EMBEDDED, EndpointMissing, OllamaError
+from ..llm.servers import config_path, find_server, server_names
 from ..memory.report import readable
 from ..ollama_client.client import OllamaClient
-from ..ollama_client.errors import EMBEDDED, EndpointMissing, OllamaError
-from ..ollama_client.servers import config_path, find_server, server_names
 from ..refine.checkpoints import PICKLE_SUFFIXES, SUFFIXES, read_checkpoint
 from ..refine.errors import CheckpointError, VocabularyError
 from ..refine.vocabulary import find_vocabulary

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from .._version import __version__
-from ..ollama_client.errors import Cancelled, OllamaError
+from ..llm.errors import Cancelled, OllamaError
 from ..refine.errors import RefineCancelled, RefineError
 from ..refine.settings import MemoryMode
 

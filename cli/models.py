@@ -8,10 +8,10 @@ from typing import Any
 from tqdm import tqdm
 
 from ..llm import llamacpp
+from ..llm.errors import OllamaError
+from ..llm.servers import EMBEDDED, Server, find_server
 from ..memory.report import readable
 from ..ollama_client.client import OllamaClient
-from ..ollama_client.errors import OllamaError
-from ..ollama_client.servers import EMBEDDED, Server, find_server
 
 _NOT_IN_OLLAMAS_LIBRARY = ("smolvlm", "smolvlm2")
 

@@ -6,11 +6,11 @@ import logging
 import threading
 from dataclasses import replace
 
+from ..llm.errors import Cancelled, OllamaError
+from ..llm.http import POLL_S, CancelCheck, Timeouts
+from ..llm.retry import patiently
+from ..llm.servers import EMBEDDED, Server
 from ..ollama_client.client import UNLOAD_LIMIT_S, OllamaClient
-from ..ollama_client.errors import Cancelled, OllamaError
-from ..ollama_client.retry import patiently
-from ..ollama_client.servers import EMBEDDED, Server
-from ..ollama_client.transport import POLL_S, CancelCheck, Timeouts
 from .report import Freed, log_freed
 
 log = logging.getLogger(__name__)

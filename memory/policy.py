@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 from ..captioning.options import StageOptions
+from ..llm.errors import Cancelled
+from ..llm.http import CancelCheck
+from ..llm.servers import Server
 from ..ollama_client.client import Model, OllamaClient
-from ..ollama_client.errors import Cancelled
-from ..ollama_client.servers import Server
-from ..ollama_client.transport import CancelCheck
 from .comfyui import free_comfyui, free_vram_bytes
 from .cuda import free_cuda_cache
 from .ollama import unload_behind, unload_ollama

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..ollama_client.errors import OllamaError
+from ..llm.errors import OllamaError
 from . import host, stage_inputs
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..captioning.options import vision_options
-from ..ollama_client.errors import OllamaError
+from ..llm.errors import OllamaError
 from . import host, stage_inputs
 from .host import convert
 

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..captioning.options import text_options, vision_options
 from ..captioning.prompts import DEFAULT_INSTRUCTIONS
-from ..ollama_client.errors import OllamaError
+from ..llm.errors import OllamaError
 from . import host, stage_inputs
 from .host import convert
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..captioning.options import TEXT_SAMPLING, VISION_SAMPLING, StageOptions
-from ..ollama_client.errors import OllamaError
+from ..llm.errors import OllamaError
 from . import host
 
 if TYPE_CHECKING:

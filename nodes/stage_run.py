@@ -13,8 +13,8 @@ from comfy_api.latest import io
 
 from .. import memory
 from ..captioning.stages import Outcome, Watcher
+from ..llm.errors import Cancelled, OllamaError
 from ..ollama_client.client import Answer, OllamaClient
-from ..ollama_client.errors import Cancelled, OllamaError
 from . import host
 from .stage_inputs import ErrorText, Inputs, one, stops_on_error
 

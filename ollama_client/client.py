@@ -8,8 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, cast
 
-from ..texts.characters import whole_characters
-from .errors import (
+from ..llm.errors import (
     EMBEDDED,
     Cancelled,
     EmptyAnswer,
@@ -20,11 +19,12 @@ from .errors import (
     ServerConfigError,
     ServerUnreachable,
 )
-from .retry import Retries
-from .runaway import RepeatGuard
-from .servers import Server, find_server
-from .thinking import ThinkSplitter
-from .transport import CancelCheck, Json, Timeouts, Transport
+from ..llm.http import CancelCheck, Json, Timeouts, Transport
+from ..llm.retry import Retries
+from ..llm.runaway import RepeatGuard
+from ..llm.servers import Server, find_server
+from ..llm.thinking import ThinkSplitter
+from ..texts.characters import whole_characters
 
 __all__ = [
     "Answer",

@@ -49,7 +49,7 @@ MOST_OWN_MODULES = 44
 """40 when this was written. Each costs about 0.2 ms of every start of ComfyUI."""
 THIRD_PARTY = {"PIL"}
 ONLY_TO_RUN = {
-    *("ollama_client.client", "captioning.stages", "ollama_client.transport"),
+    *("ollama_client.client", "captioning.stages", "llm.http"),
     *("memory", "texts.wildcards", "refine.image_refiner", "refine.loading", "nodes.stage_run"),
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from image_refinery import _program as module
-from image_refinery.ollama_client.errors import ModelNotFound
+from image_refinery.llm.errors import ModelNotFound
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "she
 OPENERS = {"torch.load", "numpy.load", "np.load", "yaml.load", "os.system", "os.popen"}
 NETWORK = {"requests", "urllib3", "httpx", "aiohttp", "socket", "http", "huggingface_hub", "ftplib"}
 MAY_CONNECT = {
-    "ollama_client/transport.py",  # to the server that the environment or the file names
-    "ollama_client/servers.py",  # looks up whether a name is this machine
-    "ollama_client/errors.py",  # HTTP's words for a status
+    "llm/http.py",  # to the server that the environment or the file names
+    "llm/servers.py",  # looks up whether a name is this machine
+    "llm/errors.py",  # HTTP's words for a status
     "refine/loading.py",  # the hub id of the specification, where no file is given
     "refine/vocabulary.py",  # the hub's cache on this disk
 }
@@ -71,7 +71,7 @@ def test_every_test_that_the_page_names_exists() -> None:
 def test_the_scan_sees_the_pack() -> None:
     names = [name for name, _ in sources()]
     assert len(names) > 40 and "nodes/save_caption.py" in names
-    assert ("ollama_client/transport.py", "requests") in set(imported())
+    assert ("llm/http.py", "requests") in set(imported())
     assert ("memory/policy.py", "free_comfyui") in set(called())
 
 

@@ -22,6 +22,8 @@ import numpy as np
 import safetensors.torch
 import torch
 from image_refinery import memory
+from image_refinery.llm.errors import NoPrompt, OllamaError
+from image_refinery.llm.retry import Retries
 from image_refinery.nodes import ImageRefineryExtension, stage_run
 from image_refinery.nodes.display_anything import DisplayAnything
 from image_refinery.nodes.free_memory import FreeMemory
@@ -36,8 +38,6 @@ from image_refinery.nodes.sdxl_refiner import ON_ERROR, SDXLRefiner
 from image_refinery.nodes.text_to_filename import TextToFilename
 from image_refinery.nodes.wildcard_processor import WildcardProcessor
 from image_refinery.ollama_client import OllamaClient, Server, Timeouts
-from image_refinery.ollama_client.errors import NoPrompt, OllamaError
-from image_refinery.ollama_client.retry import Retries
 from image_refinery.refine.errors import RefineError
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook

@@ -17,8 +17,8 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ...captioning.watcher import Outcome, Watcher
-from ...ollama_client.errors import OllamaError
-from ...ollama_client.servers import CONFIG_NAME, Server, find_server, server_names
+from ...llm.errors import OllamaError
+from ...llm.servers import CONFIG_NAME, Server, find_server, server_names
 from ...texts.characters import whole_characters
 from .model_lists import Catalogue
 

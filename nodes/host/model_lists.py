@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ...ollama_client.errors import OllamaError
-from ...ollama_client.servers import Server, find_server
+from ...llm.errors import OllamaError
+from ...llm.servers import Server, find_server
 
 if TYPE_CHECKING:
     from ...ollama_client.client import Model
@@ -82,8 +82,8 @@ class Catalogue:
         time.sleep(rest_s)
         try:
             # Here, where nobody waits for it: ComfyUI makes the first list while it starts.
+            from ...llm.http import Timeouts
             from ...ollama_client.client import OllamaClient
-            from ...ollama_client.transport import Timeouts
 
             with OllamaClient(self._find(), Timeouts(connect_s=2.0, quick_s=5.0)) as client:
                 models = client.models()

@@ -22,8 +22,9 @@ from image_refinery.captioning.stages import (
     process,
     run,
 )
+from image_refinery.llm import errors
 from image_refinery.memory import StageMemory
-from image_refinery.ollama_client import Answer, OllamaClient, Server, errors
+from image_refinery.ollama_client import Answer, OllamaClient, Server
 from PIL import Image
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from image_refinery.__main__ import main
 from image_refinery._version import __version__
-from image_refinery.ollama_client.errors import ModelNotFound
+from image_refinery.llm.errors import ModelNotFound
 from PIL import Image
 
 if TYPE_CHECKING:

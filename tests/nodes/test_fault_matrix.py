@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
-from image_refinery.ollama_client import OllamaClient, Timeouts, errors
-from image_refinery.ollama_client.retry import Retries
-from image_refinery.ollama_client.transport import Transport
+from image_refinery.llm import errors
+from image_refinery.llm.http import Transport
+from image_refinery.llm.retry import Retries
+from image_refinery.ollama_client import OllamaClient, Timeouts
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
-    from image_refinery.ollama_client.servers import Server
+    from image_refinery.llm.servers import Server
 
 FULL = bool(os.environ.get("FULL_FAULT_MATRIX"))
 """All combinations; else each fault meets each node, with one value of on_error in turn."""

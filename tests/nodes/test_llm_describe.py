@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from image_refinery.captioning.options import StageOptions
-from image_refinery.ollama_client.errors import OllamaError
+from image_refinery.llm.errors import OllamaError
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
@@ -91,7 +91,7 @@ def test_a_run_that_cannot_begin_gives_one_message_per_image(node: Any) -> None:
 
 
 def test_stop_the_workflow_raises(node: Any) -> None:
-    from image_refinery.ollama_client.errors import NoVision
+    from image_refinery.llm.errors import NoVision
 
     with pytest.raises(NoVision, match="cannot see images"):
         execute(node, image(), vision_model="llama3.2", on_error="stop the workflow")

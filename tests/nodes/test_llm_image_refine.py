@@ -250,7 +250,7 @@ def test_bad_input_is_one_sentence(node: Any, inputs: dict[str, Any], words: str
 
 
 def test_stop_the_workflow_raises_the_message(node: Any, ollama: FaultyOllama) -> None:
-    from image_refinery.ollama_client.errors import EmptyAnswer, ServerConfigError
+    from image_refinery.llm.errors import EmptyAnswer, ServerConfigError
 
     ollama.script("chat", "empty")
     with pytest.raises(EmptyAnswer, match="Empty response from model"):

@@ -82,8 +82,8 @@ def test_an_empty_name_is_one_sentence(node: Any) -> None:
 
 
 def test_an_error_s_message_is_no_caption(node: Any, tmp_path: Path) -> None:
+    from image_refinery.llm.errors import NoPrompt
     from image_refinery.nodes.stage_run import to_texts
-    from image_refinery.ollama_client.errors import NoPrompt
 
     (message,) = to_texts([NoPrompt("nothing to ask")])
     output = save(node, text=message)

@@ -16,8 +16,9 @@ import requests  # here: its import sets a warning filter, which must not happen
 import torch
 from image_refinery.captioning.options import StageOptions
 from image_refinery.files.pictures import UnreadablePicture, open_picture
-from image_refinery.ollama_client import OllamaClient, Timeouts, errors
-from image_refinery.ollama_client.retry import Retries
+from image_refinery.llm import errors
+from image_refinery.llm.retry import Retries
+from image_refinery.ollama_client import OllamaClient, Timeouts
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama

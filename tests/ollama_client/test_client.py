@@ -9,8 +9,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from image_refinery.ollama_client import OllamaClient, Server, Timeouts, collect, errors, transport
-from image_refinery.ollama_client.servers import parse_login
+from image_refinery.llm import errors
+from image_refinery.llm import http as transport
+from image_refinery.llm.servers import parse_login
+from image_refinery.ollama_client import OllamaClient, Server, Timeouts, collect
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from image_refinery.__main__ import main
+from image_refinery.llm.errors import EndpointMissing, OllamaError
+from image_refinery.llm.servers import Server
 from image_refinery.ollama_client import OllamaClient, collect
-from image_refinery.ollama_client.errors import EndpointMissing, OllamaError
-from image_refinery.ollama_client.servers import Server
 
 Answer = tuple[int, Any]
 MODELS = {"object": "list", "data": [{"id": "qwen", "object": "model"}]}

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from image_refinery.captioning.options import StageOptions, fold_seed
-from image_refinery.ollama_client import errors, parse_host
-from image_refinery.ollama_client.body import Base64, to_json
-from image_refinery.ollama_client.runaway import LONGEST_PHRASE, WINDOW, repeats
-from image_refinery.ollama_client.servers import parse_login
-from image_refinery.ollama_client.thinking import ThinkSplitter
-from image_refinery.ollama_client.transport import _split_lines
+from image_refinery.llm import errors
+from image_refinery.llm.body import Base64, to_json
+from image_refinery.llm.http import _split_lines
+from image_refinery.llm.runaway import LONGEST_PHRASE, WINDOW, repeats
+from image_refinery.llm.servers import parse_login
+from image_refinery.llm.thinking import ThinkSplitter
+from image_refinery.ollama_client import parse_host
 
 HOSTS = st.one_of(
     st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?(\.[a-z]{2,5})?", fullmatch=True),

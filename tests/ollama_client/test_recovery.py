@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from image_refinery.captioning.options import StageOptions
 from image_refinery.captioning.stages import Outcome, Stage, TextJob, Watcher, process
+from image_refinery.llm import errors
+from image_refinery.llm.retry import Retries
 from image_refinery.memory import StageMemory, finish_pending_unloads
-from image_refinery.ollama_client import Answer, OllamaClient, Server, Timeouts, collect, errors
-from image_refinery.ollama_client.retry import Retries
+from image_refinery.ollama_client import Answer, OllamaClient, Server, Timeouts, collect
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama

@@ -38,9 +38,11 @@ def _load_package() -> None:
 
 _load_package()
 with atheris.instrument_imports(include=["image_refinery"]):
+    from image_refinery.captioning import prompts
     from image_refinery.captioning.options import StageOptions
-    from image_refinery.ollama_client import Server, client, errors, prompts, servers
-    from image_refinery.ollama_client.transport import Timeouts, Transport, _split_lines
+    from image_refinery.llm import errors, servers
+    from image_refinery.llm.http import Timeouts, Transport, _split_lines
+    from image_refinery.ollama_client import Server, client
     from image_refinery.texts import WildcardFiles, expand
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from image_refinery.captioning.stages import Job, Stage, run
+from image_refinery.llm.errors import UnexpectedResponse
 from image_refinery.llm.llamacpp import EmbeddedServer, why_unavailable
 from image_refinery.ollama_client import Answer, Message, OllamaClient, Server, collect
-from image_refinery.ollama_client.errors import UnexpectedResponse
 
 pytestmark = [
     pytest.mark.embedded,

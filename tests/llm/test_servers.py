@@ -6,8 +6,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from image_refinery.ollama_client.errors import ServerConfigError
-from image_refinery.ollama_client.servers import Server, find_server, server_names
+from image_refinery.llm.errors import ServerConfigError
+from image_refinery.llm.servers import Server, find_server, server_names
 
 CONFIG = """
 default = "studio"
@@ -99,7 +99,7 @@ def test_which_machines_are_this_one() -> None:
 def test_a_name_that_moves_to_another_machine_is_looked_up_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from image_refinery.ollama_client import servers
+    from image_refinery.llm import servers
 
     now = [1000.0]
     addresses = ["127.0.0.1"]

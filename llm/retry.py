@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from .errors import Cancelled, ConnectionBroke, OllamaError, ServerBusy, ServerUnreachable
-from .transport import POLL_S, CancelCheck
+from .http import POLL_S, CancelCheck
 
 T = TypeVar("T")
 
