@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageOps
 
 from ..files import UnknownRange, normalized, with_8_bits
-from ..llm.body import Base64
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +68,7 @@ def encode_image(
     else:
         prepared.save(file, "JPEG", quality=JPEG_QUALITY)
     return EncodedImage(
-        base64=Base64(base64.b64encode(file.getbuffer()), "ascii"),
+        base64=base64.b64encode(file.getbuffer()).decode("ascii"),
         size=prepared.size,
         format="PNG" if png else "JPEG",
     )

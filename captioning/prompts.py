@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..llm.errors import NoPrompt
 
 if TYPE_CHECKING:
-    from ..ollama_client.client import Message
+    from ..llm.backend import Message
 
 DESCRIBE_REQUEST = (
     "Describe this image in one detailed paragraph: the subject, what it does and where it is, "
@@ -34,18 +34,17 @@ _EDITOR_SYSTEM = (
 _CLOSING_MARK = re.compile(r"<(\s*/?\s*material)", re.IGNORECASE)
 
 
-def vision_messages(images: list[str], custom_prompt: str = "") -> list[Message]:
-    """Return the chat that asks for a description.
+def vision_messages(custom_prompt: str = "") -> list[Message]:
+    """Return the chat that asks for a description; the images go with its last message.
 
-    The request stands in the user turn, which small models obey; a custom one is the system
-    message as well.
+    The request is the user's turn, which small models obey. A custom one is the system message as
+    well.
 
     Args:
-        images: base64, one or more.
         custom_prompt: replaces the default request; blank: the default.
     """
     custom = custom_prompt.strip()
-    user: Message = {"role": "user", "content": custom or DESCRIBE_REQUEST, "images": images}
+    user: Message = {"role": "user", "content": custom or DESCRIBE_REQUEST}
     return [{"role": "system", "content": custom}, user] if custom else [user]
 
 
@@ -90,17 +89,18 @@ def _edit_messages(kind: str, material: str, instructions: str) -> list[Message]
     ]
 
 
-# Texts, which re compiles when they are first used: ComfyUI imports this when it starts.
-_FENCE = r"(?s)\A```[\w+-]*[ \t]*\n(?P<text>.*?)\n?```\Z"
-_PREFACE_LINE = (
-    r"(?i)\A(?:sure|certainly|of course|absolutely|okay|ok|here(?:'s|\u2019s| is| are))\b"
-    r"[^\n]{0,160}:[ \t*]*\n+"
+_FENCE = re.compile(r"\A```[\w+-]*[ \t]*\n(?P<text>.*?)\n?```\Z", re.DOTALL)
+_PREFACE_LINE = re.compile(
+    r"\A(?:sure|certainly|of course|absolutely|okay|ok|here(?:'s|\u2019s| is| are))\b"
+    r"[^\n]{0,160}:[ \t*]*\n+",
+    re.IGNORECASE,
 )
-_PREFACE_INLINE = (
-    r"(?i)\A(?:(?:sure|certainly|of course|absolutely|okay|ok)[,.!]?\s+)?"
+_PREFACE_INLINE = re.compile(
+    r"\A(?:(?:sure|certainly|of course|absolutely|okay|ok)[,.!]?\s+)?"
     r"here(?:'s|\u2019s| is| are)\b"
     r"[^\n:.]{0,80}\b(?:rewritten|rewrite|revised|refined|version|description|prompt|translation|"
-    r"result|keywords|text|caption)\b[^\n:.]{0,80}:[ \t*]*"
+    r"result|keywords|text|caption)\b[^\n:.]{0,80}:[ \t*]*",
+    re.IGNORECASE,
 )
 _QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb", "`": "`"}
 
@@ -128,8 +128,8 @@ def clean(text: str) -> str:
         return text
     kept = text
     for preface in (_PREFACE_LINE, _PREFACE_INLINE):
-        kept = re.sub(preface, "", kept, count=1).strip()
-    if fence := re.match(_FENCE, kept):
+        kept = preface.sub("", kept, count=1).strip()
+    if fence := _FENCE.match(kept):
         kept = fence["text"].strip()
     if len(kept) > 2 and (closing := _QUOTES.get(kept[0])) and kept[-1] == closing:
         inner = kept[1:-1]

@@ -10,14 +10,15 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from .._program import pull
-from ..captioning.stages import Outcome
+from ..captioning import Result
 from ..llm import llamacpp
-from ..llm.errors import ModelNotFound, OllamaError, ServerConfigError
+from ..llm.errors import LLMError, ModelNotFound, ServerConfigError
 from ..llm.servers import EMBEDDED, Server, find_server
-from ..ollama_client.client import OllamaClient
+from ..ollama_client import OllamaClient
 from ..refine.errors import RefineCancelled, RefineError
 from .describe import make_job, run_on_files, source
 from .refine_demo import refine_demo
+from .terminal import message
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "scene.png"
 INSTRUCTIONS = "Rewrite this description as one vivid sentence of a story."
@@ -38,24 +39,24 @@ def demo(image: Path | None, output: Path) -> int:
         try:
             job = make_job(client, instructions=INSTRUCTIONS)
         except ModelNotFound as error:
-            print(f"Nothing is rewritten: {error}", file=sys.stderr)
+            print(f"Nothing is rewritten: {message(error)}", file=sys.stderr)
             job = make_job(client)
         if job.text is not None:
             steady = dict(job.text.options) | {"temperature": _TEXT_TEMPERATURE, "num_predict": 160}
             job = replace(job, text=replace(job.text, options=steady))
-        (result,) = run_on_files(client, [path], job)
-    texts = [(f"Description, by {job.vision.model}", result.description)]
+        (caption,) = run_on_files(client, [path], job)
+    texts = [(f"Description, by {job.vision.model}", caption.description)]
     if job.text is not None:
-        texts.append((f"Rewritten by {job.text.model}", result.refined or result.description))
+        texts.append((f"Rewritten by {job.text.model}", caption.final))
     output.mkdir(parents=True, exist_ok=True)
-    lines = [f"{heading}:\n{_words(outcome)}\n" for heading, outcome in texts]
+    lines = [f"{heading}:\n{_words(result)}\n" for heading, result in texts]
     (output / "demo.txt").write_text(
         "\n".join([f"Instructions: {INSTRUCTIONS}\n", *lines]), "utf-8"
     )
     _draw(picture, texts).save(output / "demo.png")
     print("\n".join(lines))
     written = [output / "demo.png", output / "demo.txt"]
-    failed = any(isinstance(outcome, OllamaError) for _, outcome in texts)
+    failed = any(result.error for _, result in texts)
     try:
         written += refine_demo(picture, output, is_example=image is None)
     except RefineError as error:
@@ -71,15 +72,15 @@ def _best_client() -> OllamaClient:
     """Ollama where one answers and has a model that can see, else the embedded engine."""
     try:
         client = OllamaClient(find_server())
-        models = [client.with_capabilities(model) for model in client.models()]
+        models = [client.show(model) for model in client.list()]
         if any(not model.lacks("vision") for model in models):
-            kind = "The embedded engine" if find_server().url == EMBEDDED else "Ollama"
+            kind = "The embedded engine" if client.server.is_embedded else "Ollama"
             print(f"{kind} answers at {client.url}.", file=sys.stderr)
             return client
         reason = f"Ollama at {client.url} has no vision model (ollama pull llava)."
         client.close()
-    except OllamaError as error:
-        reason = str(error)
+    except LLMError as error:
+        reason = message(error)
     if not llamacpp.available():
         raise ServerConfigError(f"{reason} {llamacpp.why_unavailable()}")
     print(
@@ -91,20 +92,20 @@ def _best_client() -> OllamaClient:
     return OllamaClient(Server(url=EMBEDDED))
 
 
-def _words(outcome: Outcome) -> str:
-    return f"Error: {outcome}" if isinstance(outcome, OllamaError) else outcome.text
+def _words(result: Result) -> str:
+    return f"Error: {message(result.error)}" if result.error else result.text
 
 
-def _draw(picture: Image.Image, texts: list[tuple[str, Outcome]]) -> Image.Image:
+def _draw(picture: Image.Image, texts: list[tuple[str, Result]]) -> Image.Image:
     """The picture on the left, the texts beside it."""
     small = picture.convert("RGB")
     small.thumbnail((_PICTURE_PX, _PICTURE_PX))
     heading_font, text_font = ImageFont.load_default(20), ImageFont.load_default(17)
     x, y = _PICTURE_PX + 2 * _MARGIN_PX, _MARGIN_PX
     pieces: list[tuple[int, str, ImageFont.FreeTypeFont | ImageFont.ImageFont, str]] = []
-    for heading, outcome in texts:
+    for heading, result in texts:
         body = "\n".join(
-            textwrap.fill(line, _LINE_CHARACTERS) for line in _words(outcome).splitlines()
+            textwrap.fill(line, _LINE_CHARACTERS) for line in _words(result).splitlines()
         )
         for words, font, colour in (
             (heading, heading_font, "#2a6f97"),

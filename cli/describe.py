@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from .. import memory
 from .._program import pull
-from ..captioning.options import (
+from ..captioning import (
     TEXT_SAMPLING,
     VISION_SAMPLING,
+    Caption,
+    Job,
+    Result,
+    Stage,
     StageOptions,
+    run,
     text_options,
     vision_options,
 )
-from ..captioning.stages import Job, Outcome, Result, Stage, run
 from ..files import (
     UnreadablePicture,
     caption_file,
@@ -30,10 +34,12 @@ from ..files import (
     write_caption,
 )
 from ..files.folders import PICTURE_SUFFIXES
-from ..llm.errors import EMBEDDED, NoModel, OllamaError, UnusableImage
-from ..llm.servers import find_server
-from ..ollama_client.client import Model, OllamaClient, same_model
+from ..llm.backend import Model
+from ..llm.errors import NoModel, UnusableImage
+from ..llm.servers import Server, find_server
+from ..ollama_client import OllamaClient, same_model
 from .progress import watching
+from .terminal import message
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -73,7 +79,7 @@ def describe(options: argparse.Namespace) -> int:
             seed=options.seed,
             keep_loaded_s=60.0 * options.keep_loaded_minutes,
         )
-        if any(is_toy(stage.model, client.place) for stage in (job.vision, job.text) if stage):
+        if any(is_toy(stage.model, client.server) for stage in (job.vision, job.text) if stage):
             print(
                 f"{TOY} is a stand-in that knows drawn shapes and colors only. Fetch a real model "
                 f"with: {pull('smolvlm')} (or install Ollama, then run: ollama pull llava)",
@@ -82,18 +88,18 @@ def describe(options: argparse.Namespace) -> int:
         captions = (
             _Captions({path: files[path] for path in paths}, options) if options.txt else None
         )
-        results = run_on_files(client, paths, job, finished=captions)
+        done = run_on_files(client, paths, job, finished=captions)
     if captions is not None:
         print(f"{captions.written} captions written.", file=sys.stderr)
         for problem in captions.problems:
             print(f"Error: {problem}", file=sys.stderr)
-    for path, result in zip(paths, results, strict=True):
+    for path, caption in zip(paths, done, strict=True):
         if options.json:
-            print(json.dumps(_as_json(path, result, job), ensure_ascii=False))
+            print(json.dumps(_as_json(path, caption, job), ensure_ascii=False))
         elif captions is None:
-            _print_texts(path, result, heading=len(paths) > 1)
+            _print_texts(path, caption, heading=len(paths) > 1)
     unwritten = refused or (captions is not None and captions.problems)
-    return 1 if unwritten or any(_failed(result) for result in results) else 0
+    return 1 if unwritten or any(_failed(caption) for caption in done) else 0
 
 
 def _files(named: Sequence[Path], *, recursive: bool) -> list[Path]:
@@ -128,13 +134,13 @@ class _Captions:
         self.written = 0
         self.problems: list[str] = []
 
-    def __call__(self, index: int, result: Result) -> None:
-        (path, file), outcome = self._files[index], result.refined or result.description
-        if isinstance(outcome, OllamaError):
-            self.problems.append(f"{path}: {outcome}")
+    def __call__(self, index: int, caption: Caption) -> None:
+        path, file = self._files[index]
+        if caption.final.error:
+            self.problems.append(f"{path}: {message(caption.final.error)}")
             return
         try:
-            write_caption(file, outcome.text, **self._how)
+            write_caption(file, caption.final.text, **self._how)
         except OSError as error:
             self.problems.append(f"{file} cannot be written ({error.strerror or error}).")
         else:
@@ -145,8 +151,8 @@ def run_on_files(
     client: OllamaClient,
     paths: Sequence[Path],
     job: Job,
-    finished: Callable[[int, Result], None] | None = None,
-) -> list[Result]:
+    finished: Callable[[int, Caption], None] | None = None,
+) -> list[Caption]:
     """Run a job on image files, with progress on stderr; `finished` hears of each at once."""
     with watching() as watcher:
         return run(
@@ -172,9 +178,9 @@ def make_job(
     """Return the job with the node's defaults; a model that is not named is chosen."""
     settings = StageOptions()
     if not vision_model or (instructions and not text_model):
-        models = [client.with_capabilities(model) for model in client.models()]
-        vision_model = vision_model or choose(models, "vision", client.place)
-        text_model = text_model or (choose(models, "completion", client.place))
+        models = [client.show(model) for model in client.list()]
+        vision_model = vision_model or choose(models, "vision", client.server)
+        text_model = text_model or choose(models, "completion", client.server)
     return Job(
         vision=Stage(model=vision_model, options=vision_options(VISION_SAMPLING, seed, settings)),
         text=Stage(
@@ -189,7 +195,7 @@ def make_job(
     )
 
 
-def choose(models: Sequence[Model], capability: str, url: str) -> str:
+def choose(models: Sequence[Model], capability: str, server: Server) -> str:
     """Return the usual model if it is installed, else the first that can do it, a toy last.
 
     The toy cannot write without a picture.
@@ -201,18 +207,18 @@ def choose(models: Sequence[Model], capability: str, url: str) -> str:
     """
     able = [model for model in models if not model.lacks(capability)]
     if capability == "completion":
-        able = [model for model in able if not is_toy(model.name, url)]
-    able.sort(key=lambda model: is_toy(model.name, url))
+        able = [model for model in able if not is_toy(model.name, server)]
+    able.sort(key=lambda model: is_toy(model.name, server))
     if not able:
-        raise NoModel(_CALLED[capability], USUAL_MODELS[capability], url)
+        raise NoModel(_CALLED[capability], USUAL_MODELS[capability], server)
     usual = [model for model in able if same_model(model.name, USUAL_MODELS[capability])]
     plain = [model for model in able if capability == "completion" and model.lacks("vision")]
     return (usual or plain or able)[0].name
 
 
-def is_toy(name: str, place: str) -> bool:
-    """Whether a name means the toy of the embedded engine; `place` as the client says it."""
-    return place == EMBEDDED and same_model(name, TOY)
+def is_toy(name: str, server: Server) -> bool:
+    """Return whether a name means the built-in model of the embedded engine."""
+    return server.is_embedded and same_model(name, TOY)
 
 
 def source(path: Path) -> Callable[[], Image.Image]:
@@ -227,35 +233,35 @@ def source(path: Path) -> Callable[[], Image.Image]:
     return load
 
 
-def _print_texts(path: Path, result: Result, *, heading: bool) -> None:
+def _print_texts(path: Path, caption: Caption, *, heading: bool) -> None:
     if heading:
         print(f"== {path}")
-    _print_outcome(path, result.description)
-    if result.refined is not None and result.refined is not result.description:
+    _print_result(path, caption.description)
+    if caption.refined is not None and caption.refined is not caption.description:
         print()
-        _print_outcome(path, result.refined)
+        _print_result(path, caption.refined)
 
 
-def _print_outcome(path: Path, outcome: Outcome) -> None:
-    if isinstance(outcome, OllamaError):
-        # The error of an unreadable file names it already.
-        where = "" if str(outcome).startswith(f"{path} ") else f"{path}: "
-        print(f"Error: {where}{outcome}", file=sys.stderr)
-    else:
-        print(outcome.text)
+def _print_result(path: Path, result: Result) -> None:
+    if result.error is None:
+        print(result.text)
+        return
+    # The error of an unreadable file names it already.
+    where = "" if str(result.error).startswith(f"{path} ") else f"{path}: "
+    print(f"Error: {where}{message(result.error)}", file=sys.stderr)
 
 
-def _as_json(path: Path, result: Result, job: Job) -> dict[str, Any]:
+def _as_json(path: Path, caption: Caption, job: Job) -> dict[str, Any]:
     entry: dict[str, Any] = {"image": str(path), "vision_model": job.vision.model}
     if job.text is not None:
         entry["text_model"] = job.text.model
-    for name, outcome in (("description", result.description), ("refined_output", result.refined)):
-        if isinstance(outcome, OllamaError):
-            entry["error"] = str(outcome)
-        elif outcome is not None:
-            entry[name] = outcome.text
+    for name, result in (("description", caption.description), ("refined_output", caption.refined)):
+        if result and result.error:
+            entry["error"] = message(result.error)
+        elif result:
+            entry[name] = result.text
     return entry
 
 
-def _failed(result: Result) -> bool:
-    return any(isinstance(o, OllamaError) for o in (result.description, result.refined))
+def _failed(caption: Caption) -> bool:
+    return any(result and result.error for result in (caption.description, caption.refined))

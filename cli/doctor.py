@@ -11,14 +11,15 @@ from pathlib import Path
 
 from .._program import install, pull
 from ..llm import llamacpp
-from ..llm.errors import EMBEDDED, EndpointMissing, OllamaError
+from ..llm.errors import EndpointMissing, LLMError
 from ..llm.servers import config_path, find_server, server_names
 from ..memory.report import readable
-from ..ollama_client.client import OllamaClient
+from ..ollama_client import OllamaClient
 from ..refine.checkpoints import PICKLE_SUFFIXES, SUFFIXES, read_checkpoint
 from ..refine.errors import CheckpointError, VocabularyError
 from ..refine.vocabulary import find_vocabulary
 from .describe import USUAL_MODELS, is_toy
+from .terminal import message
 
 _PACKAGES = (
     "torch",
@@ -89,16 +90,17 @@ def _server(name: str) -> list[str]:
     try:
         with OllamaClient(find_server(name)) as client:
             version = client.version()
-            models = [client.with_capabilities(model) for model in client.models()]
+            models = [client.show(model) for model in client.list()]
             try:
-                loaded = client.loaded()
+                loaded = client.ps()
                 remark = ""
             except EndpointMissing as error:
-                loaded, remark = [], str(error)
-    except OllamaError as error:
+                loaded, remark = [], message(error)
+    except LLMError as error:
         print(f'Server "{name}": not usable, see below')
-        return [f'Server "{name}": {error}']
-    kind = "embedded engine" if client.place == EMBEDDED else f"Ollama {version} at {client.url}"
+        return [f'Server "{name}": {message(error)}']
+    embedded = client.server.is_embedded
+    kind = "embedded engine" if embedded else f"Ollama {version} at {client.url}"
     print(f'Server "{name}": {kind}, {len(models)} models')
     if remark:
         print(f"  It cannot say which models are loaded: {remark}")
@@ -107,11 +109,11 @@ def _server(name: str) -> list[str]:
     problems: list[str] = []
     for capability, usual in USUAL_MODELS.items():
         able = [model.name for model in models if not model.lacks(capability)]
-        toys = [model for model in able if is_toy(model, client.place)]
+        toys = [model for model in able if is_toy(model, client.server)]
         said = [f"{model} (a toy)" if model in toys else model for model in able]
         print(f"  {capability}: {', '.join(said) or 'none'}")
         if len(able) == len(toys):
-            how = pull("smolvlm") if client.place == EMBEDDED else f"ollama pull {usual}"
+            how = pull("smolvlm") if embedded else f"ollama pull {usual}"
             problems.append(f"Fetch a model for {capability}: {how}")
     return problems
 

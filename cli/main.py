@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from .._version import __version__
-from ..llm.errors import Cancelled, OllamaError
+from ..llm.errors import Cancelled, LLMError
 from ..refine.errors import RefineCancelled, RefineError
 from ..refine.settings import MemoryMode
+from .terminal import message
 
 FAILED, CANCELLED = 1, 130
 
@@ -32,7 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Cancelled, RefineCancelled):
         print("Cancelled.", file=sys.stderr)
         return CANCELLED
-    except (OllamaError, RefineError) as error:
+    except LLMError as error:
+        print(f"Error: {message(error)}", file=sys.stderr)
+        return FAILED
+    except RefineError as error:
         print(f"Error: {error}", file=sys.stderr)
         return FAILED
     except BrokenPipeError:

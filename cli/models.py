@@ -8,10 +8,11 @@ from typing import Any
 from tqdm import tqdm
 
 from ..llm import llamacpp
-from ..llm.errors import OllamaError
-from ..llm.servers import EMBEDDED, Server, find_server
+from ..llm.errors import LLMError
+from ..llm.servers import Server, find_server
 from ..memory.report import readable
-from ..ollama_client.client import OllamaClient
+from ..ollama_client import OllamaClient
+from .terminal import message
 
 _NOT_IN_OLLAMAS_LIBRARY = ("smolvlm", "smolvlm2")
 
@@ -25,8 +26,8 @@ def list_models(server: str) -> int:
     failed = False
     try:
         count += _list_models_of(find_server(server))
-    except OllamaError as error:
-        print(f"Error: {error}", file=sys.stderr)
+    except LLMError as error:
+        print(f"Error: {message(error)}", file=sys.stderr)
         failed = True
     print(f"Embedded engine (OLLAMA_BASE_URL=embedded), GGUF files in {llamacpp.models_folder()}")
     for model in llamacpp.Library().models():
@@ -39,14 +40,16 @@ def list_models(server: str) -> int:
 
 
 def _list_models_of(server: Server) -> int:
-    if server.url == EMBEDDED:
+    if server.is_embedded:
         return 0  # it is listed in any case
     with OllamaClient(server) as client:
-        models = [client.with_capabilities(model) for model in client.models()]
+        models = [client.show(model) for model in client.list()]
     print(f"Ollama at {client.url}")
     for model in models:
         can = ", ".join(sorted(model.capabilities or ())) or "not known"
-        where = f"runs on {model.remote_host}" if model.remote_host else readable(model.size_bytes)
+        where = (
+            f"runs on {model.remote_host}" if model.remote_host else readable(model.size_bytes or 0)
+        )
         print(f"  {model.name:32} {where:>10}  {can}")
     return len(models)
 
@@ -54,7 +57,7 @@ def _list_models_of(server: Server) -> int:
 def pull_model(name: str, server: str) -> int:
     """Fetch a model, for the embedded engine where Ollama's library lacks it, else for Ollama."""
     chosen = find_server(server)
-    if chosen.url == EMBEDDED or name.partition(":")[0].lower() in _NOT_IN_OLLAMAS_LIBRARY:
+    if chosen.is_embedded or name.partition(":")[0].lower() in _NOT_IN_OLLAMAS_LIBRARY:
         return _pull_embedded(name)
     with OllamaClient(chosen) as client, _Bar() as bar:
         for step in client.pull(name):

@@ -12,9 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..captioning.stages import Outcome, Watcher
+from .._advice import remark
+from ..captioning import Result, Watcher
 from ..memory import finish_pending_unloads
-from ..ollama_client.client import Answer
+from .terminal import TERMINAL
 
 _TAIL_CHARACTERS = 40
 
@@ -48,13 +49,12 @@ class TerminalWatcher(Watcher):
             self._bar.set_postfix_str(" ".join(self._tail.split()), refresh=False)
             self._bar.update(0)
 
-    def finished(self, index: int, outcome: Outcome) -> None:
+    def finished(self, index: int, result: Result) -> None:
         self._tail = ""
         if self._bar is not None:
             self._bar.update(1)
-
-        if isinstance(outcome, Answer) and outcome.remark:
-            self._say(outcome.remark)
+        if result.answer and result.answer.remark:
+            self._say(remark(result.answer, TERMINAL))
 
     def waiting(self, reason: str, seconds: float) -> None:
         self._say(f"{reason}, trying again in {seconds:g} s")

@@ -1,380 +1,333 @@
-"""What can go wrong between us and an Ollama server, and the sentence that says so.
+"""What can go wrong with a language-model server. Each error carries data and one plain sentence.
 
-    OllamaError
-    |-- ServerConfigError      the address, the name or the file of a server is not usable
-    |-- UnusableImage          the image cannot be read or sent
-    |-- NoPrompt               there is nothing to ask
-    |-- ServerUnreachable      nothing answers at the address
-    |-- ServerTimeout          something answers, but too slowly
-    |-- ModelNotFound          the model is not installed on the server
-    |   `-- NoModel            none that is installed can do it
-    |-- NoVision               the model cannot see images
-    |-- NoThinking             the model cannot think, or not at that level
-    |-- ServerBusy             the server's queue is full, or a rate limit was met
+    LLMError
+    |-- ServerConfigError      the address, the name or the configuration file is not usable
+    |-- BadRequest             the request cannot be sent as it is
+    |   |-- UnusableImage      the image cannot be read, or has no pixels
+    |   `-- NoPrompt           there is no text to send
+    |-- ServerUnreachable      no connection could be made
+    |-- ConnectionBroke        the connection ended before a word of the answer
+    |-- ServerTimeout          connected, but silent for too long
+    |-- ModelNotFound          the server does not have the model
+    |   |-- NoModel            no installed model has the capability
+    |   `-- NotInLibrary       the library that models are pulled from does not have it
+    |-- NoVision               the model does not take images
+    |-- NoThinking             the model does not think, or not at that level
+    |-- ServerBusy             the queue is full, or a rate limit was met
     |-- OutOfMemory            the model does not fit into the server's memory
-    |-- EmptyAnswer            the model answered nothing
+    |-- EmptyAnswer            the model ended its answer without text
     |-- IncompleteAnswer       the answer broke off
-    |-- Cancelled              the caller asked to stop
     `-- UnexpectedResponse     any other response
         |-- AccessDenied       401 or 403
-        |-- ConnectionBroke    the connection ended before a word of the answer
-        |-- EndpointMissing    the server does not have a part of Ollama's API, or speaks another
-        `-- ContextTooLong     the request is longer than the model's context
+        |-- ContextTooLong     the request is longer than the model's context
+        |-- EndpointMissing    the server lacks a path of the API, or has another API
+        |-- Redirected         a status from 300 to 399
+        `-- WrongForm          not the JSON that the API promises
 
-Every message is one or two sentences for the person at the screen: what was tried, where, and what
-to do next. The server's own words are quoted where they help. Where an error takes a `url`, the
-word "embedded" stands for the engine inside this package, whose user has no `ollama` to type.
+    Cancelled                  the caller asked to stop; no child of LLMError
+
+The sentence says what failed and why. What to do about it depends on where it is read: a node names
+a widget, the command line a command. Both add it (`advice` in `_advice`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
-from .._program import pull
+if TYPE_CHECKING:
+    from .servers import Server
 
 __all__ = [
     "AccessDenied",
+    "BadRequest",
     "Cancelled",
     "ConnectionBroke",
     "ContextTooLong",
     "EmptyAnswer",
     "EndpointMissing",
     "IncompleteAnswer",
+    "LLMError",
     "ModelNotFound",
     "NoModel",
     "NoPrompt",
     "NoThinking",
     "NoVision",
-    "OllamaError",
+    "NotInLibrary",
     "OutOfMemory",
+    "Redirected",
     "ServerBusy",
     "ServerConfigError",
     "ServerTimeout",
     "ServerUnreachable",
     "UnexpectedResponse",
     "UnusableImage",
+    "WrongForm",
 ]
 
 
-EMBEDDED = "embedded"
-"""The address that stands for the engine inside this package (`ollama_client.embedded`)."""
+class Cancelled(Exception):
+    """The caller's `cancelled` returned True; the connection is closed."""
+
+    def __init__(self) -> None:
+        super().__init__("The run was cancelled.")
 
 
-class OllamaError(Exception):
-    """Base of everything that this package raises on purpose.
+class LLMError(Exception):
+    """Base of every error that is raised on purpose here and in the packages of the servers.
 
-    `cause` is what went wrong in a few words, for a message about what came of it.
+    Attributes:
+        server: the server that was asked; None: none was.
+        model: the model, or "".
+        cause: what went wrong in a few words, for a message about its consequence.
     """
 
-    @property
-    def cause(self) -> str:
-        return str(self)
+    def __init__(
+        self, sentence: str, *, server: Server | None = None, model: str = "", cause: str = ""
+    ) -> None:
+        super().__init__(sentence)
+        self.server = server
+        self.model = model
+        self.cause = cause or sentence
 
 
-class ServerConfigError(OllamaError):
+class ServerConfigError(LLMError):
     """The address, the name or the configuration file of a server cannot be used."""
 
 
-class UnusableImage(OllamaError):
-    """An image cannot be read, or has no pixels; nothing was sent."""
+class BadRequest(LLMError):
+    """The request cannot be sent as it is; nothing was sent."""
 
 
-class NoPrompt(OllamaError):
-    """Nothing was written that could be asked; nothing was sent."""
+class UnusableImage(BadRequest):
+    """The image cannot be read, or has no pixels."""
 
 
-class ServerUnreachable(OllamaError):
-    """No connection could be made; nothing was processed.
+class NoPrompt(BadRequest):
+    """There is no text to send."""
 
-    `refused`: the machine is there, and nothing listens on the port (yet).
+
+class ServerUnreachable(LLMError):
+    """No connection could be made.
+
+    Attributes:
+        refused: the machine answers, and nothing listens on the port (yet).
     """
 
-    def __init__(self, url: str, reason: str, *, refused: bool = False) -> None:
-        if url == EMBEDDED:
-            message = f"The embedded engine does not answer ({reason}). Restart this program."
-        else:
-            message = (
-                f"Can't reach Ollama at {url} ({reason}). Start the Ollama app (or run `ollama "
-                "serve`), or set OLLAMA_BASE_URL to the address where it runs, or to embedded for "
-                "the engine inside this package."
-            )
-        super().__init__(message)
+    def __init__(self, server: Server, reason: str, *, refused: bool = False) -> None:
+        super().__init__(f"Can't reach {server.title} ({reason}).", server=server)
         self.refused = refused
 
 
-class ServerTimeout(OllamaError):
-    """The server accepted the request and then stayed silent for too long."""
+class ConnectionBroke(LLMError):
+    """The connection was closed or reset before a word of the answer came."""
 
-    def __init__(self, url: str, doing: str, seconds: float) -> None:
-        look = "Choose" if url == EMBEDDED else "Run `ollama ps` to see what it does, choose"
+    def __init__(self, server: Server, reason: str) -> None:
+        cause = f"the connection broke: {reason}"
         super().__init__(
-            f"{_name(url)} sent nothing for {seconds:g} s while {doing}. {look} a smaller model, "
-            "or raise timeout_s in Ollama Options."
+            f"The connection to {server.title} broke ({reason}).", server=server, cause=cause
         )
-        self._seconds = seconds
-
-    @property
-    def cause(self) -> str:
-        return f"the server sent nothing for {self._seconds:g} s"
 
 
-class ModelNotFound(OllamaError):
+class ServerTimeout(LLMError):
+    """The server accepted the request and then sent nothing for `seconds`."""
+
+    def __init__(self, server: Server, doing: str, seconds: float) -> None:
+        super().__init__(
+            f"{_capital(server.title)} sent nothing for {seconds:g} s while {doing}.",
+            server=server,
+            cause=f"the server sent nothing for {seconds:g} s",
+        )
+        self.seconds = seconds
+
+
+class ModelNotFound(LLMError):
     """The server does not have the model."""
 
-    def __init__(self, model: str, url: str) -> None:
+    def __init__(self, model: str, server: Server) -> None:
         super().__init__(
-            f'The model "{model}" is not installed {_in(url)}. Fetch '
-            + (_fetch_embedded() if url == EMBEDDED else f"it with: ollama pull {model}")
+            f'The model "{model}" is not installed {server.where}.', server=server, model=model
         )
 
 
 class NoModel(ModelNotFound):
-    """No model that is installed has a capability; nobody named one."""
+    """No installed model has a capability, and none was named; `model` is one that would do."""
 
-    def __init__(self, capability: str, usual: str, url: str) -> None:
-        OllamaError.__init__(
+    def __init__(self, capability: str, usual: str, server: Server) -> None:
+        LLMError.__init__(
             self,
-            f"No model for {capability} is installed {_in(url)}. Fetch "
-            + (_fetch_embedded() if url == EMBEDDED else f"one, such as: ollama pull {usual}"),
+            f"No model for {capability} is installed {server.where}.",
+            server=server,
+            model=usual,
         )
 
 
-class NoVision(OllamaError):
-    """An image was to be sent to a model without vision."""
+class NotInLibrary(ModelNotFound):
+    """The library that the server pulls from does not have the model."""
 
-    def __init__(self, model: str, url: str) -> None:
+    def __init__(self, model: str, server: Server, said: str) -> None:
+        LLMError.__init__(
+            self,
+            f'{_capital(server.title)} answered "{said}": its library has no model "{model}".',
+            server=server,
+            model=model,
+        )
+
+
+class NoVision(LLMError):
+    """An image was to be sent to a model that takes none."""
+
+    def __init__(self, model: str, server: Server) -> None:
         super().__init__(
-            f'The model "{model}" {_in(url)} cannot see images. Choose a model with vision, or '
-            "fetch "
-            + (_fetch_embedded() if url == EMBEDDED else "one, for example with: ollama pull llava")
+            f'The model "{model}" {server.where} does not take images.',
+            server=server,
+            model=model,
         )
 
 
-class NoThinking(OllamaError):
-    """Thinking was asked of a model that cannot think."""
+class NoThinking(LLMError):
+    """Thinking was asked of a model that does not support it."""
 
-    def __init__(self, model: str, url: str) -> None:
+    def __init__(self, model: str, server: Server) -> None:
         super().__init__(
-            f'The model "{model}" {_in(url)} does not support thinking as asked. Set think to '
-            '"off"'
-            + (
-                ", or choose a model with thinking."
-                if url == EMBEDDED
-                else ", or choose a model with thinking, for example: ollama pull qwen3"
-            )
+            f'The model "{model}" {server.where} does not support thinking as asked.',
+            server=server,
+            model=model,
         )
 
 
-class ServerBusy(OllamaError):
+class ServerBusy(LLMError):
     """The server's queue is full (`status` 503), or a rate limit was met (429)."""
 
-    def __init__(self, model: str, url: str, said: str, *, status: int = 503) -> None:
-        self.status = status
-        whom = f' for "{model}"' if model else ""
+    def __init__(self, model: str, server: Server, said: str, *, status: int = 503) -> None:
+        for_model = f' for "{model}"' if model else ""
         super().__init__(
-            f"{_name(url)} is too busy{whom} ({said}). Wait until its other requests "
-            "have ended, then queue again."
+            f"{_capital(server.title)} is too busy{for_model} ({said}).", server=server, model=model
         )
+        self.status = status
 
 
-class OutOfMemory(OllamaError):
+class OutOfMemory(LLMError):
     """The model does not fit into the memory of the server."""
 
-    def __init__(self, model: str, url: str, said: str) -> None:
+    def __init__(self, model: str, server: Server, said: str) -> None:
         super().__init__(
-            f'{_name(url)} has not enough memory for "{model}" ({said}). Choose a smaller '
-            "model, lower num_ctx in Ollama Options, or close what else uses the GPU."
+            f'{_capital(server.title)} has not enough memory for "{model}" ({said}).',
+            server=server,
+            model=model,
+            cause=f"the server has not enough memory: {said}",
         )
-        self._said = said
-
-    @property
-    def cause(self) -> str:
-        return f"the server has not enough memory: {self._said}"
 
 
-class EmptyAnswer(OllamaError):
-    """The model ended its answer without a word."""
+class EmptyAnswer(LLMError):
+    """The model ended its answer without text.
 
-    def __init__(self, model: str, url: str, *, done_reason: str | None, thought: bool) -> None:
+    Attributes:
+        done_reason: the server's word for why it ended, or None.
+        thought: thinking came.
+    """
+
+    def __init__(
+        self, model: str, server: Server, *, done_reason: str | None, thought: bool
+    ) -> None:
         if thought and done_reason == "length":
-            why = (
-                "its whole budget went into thinking. Raise num_predict in Ollama Options, set "
-                f'think to "off", or choose its instruct variant (such as {_instruct(model)})'
-            )
+            why = "its whole budget went into thinking"
         elif thought:
-            why = (
-                f"it only thought. Choose its instruct variant (such as {_instruct(model)}), or "
-                'set think to "off"'
-            )
+            why = "it only thought"
         elif done_reason == "length":
-            why = "num_predict was used up before a word came. Raise it in Ollama Options"
+            why = "num_predict was used up before a word came"
         elif done_reason == "load":
-            why = "the request held no text, so it only loaded the model. Write a prompt"
+            why = "the request held no text, so it only loaded the model"
         else:
-            why = (
-                f"it stopped at once (done_reason: {done_reason or 'none'}). Queue again with "
-                "another seed or prompt"
-                + ("" if url == EMBEDDED else f", or check the model with: ollama run {model}")
-            )
-        super().__init__(f'Empty response from model "{model}" {_in(url)}: {why}.')
-
-
-class IncompleteAnswer(OllamaError):
-    """The stream ended before the server said that the answer was done."""
-
-    def __init__(self, model: str, url: str, *, characters: int, why: str) -> None:
+            why = f"it stopped immediately (done_reason: {done_reason or 'none'})"
         super().__init__(
-            f'The answer of "{model}" {_in(url)} broke off after {characters} characters '
-            f"({why.rstrip('.')}). Queue again; if it happens again, "
-            + ("" if url == EMBEDDED else "look into Ollama's log, or ")
-            + "raise repeat_penalty."
+            f'Empty response from model "{model}" {server.where}: {why}.',
+            server=server,
+            model=model,
+        )
+        self.done_reason = done_reason
+        self.thought = thought
+
+
+class IncompleteAnswer(LLMError):
+    """The stream ended before the server said that the answer was complete."""
+
+    def __init__(self, model: str, server: Server, *, characters: int, why: str) -> None:
+        super().__init__(
+            f'The answer of "{model}" {server.where} broke off after {characters} characters '
+            f"({why.rstrip('.')}).",
+            server=server,
+            model=model,
         )
         self.characters = characters
 
 
-class Cancelled(OllamaError):
-    """The caller's `cancelled` callable said yes; the connection was closed."""
+class UnexpectedResponse(LLMError):
+    """A response that no other class describes.
 
-    def __init__(self, url: str) -> None:
-        whom = "the embedded engine" if url == EMBEDDED else url
-        super().__init__(f"The request to {whom} was cancelled.")
+    Attributes:
+        status: of HTTP; 200 for an error line within a stream.
+        said: the server's own words, at full length.
+    """
 
-
-class UnexpectedResponse(OllamaError):
-    """A response that no other class describes; `status` is HTTP's (200 within a stream)."""
-
-    def __init__(self, url: str, status: int, said: str, advice: str = "") -> None:
-        phrase = "" if status == HTTPStatus.OK else " " + _phrase(status)
-        advice = advice or (
-            "Queue again, or restart this program."
-            if url == EMBEDDED
-            else "Ollama's own log says more; queue again, or restart Ollama."
+    def __init__(self, server: Server, status: int, said: str, *, model: str = "") -> None:
+        phrase = "" if status == HTTPStatus.OK else " " + status_phrase(status)
+        quoted = shorten(said) or "nothing"
+        super().__init__(
+            f'{_capital(server.title)} answered{phrase}: "{quoted}".',
+            server=server,
+            model=model,
+            cause=f'the server said: "{quoted}"',
         )
-        super().__init__(f'{_name(url)} answered{phrase}: "{said or "nothing"}". {advice}')
         self.status = status
         self.said = said
 
-    @property
-    def cause(self) -> str:
-        return f'the server said: "{self.said or "nothing"}"'
-
 
 class AccessDenied(UnexpectedResponse):
-    """The server wants a key or a sign-in (401), or refuses this client (403)."""
+    """The server wants a key or a sign-in (401), or refuses this client (403).
 
+    Attributes:
+        signin_url: where to sign in, or "".
+        key_withheld: a key is configured, but the connection is not safe enough to send it.
+    """
 
-class ConnectionBroke(UnexpectedResponse):
-    """The connection was closed or reset before a word of the answer came."""
-
-    def __init__(self, url: str, reason: str) -> None:
-        see = "" if url == EMBEDDED else ", or see whether Ollama runs"
-        super().__init__(url, 200, reason, f"The connection broke: queue again{see}.")
-
-    @property
-    def cause(self) -> str:
-        return f"the connection broke: {self.said}"
+    signin_url = ""
+    key_withheld = False
 
 
 class ContextTooLong(UnexpectedResponse):
     """The request is longer than the context of the model."""
 
 
-class EndpointMissing(UnexpectedResponse):
-    """The server does not know a path of Ollama's API.
+class Redirected(UnexpectedResponse):
+    """The server answers at another address: `said`."""
 
-    Args:
-        api: what else it answers: "ollama" where it knows other parts of Ollama's API, "openai"
-            where it speaks OpenAI's, else "".
+
+class WrongForm(UnexpectedResponse):
+    """The answer is not the JSON that the API promises."""
+
+    def __init__(self, server: Server, said: str) -> None:
+        super().__init__(server, 200, said)
+
+
+class EndpointMissing(UnexpectedResponse):
+    """The server does not have a path of the API that was expected.
+
+    Attributes:
+        api: what else it has: "ollama" where it knows other parts of Ollama's API, "openai" where
+            it has OpenAI's, else "".
     """
 
-    def __init__(self, url: str, status: int, said: str, path: str, api: str) -> None:
-        answer = f'{path} answered {_phrase(status)}: "{said or "nothing"}"'
-        if api == "openai":
-            message = (
-                f"The server at {url} speaks OpenAI's API, not Ollama's ({answer}). Set "
-                "OLLAMA_BASE_URL to an Ollama server."
-            )
-        elif api == "ollama":
-            message = (
-                f"The server at {url} lacks a part of Ollama's API ({answer}). Update it, or set "
-                "OLLAMA_BASE_URL to another server."
-            )
-        else:
-            message = (
-                f"The server at {url} does not look like Ollama ({answer}). Check OLLAMA_BASE_URL."
-            )
-        OllamaError.__init__(self, message)
+    def __init__(self, server: Server, status: int, said: str, path: str, api: str) -> None:
+        what = {
+            "openai": "speaks OpenAI's API, not Ollama's",
+            "ollama": "lacks a part of Ollama's API",
+        }.get(api, "does not look like Ollama")
+        answer = f'{path} answered {status_phrase(status)}: "{shorten(said) or "nothing"}"'
+        LLMError.__init__(self, f"The server at {server.url} {what} ({answer}).", server=server)
         self.status = status
         self.said = said
-
-
-# Texts, which re compiles when they are first used: ComfyUI imports this when it starts.
-_OUT_OF_MEMORY = (
-    r"(?i)out.of.memory|more system memory|insufficient memory|cudamalloc|failed to allocate"
-    r"|unable to allocate|not enough (?:memory|vram)|resource limitations"
-)
-_CONTEXT = (
-    r"(?i)longer than the context|exceeds? the (?:available )?context|context length"
-    r"|exceed_context_size|exceeds the maximum context"
-)
-_NO_VISION = (
-    r"(?i)(?:not|n't) support (?:image|vision|multimodal)|image input is not supported"
-    r"|missing data required for image|no vision|mmproj"
-)
-
-
-def from_response(
-    status: int,
-    said: str,
-    *,
-    model: str,
-    url: str,
-    signin_url: str = "",
-    key_withheld: bool = False,
-    path: str = "",
-    other_api: Callable[[], str] = str,
-) -> OllamaError:
-    """Return the error that a response stands for.
-
-    The texts differ between Ollama's releases (reference: the error texts of 0.5 to 0.33), so they
-    are matched loosely, and the server's words are always part of the message.
-
-    Args:
-        status: the HTTP status; 200 for an error line inside a stream.
-        said: the server's own text, from `{"error": ...}` or the body.
-        signin_url: where to sign in, which a 401 of a cloud model carries.
-        key_withheld: a key is configured, but the connection is not safe enough to send it.
-        path: what was asked for.
-        other_api: finds the `api` of `EndpointMissing`; called only where the path is missing.
-    """
-    said = shorten(said)
-    # An error line in a stream has status 200, so the text decides wherever it can.
-    if re.search(_OUT_OF_MEMORY, said):
-        return OutOfMemory(model, url, said)
-    if re.search(_CONTEXT, said):
-        advice = "Raise num_ctx, lower max_image_side in Ollama Options, or send less text."
-        return ContextTooLong(url, status, said, advice)
-    if (status in (200, 400, 500) and "thinking" in said) or "think value" in said:
-        return NoThinking(model, url)
-    if status != HTTPStatus.NOT_FOUND and re.search(_NO_VISION, said):
-        return NoVision(model, url)
-    if "file does not exist" in said:
-        advice = f'Its library has no model "{model}": check the spelling.'
-        return UnexpectedResponse(url, status, said, advice)
-    if model and "not found" in said and "model" in said:
-        return ModelNotFound(model, url)
-    # LM Studio answers 200 to a path that it does not know.
-    if status == HTTPStatus.NOT_FOUND or said.startswith("Unexpected endpoint"):
-        return EndpointMissing(url, status, said, path, other_api())
-    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
-        return ServerBusy(model, url, said or _phrase(status), status=status)
-    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return AccessDenied(url, status, said, _access_advice(status, signin_url, key_withheld))
-    if url == EMBEDDED and status == HTTPStatus.BAD_REQUEST:
-        return UnexpectedResponse(url, status, said, "Change that, then queue again.")
-    return UnexpectedResponse(url, status, said)
+        self.api = api
 
 
 def shorten(text: str, limit: int = 300) -> str:
@@ -383,44 +336,17 @@ def shorten(text: str, limit: int = 300) -> str:
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
-def _fetch_embedded() -> str:
-    return f"smolvlm, which describes and writes, with: {pull('smolvlm')}"
+def status_phrase(status: int) -> str:
+    """Return a status with its name.
 
-
-def _name(url: str) -> str:
-    """Who answered, at the beginning of a sentence."""
-    return "The embedded engine" if url == EMBEDDED else f"Ollama at {url}"
-
-
-def _in(url: str) -> str:
-    """Where a model is."""
-    return "in the embedded engine" if url == EMBEDDED else f"on the Ollama server at {url}"
-
-
-def _access_advice(status: int, signin_url: str, key_withheld: bool) -> str:
-    if key_withheld:
-        return "A key is set, but it is sent over https or to this machine only: use an https URL."
-    if status == HTTPStatus.FORBIDDEN:
-        return (
-            "It refuses requests from here: allow this address with OLLAMA_HOST and OLLAMA_ORIGINS "
-            "on the server, or check OLLAMA_BASE_URL."
-        )
-    if signin_url:
-        return f"Run `ollama signin`, or open {shorten(signin_url)}"
-    return "Set OLLAMA_API_KEY, or the server's key in image-refinery.toml, and start again."
-
-
-def _phrase(status: int) -> str:
+    >>> status_phrase(404)
+    '404 Not Found'
+    """
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         return str(status)
 
 
-def _instruct(model: str) -> str:
-    """
-    >>> _instruct("qwen3-vl:8b"), _instruct("qwen3-vl")
-    ('qwen3-vl:8b-instruct', 'qwen3-vl:instruct')
-    """
-    name, _, tag = model.partition(":")
-    return f"{name}:{tag}-instruct" if tag and tag != "latest" else f"{name}:instruct"
+def _capital(title: str) -> str:
+    return title[:1].upper() + title[1:]

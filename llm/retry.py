@@ -1,4 +1,4 @@
-"""Ask again where that is safe: nothing of an answer has come, and the reason passes by itself."""
+"""Retry where that is safe: nothing of an answer has come, and the cause may pass."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .errors import Cancelled, ConnectionBroke, OllamaError, ServerBusy, ServerUnreachable
+from .errors import Cancelled, ConnectionBroke, LLMError, ServerBusy, ServerUnreachable
 from .http import POLL_S, CancelCheck
 
 T = TypeVar("T")
 
 _BUSY = 503
-_BREAKS = 2
-"""A connection that breaks each time is a crash that the request causes: no use to go on."""
+_MAX_BREAKS = 2
+"""A connection that breaks each time is a crash caused by the request; retrying will not help."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
-    """How often and how long a request is asked again; the pause doubles each time.
+    """How often and how long a request is sent again; the pause doubles each time.
 
     Attributes:
-        count: how many times more at most; 0: never. A broken connection: twice at most.
-        limit_s: seconds after the first failure when the last try may begin.
+        count: retries at most; 0: never. After a broken connection: 2 at most.
+        limit_s: seconds after the first failure within which the last retry may begin.
         start_s: the same for a server that has not answered yet: it may be starting, or not there.
-        first_pause_s: before the first try more, in seconds.
+        first_pause_s: seconds before the first retry.
     """
 
     count: int = 5
@@ -34,18 +34,20 @@ class Retries:
     first_pause_s: float = 0.5
 
     def pause_s(
-        self, error: OllamaError, *, tried: int, since_s: float, answered: bool
+        self, error: LLMError, *, tried: int, since_s: float, answered: bool
     ) -> float | None:
-        """Return how long to wait before asking again, or None where that is not for us.
+        """Return the seconds to wait before the next retry, or None for no retry.
 
         Args:
-            tried: how many times it was asked again already.
+            tried: retries so far.
             since_s: seconds since the first failure.
             answered: the server has answered something before.
 
-        >>> Retries().pause_s(ServerBusy("m", "u", "busy"), tried=2, since_s=1.5, answered=True)
+        >>> from image_refinery.llm.servers import Server
+        >>> busy = ServerBusy("m", Server(), "busy")
+        >>> Retries().pause_s(busy, tried=2, since_s=1.5, answered=True)
         2.0
-        >>> Retries().pause_s(OllamaError("any other"), tried=0, since_s=0.0, answered=True)
+        >>> Retries().pause_s(LLMError("any other"), tried=0, since_s=0.0, answered=True)
         """
         count, limit_s = self.count, self.limit_s
         if isinstance(error, ServerUnreachable):
@@ -53,56 +55,50 @@ class Retries:
                 return None
             limit_s = self.limit_s if answered else self.start_s
         elif isinstance(error, ConnectionBroke):
-            count = min(count, _BREAKS)
+            count = min(count, _MAX_BREAKS)
         elif not (isinstance(error, ServerBusy) and error.status == _BUSY):
             return None
         pause_s = self.first_pause_s * 2**tried
         return pause_s if tried < count and since_s + pause_s <= limit_s else None
 
 
-def patiently(
-    ask: Callable[[], T],
+def with_retries(
+    request: Callable[[], T],
     retries: Retries,
     *,
-    place: str,
     answered: bool = True,
     cancelled: CancelCheck | None = None,
-    told: Callable[[OllamaError, float], None] | None = None,
+    on_retry: Callable[[LLMError, float], None] | None = None,
 ) -> T:
-    """Return what `ask` gives, asking again after what passes by itself.
+    """Return what `request` returns, called again after a failure that may pass.
 
-    `ask` must raise something else (IncompleteAnswer) once a part of the answer has come.
+    `request` must raise something else (IncompleteAnswer) once a part of the answer has come.
 
     Args:
-        place: of the server, for the error of a cancel.
         answered: the server has answered something before.
         cancelled: polled while waiting.
-        told: hears of each pause: what went wrong, and for how many seconds it waits.
+        on_retry: called before each pause with the error and the seconds.
 
     Raises:
         Cancelled: while waiting.
-        OllamaError: what `ask` raised last.
+        LLMError: what `request` raised last.
     """
-    begun: float | None = None
+    started: float | None = None
     tried = 0
     while True:
         try:
-            return ask()
-        except OllamaError as error:
-            begun = begun or time.monotonic()
-            since_s = time.monotonic() - begun
+            return request()
+        except LLMError as error:
+            started = started or time.monotonic()
+            since_s = time.monotonic() - started
             pause_s = retries.pause_s(error, tried=tried, since_s=since_s, answered=answered)
             if pause_s is None:
                 raise
-            if told is not None:
-                told(error, pause_s)
-        _pause(pause_s, place, cancelled)
+            if on_retry is not None:
+                on_retry(error, pause_s)
+        deadline = time.monotonic() + pause_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            if cancelled is not None and cancelled():
+                raise Cancelled
+            time.sleep(min(left_s, POLL_S))
         tried += 1
-
-
-def _pause(seconds: float, place: str, cancelled: CancelCheck | None) -> None:
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        if cancelled is not None and cancelled():
-            raise Cancelled(place)
-        time.sleep(min(left, POLL_S))

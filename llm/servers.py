@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from .errors import EMBEDDED, ServerConfigError
+from .errors import ServerConfigError
 
+EMBEDDED = "embedded"
+"""The address that stands for the engine inside this package (`llm.llamacpp`)."""
 DEFAULT_URL = "http://127.0.0.1:11434"
 DEFAULT_NAME = "default"
 CONFIG_NAME = "image-refinery.toml"
@@ -50,9 +52,21 @@ class Server:
     embedded: bool = False
 
     @property
-    def place(self) -> str:
-        """The address as messages say it; see `errors`."""
-        return EMBEDDED if self.embedded else self.url
+    def title(self) -> str:
+        """The server in a sentence: "Ollama at http://127.0.0.1:11434"."""
+        return "the embedded engine" if self.is_embedded else f"Ollama at {self.url}"
+
+    @property
+    def where(self) -> str:
+        """Where a model is: "on the Ollama server at http://127.0.0.1:11434"."""
+        if self.is_embedded:
+            return "in the embedded engine"
+        return f"on the Ollama server at {self.url}"
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is the engine inside this package, before or after it has an address."""
+        return self.embedded or self.url == EMBEDDED
 
     @property
     def host(self) -> str:

@@ -6,9 +6,9 @@ Ollama.
 
 from .comfyui import free_comfyui
 from .cuda import free_cuda_cache
-from .ollama import finish_pending_unloads, unload_behind, unload_ollama
 from .policy import StageMemory, shares_gpu
 from .report import Freed, log_freed
+from .unload import finish_pending_unloads, unload_in_background, unload_model
 
 __all__ = [
     "Freed",
@@ -18,6 +18,6 @@ __all__ = [
     "free_cuda_cache",
     "log_freed",
     "shares_gpu",
-    "unload_behind",
-    "unload_ollama",
+    "unload_in_background",
+    "unload_model",
 ]

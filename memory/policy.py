@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 
 from ..captioning.options import StageOptions
+from ..llm.backend import Backend, Model
 from ..llm.errors import Cancelled
 from ..llm.http import CancelCheck
 from ..llm.servers import Server
-from ..ollama_client.client import Model, OllamaClient
 from .comfyui import free_comfyui, free_vram_bytes
 from .cuda import free_cuda_cache
-from .ollama import unload_behind, unload_ollama
 from .report import log_freed
+from .unload import unload_in_background, unload_model
 
 log = logging.getLogger(__name__)
 
@@ -21,36 +21,36 @@ _HEADROOM = 1.25
 
 
 class StageMemory:
-    """Makes room before a stage and gives memory back after it (`stages.Memory`)."""
+    """Makes room before a stage and gives memory back after it (`captioning.run.Memory`)."""
 
-    def before(self, client: OllamaClient, model: Model, settings: StageOptions) -> None:
+    def before(self, backend: Backend, model: Model, settings: StageOptions) -> None:
         """Free ComfyUI's models when the server shares their GPU, and `free_memory` says so."""
-        if not shares_gpu(client.server, model) or settings.free_memory == "never":
+        if not shares_gpu(backend.server, model) or settings.free_memory == "never":
             return
         if settings.free_memory == "when needed" and _fits(model):
             return
         log_freed(log, free_comfyui(), free_cuda_cache())
 
-    def out_of_memory(self, client: OllamaClient, model: Model, settings: StageOptions) -> int:
+    def out_of_memory(self, backend: Backend, model: Model, settings: StageOptions) -> int:
         """Free ComfyUI's models, also where `before` thought that the model fits beside them.
 
         Not where `free_memory` is "never", or the server has a GPU of its own.
         """
-        if not shares_gpu(client.server, model) or settings.free_memory == "never":
+        if not shares_gpu(backend.server, model) or settings.free_memory == "never":
             return 0
         freed = free_comfyui(), free_cuda_cache()
         log_freed(log, *freed)
         return sum(part.bytes for part in freed)
 
-    def after(self, client: OllamaClient, model: Model, *, cancelled: CancelCheck) -> None:
+    def after(self, backend: Backend, model: Model, *, cancelled: CancelCheck) -> None:
         """Unload the model and see it gone; from a cancel on in a thread behind the caller."""
         if cancelled():
-            unload_behind(client.server, model.name)
+            unload_in_background(backend, model.name)
             return
         try:
-            freed = unload_ollama(client, model.name, cancelled=cancelled)
+            freed = unload_model(backend, model.name, cancelled=cancelled)
         except Cancelled:
-            unload_behind(client.server, model.name)
+            unload_in_background(backend, model.name)
             return
         log_freed(log, freed, free_cuda_cache())
 
@@ -68,4 +68,5 @@ def shares_gpu(server: Server, model: Model) -> bool:
 
 def _fits(model: Model) -> bool:
     free = free_vram_bytes()
-    return free is not None and free > model.size_bytes * _HEADROOM
+    size = model.size_bytes
+    return free is not None and size is not None and free > size * _HEADROOM

@@ -7,8 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..llm.errors import OllamaError
-from . import host, stage_inputs
+from .. import memory
+from .._advice import with_advice
+from ..llm.errors import Cancelled, LLMError
+from . import host, llm_inputs
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class FreeMemory(io.ComfyNode):
                     tooltip="Unload every model that the Ollama server holds, those of other "
                     "programs too.",
                 ),
-                stage_inputs.server_input(),
+                llm_inputs.server_input(),
             ],
             outputs=[io.AnyType.Output(display_name="value", tooltip="The value as it came.")],
             hidden=[io.Hidden.unique_id],
@@ -71,12 +73,9 @@ class FreeMemory(io.ComfyNode):
         server: str = "default",
     ) -> io.NodeOutput:
         """Free, and say on the node how much; a server that cannot be asked is said, no error."""
-        from .. import memory
         from .host.kept import free_refiner
 
-        said: list[str] = []
-        if ollama_models:
-            said += _unload_ollama(server)
+        said = _unload_models(server) if ollama_models else []
         if host.interrupted():
             host.stop()
         if comfyui_models:
@@ -89,16 +88,16 @@ class FreeMemory(io.ComfyNode):
         return io.NodeOutput(value, ui={"text": said})
 
 
-def _unload_ollama(server: str) -> list[str]:
-    from .. import memory
-    from .stage_run import OllamaClient  # from there: tests shorten its waits for every node
-
+def _unload_models(server: str) -> list[str]:
     try:
         memory.finish_pending_unloads(host.interrupted)
-        with OllamaClient(host.server_named(server)) as client:
-            names = [model.name for model in client.loaded(host.interrupted)]
-            freed = [memory.unload_ollama(client, name, cancelled=host.interrupted)
-                     for name in names]  # fmt: skip
-    except OllamaError as error:
-        return [f"Ollama: {error}"]
-    return [str(one) for one in freed] or ["Ollama held no models"]
+        with host.open_backend(server) as backend:
+            freed = [
+                str(memory.unload_model(backend, model.name, cancelled=host.interrupted))
+                for model in backend.ps(host.interrupted)
+            ]
+    except Cancelled:
+        host.stop()
+    except LLMError as error:
+        return [f"Ollama: {with_advice(error, host.PAGE)}"]
+    return freed or ["Ollama held no models"]

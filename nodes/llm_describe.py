@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..captioning.options import vision_options
-from ..llm.errors import OllamaError
-from . import host, stage_inputs
+from ..captioning import Job, Result, StageOptions, run, vision_options
+from ..memory import StageMemory
+from . import host, llm_inputs
 from .host import convert
+from .llm_run import AsksServer, running, to_texts
 
 if TYPE_CHECKING:
     import torch
 
-    from ..captioning.watcher import Watcher
-    from ..ollama_client.client import OllamaClient
 
-_NUMBERS = stage_inputs.vision_numbers()
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The inputs, in their order."""
+
+    image: list[torch.Tensor] = llm_inputs.image()
+    vision_model: str = llm_inputs.vision_model()
+    custom_vision_prompt: list[str] = llm_inputs.custom_vision_prompt()
+    temperature: float = llm_inputs.vision_temperature()
+    top_p: float = llm_inputs.vision_top_p()
+    top_k: int = llm_inputs.vision_top_k()
+    seed: int = llm_inputs.seed()
+    batch_mode: str = llm_inputs.batch_mode()
+    keep_loaded_minutes: int = llm_inputs.keep_loaded_minutes()
+    on_error: str = llm_inputs.on_error()
+    server: str = llm_inputs.server()
+    options: StageOptions = llm_inputs.options("Ollama Options for the description.")
 
 
-class LLMDescribe(stage_inputs.AsksOllama):
+class LLMDescribe(AsksServer):
     """(image, description), one of each for every image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The inputs of the vision stage, by the names they have in LLM Image Refine."""
+        """The fields of `Inputs`."""
         return host.schema(
             node_id="RefineryLLMDescribe",
             display_name="LLM Describe",
@@ -37,21 +51,8 @@ class LLMDescribe(stage_inputs.AsksOllama):
             ),
             search_aliases=["ollama", "caption", "image to text", "llava", "vlm", "interrogate"],
             is_input_list=True,
-            inputs=[
-                stage_inputs.image_input(),
-                stage_inputs.vision_model_input(),
-                stage_inputs.custom_vision_prompt_input(),
-                *(number.input() for number in _NUMBERS),
-                stage_inputs.model_seed_input(),
-                stage_inputs.batch_mode_input(),
-                stage_inputs.keep_loaded_input(),
-                stage_inputs.on_error_input(),
-                stage_inputs.server_input(),
-                stage_inputs.options_input("options", "Ollama Options for the description."),
-            ],
-            outputs=[
-                *stage_inputs.described_outputs(),
-            ],
+            inputs=host.widgets(Inputs),
+            outputs=llm_inputs.described_outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -61,34 +62,40 @@ class LLMDescribe(stage_inputs.AsksOllama):
         return True
 
     @classmethod
-    def execute(cls, image: list[torch.Tensor], **inputs: list[Any]) -> io.NodeOutput:
+    def execute(cls, **values: list[Any]) -> io.NodeOutput:
         """Describe every image; errors as in LLM Image Refine."""
-        from ..captioning.stages import Job, Result, run
-        from ..memory import StageMemory
-        from .stage_run import ask_server, finish, to_texts
+        given, problem = host.read(Inputs, values)
+        images = convert.single_images(given.image)
+        one_question = given.batch_mode == llm_inputs.BATCH_MODES[1]
+        results: list[Result] = []
+        with running(cls, given.on_error) as node_run:
+            if problem:
+                raise problem
+            job = _job(given, one_question)
+            with host.open_backend(given.server) as backend:
+                pixels = [convert.pixels(single) for single in images]
+                captions = run(backend, pixels, job, memory=StageMemory(), watcher=node_run.watcher)
+                results = [caption.description for caption in captions]
+        if node_run.error:
+            results = [Result(error=node_run.error)] * (1 if one_question else len(images))
 
-        began = time.monotonic()
-        images = convert.single_images(image)
-        one_question = stage_inputs.asks_one_question(inputs)
-
-        def ask(client: OllamaClient, watcher: Watcher) -> list[Result]:
-            job = Job(
-                vision=stage_inputs.stage(
-                    inputs, "vision_model", _NUMBERS, "options", vision_options
-                ),
-                custom_prompts=stage_inputs.texts(inputs, "custom_vision_prompt"),
-                one_question=one_question,
-                keep_loaded_s=stage_inputs.keep_loaded_s(inputs),
-                stop_on_error=stage_inputs.stops_on_error(inputs),
-            )
-            sources = [convert.pixels(single) for single in images]
-            return run(client, sources, job, memory=StageMemory(), watcher=watcher)
-
-        results = ask_server(cls, inputs, ask)
-        if isinstance(results, OllamaError):
-            results = [Result(description=results)] * (1 if one_question else len(images))
-        outcomes = [result.description for result in results]
-        finish(cls, "described", "set of images" if one_question else "image", outcomes, began)
-        descriptions = to_texts(outcomes)
+        node_run.finish("described", "set of images" if one_question else "image", results)
+        descriptions = to_texts(results)
         ui = {"description": descriptions, "text": descriptions}
-        return io.NodeOutput(image if one_question else images, descriptions, ui=ui)
+        return io.NodeOutput(given.image if one_question else images, descriptions, ui=ui)
+
+
+def _job(given: Inputs, one_question: bool) -> Job:
+    sampling = {"temperature": given.temperature, "top_p": given.top_p, "top_k": given.top_k}
+    return Job(
+        vision=llm_inputs.stage(
+            "vision_model",
+            given.vision_model,
+            vision_options(sampling, given.seed, given.options),
+            given.options,
+        ),
+        custom_prompts=given.custom_vision_prompt,
+        one_question=one_question,
+        keep_loaded_s=60.0 * given.keep_loaded_minutes,
+        stop_on_error=given.on_error == llm_inputs.ON_ERROR[1],
+    )

@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..captioning.options import text_options, vision_options
+from ..captioning import Caption, Job, Result, StageOptions, run, text_options, vision_options
 from ..captioning.prompts import DEFAULT_INSTRUCTIONS
-from ..llm.errors import OllamaError
-from . import host, stage_inputs
+from ..memory import StageMemory
+from . import host, llm_inputs
 from .host import convert
+from .llm_run import AsksServer, running, to_texts
 
 if TYPE_CHECKING:
     import torch
 
-    from ..captioning.stages import Job, Result
-    from ..captioning.watcher import Watcher
-    from ..ollama_client.client import OllamaClient
 
-_VISION_NUMBERS = stage_inputs.vision_numbers("vision_")
-_TEXT_NUMBERS = stage_inputs.text_numbers("text_")
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The inputs, in their order."""
+
+    image: list[torch.Tensor] = llm_inputs.image()
+    vision_model: str = llm_inputs.vision_model()
+    text_model: str = llm_inputs.text_model(
+        "Ollama model that rewrites the description, such as llama3.2:latest, mistral or mixtral. "
+        "The same model as above saves loading a second one."
+    )
+    user_instructions: list[str] = llm_inputs.text(
+        "How the description is rewritten. Empty: no second stage, and refined_output is the "
+        "description.",
+        DEFAULT_INSTRUCTIONS,
+    )
+    custom_vision_prompt: list[str] = llm_inputs.custom_vision_prompt()
+    vision_temperature: float = llm_inputs.vision_temperature()
+    vision_top_p: float = llm_inputs.vision_top_p()
+    vision_top_k: int = llm_inputs.vision_top_k()
+    text_temperature: float = llm_inputs.text_temperature()
+    text_presence_penalty: float = llm_inputs.presence_penalty()
+    text_frequency_penalty: float = llm_inputs.frequency_penalty()
+    text_top_p: float = llm_inputs.text_top_p()
+    text_top_k: int = llm_inputs.text_top_k()
+    seed: int = llm_inputs.seed()
+    batch_mode: str = llm_inputs.batch_mode()
+    keep_loaded_minutes: int = llm_inputs.keep_loaded_minutes()
+    on_error: str = llm_inputs.on_error()
+    clean_output: bool = llm_inputs.clean_output("refined_output")
+    server: str = llm_inputs.server()
+    vision_options: StageOptions = llm_inputs.options("Ollama Options for the description.")
+    text_options: StageOptions = llm_inputs.options("Ollama Options for the rewrite.")
 
 
-class LLMImageRefine(stage_inputs.AsksOllama):
-    """The node of spec/llm-image-refine: (image, description, refined_output)."""
+class LLMImageRefine(AsksServer):
+    """(image, description, refined_output), one of each for every image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The spec's inputs in its order, then the pack's own."""
+        """The fields of `Inputs`."""
         return host.schema(
             node_id="RefineryLLMImageRefine",
             display_name="LLM Image Refine",
@@ -41,33 +69,9 @@ class LLMImageRefine(stage_inputs.AsksOllama):
             ),
             search_aliases=["ollama", "caption", "describe image", "llava", "vlm", "prompt"],
             is_input_list=True,
-            inputs=[
-                stage_inputs.image_input(),
-                stage_inputs.vision_model_input(),
-                stage_inputs.text_model_input(
-                    "Ollama model that rewrites the description, such as llama3.2:latest, mistral "
-                    "or mixtral. The same model as above saves loading a second one."
-                ),
-                io.String.Input(
-                    "user_instructions",
-                    multiline=True,
-                    default=DEFAULT_INSTRUCTIONS,
-                    tooltip="How the description is rewritten. Empty: no second stage, and "
-                    "refined_output is the description.",
-                ),
-                stage_inputs.custom_vision_prompt_input(),
-                *(number.input() for number in (*_VISION_NUMBERS, *_TEXT_NUMBERS)),
-                stage_inputs.model_seed_input(),
-                stage_inputs.batch_mode_input(),
-                stage_inputs.keep_loaded_input(),
-                stage_inputs.on_error_input(),
-                stage_inputs.clean_output_input("refined_output"),
-                stage_inputs.server_input(),
-                stage_inputs.options_input("vision_options", "Ollama Options for the description."),
-                stage_inputs.options_input("text_options", "Ollama Options for the rewrite."),
-            ],
+            inputs=host.widgets(Inputs),
             outputs=[
-                *stage_inputs.described_outputs(),
+                *llm_inputs.described_outputs(),
                 io.String.Output(
                     display_name="refined_output",
                     is_output_list=True,
@@ -85,51 +89,70 @@ class LLMImageRefine(stage_inputs.AsksOllama):
         return True
 
     @classmethod
-    def execute(cls, image: list[torch.Tensor], **inputs: list[Any]) -> io.NodeOutput:
-        """Run both stages on every image; see spec/llm-image-refine for the error rules."""
-        from ..captioning.stages import Result, run
-        from ..memory import StageMemory
-        from ..ollama_client.client import Answer
-        from .stage_run import ask_server, finish, to_texts
+    def execute(cls, **values: list[Any]) -> io.NodeOutput:
+        """Run both stages on every image.
 
-        began = time.monotonic()
-        images = convert.single_images(image)
-        one_question = stage_inputs.asks_one_question(inputs)
+        An error is the text of its image, or ends the workflow where on_error says so. The images
+        are passed on as they came.
+        """
+        given, problem = host.read(Inputs, values)
+        images = convert.single_images(given.image)
+        one_question = given.batch_mode == llm_inputs.BATCH_MODES[1]
+        captions: list[Caption] = []
+        with running(cls, given.on_error) as node_run:
+            if problem:
+                raise problem
+            job = _job(given, one_question)
+            with host.open_backend(given.server) as backend:
+                pixels = [convert.pixels(single) for single in images]
+                captions = run(backend, pixels, job, memory=StageMemory(), watcher=node_run.watcher)
+        if node_run.error:
+            failed = Result(error=node_run.error)
+            count = 1 if one_question else len(images)
+            captions = [Caption(description=failed, refined=failed)] * count
 
-        def ask(client: OllamaClient, watcher: Watcher) -> list[Result]:
-            sources = [convert.pixels(single) for single in images]
-            job = _job(inputs)
-            return run(client, sources, job, memory=StageMemory(), watcher=watcher)
-
-        results = ask_server(cls, inputs, ask)
-        if isinstance(results, OllamaError):
-            failed = Result(description=results, refined=results)
-            results = [failed] * (1 if one_question else len(images))
-        outcomes = [result.refined or result.description for result in results]
+        described = [caption.description for caption in captions]
+        final = [caption.final for caption in captions]
         # A failed description is its own rewrite, also where none was asked for.
-        rewrote = any(isinstance(result.refined, Answer) for result in results)
+        rewrote = any(caption.refined and caption.refined.answer for caption in captions)
         verb = "described and rewrote" if rewrote else "described"
-        noun = "set of images" if one_question else "image"
-        described = [result.description for result in results]
-        finish(cls, verb, noun, outcomes, began, first_stage=described)
-        descriptions = to_texts(described)
-        refined = to_texts(outcomes)
+        node_run.finish(verb, "set of images" if one_question else "image", final, described)
+        descriptions, refined = to_texts(described), to_texts(final)
         ui = {"description": descriptions, "refined_output": refined, "text": refined}
-        return io.NodeOutput(image if one_question else images, descriptions, refined, ui=ui)
+        shown = given.image if one_question else images
+        return io.NodeOutput(shown, descriptions, refined, ui=ui)
 
 
-def _job(inputs: stage_inputs.Inputs) -> Job:
-    from ..captioning.stages import Job
-
+def _job(given: Inputs, one_question: bool) -> Job:
+    seeing = {
+        "temperature": given.vision_temperature,
+        "top_p": given.vision_top_p,
+        "top_k": given.vision_top_k,
+    }
+    writing = {
+        "temperature": given.text_temperature,
+        "presence_penalty": given.text_presence_penalty,
+        "frequency_penalty": given.text_frequency_penalty,
+        "top_p": given.text_top_p,
+        "top_k": given.text_top_k,
+    }
     return Job(
-        vision=stage_inputs.stage(
-            inputs, "vision_model", _VISION_NUMBERS, "vision_options", vision_options
+        vision=llm_inputs.stage(
+            "vision_model",
+            given.vision_model,
+            vision_options(seeing, given.seed, given.vision_options),
+            given.vision_options,
         ),
-        text=stage_inputs.stage(inputs, "text_model", _TEXT_NUMBERS, "text_options", text_options),
-        instructions=stage_inputs.texts(inputs, "user_instructions"),
-        custom_prompts=stage_inputs.texts(inputs, "custom_vision_prompt"),
-        one_question=stage_inputs.asks_one_question(inputs),
-        keep_loaded_s=stage_inputs.keep_loaded_s(inputs),
-        clean=bool(stage_inputs.one(inputs, "clean_output", True)),
-        stop_on_error=stage_inputs.stops_on_error(inputs),
+        text=llm_inputs.stage(
+            "text_model",
+            given.text_model,
+            text_options(writing, given.seed, given.text_options),
+            given.text_options,
+        ),
+        instructions=given.user_instructions,
+        custom_prompts=given.custom_vision_prompt,
+        one_question=one_question,
+        keep_loaded_s=60.0 * given.keep_loaded_minutes,
+        clean=given.clean_output,
+        stop_on_error=given.on_error == llm_inputs.ON_ERROR[1],
     )

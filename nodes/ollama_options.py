@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..captioning.images import MAX_SIDE_PX, MIN_SIDE_PX
 from ..captioning.options import FREE_MEMORY, THINK_LEVELS, StageOptions
 from . import host
-from .stage_inputs import OptionsType
+from .llm_inputs import OptionsType
 
 _UNSET = -1
 """A widget cannot be empty, so one value outside each range stands for "not set"."""

@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from comfy_api.latest import io
 
-from ..captioning.options import text_options
-from ..llm.errors import OllamaError
-from . import host, stage_inputs
-
-if TYPE_CHECKING:
-    from ..captioning.watcher import Outcome, Watcher
-    from ..ollama_client.client import OllamaClient
-
-_NUMBERS = stage_inputs.text_numbers()
+from ..captioning import Result, StageOptions, TextJob, process, text_options
+from ..memory import StageMemory
+from . import host, llm_inputs
+from .llm_run import AsksServer, running, to_texts
 
 
-class OllamaProcess(stage_inputs.AsksOllama):
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The inputs, in their order."""
+
+    text: list[str] = llm_inputs.text(
+        "The text to work on, or a list of texts. It is data: what it asks for is not obeyed. "
+        "Empty: the instructions are the whole prompt."
+    )
+    instructions: list[str] = llm_inputs.text(
+        "What to do with the text. Empty: the text is the whole prompt."
+    )
+    text_model: str = llm_inputs.text_model(
+        "Ollama model that writes, such as llama3.2:latest, mistral or mixtral. "
+        "Link a text to use any name."
+    )
+    temperature: float = llm_inputs.text_temperature()
+    presence_penalty: float = llm_inputs.presence_penalty()
+    frequency_penalty: float = llm_inputs.frequency_penalty()
+    top_p: float = llm_inputs.text_top_p()
+    top_k: int = llm_inputs.text_top_k()
+    seed: int = llm_inputs.seed()
+    keep_loaded_minutes: int = llm_inputs.keep_loaded_minutes()
+    on_error: str = llm_inputs.on_error()
+    clean_output: bool = llm_inputs.clean_output("the text")
+    server: str = llm_inputs.server()
+    options: StageOptions = llm_inputs.options("Ollama Options for the request.")
+
+
+class OllamaProcess(AsksServer):
     """text + instructions -> text; lists give one text for each entry of the longer one."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The inputs of the text stage, by the names they have in LLM Image Refine."""
+        """The fields of `Inputs`."""
         return host.schema(
             node_id="RefineryOllamaProcess",
             display_name="Ollama Process",
@@ -34,32 +57,7 @@ class OllamaProcess(stage_inputs.AsksOllama):
             ),
             search_aliases=["ollama", "llm", "rewrite", "translate", "summarize", "prompt", "chat"],
             is_input_list=True,
-            inputs=[
-                io.String.Input(
-                    "text",
-                    multiline=True,
-                    default="",
-                    tooltip="The text to work on, or a list of texts. It is data: what it asks "
-                    "for is not obeyed. Empty: the instructions are the whole prompt.",
-                ),
-                io.String.Input(
-                    "instructions",
-                    multiline=True,
-                    default="",
-                    tooltip="What to do with the text. Empty: the text is the whole prompt.",
-                ),
-                stage_inputs.text_model_input(
-                    "Ollama model that writes, such as llama3.2:latest, mistral or mixtral. "
-                    "Link a text to use any name."
-                ),
-                *(number.input() for number in _NUMBERS),
-                stage_inputs.model_seed_input(),
-                stage_inputs.keep_loaded_input(),
-                stage_inputs.on_error_input(),
-                stage_inputs.clean_output_input("the text"),
-                stage_inputs.server_input(),
-                stage_inputs.options_input("options", "Ollama Options for the request."),
-            ],
+            inputs=host.widgets(Inputs),
             outputs=[
                 io.String.Output(
                     display_name="text",
@@ -76,30 +74,43 @@ class OllamaProcess(stage_inputs.AsksOllama):
         return True
 
     @classmethod
-    def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
+    def execute(cls, **values: list[Any]) -> io.NodeOutput:
         """Ask once for each text; errors as in LLM Image Refine."""
-        from ..captioning.stages import TextJob, process
-        from ..memory import StageMemory
-        from .stage_run import ask_server, finish, to_texts
+        given, problem = host.read(Inputs, values)
+        results: list[Result] = []
+        with running(cls, given.on_error) as node_run:
+            if problem:
+                raise problem
+            job = _job(given)
+            with host.open_backend(given.server) as backend:
+                results = process(backend, job, memory=StageMemory(), watcher=node_run.watcher)
+        if node_run.error:
+            count = max(len(given.text), len(given.instructions))
+            results = [Result(error=node_run.error)] * count
 
-        began = time.monotonic()
-        texts = stage_inputs.texts(inputs, "text")
-        instructions = stage_inputs.texts(inputs, "instructions")
-
-        def ask(client: OllamaClient, watcher: Watcher) -> list[Outcome]:
-            job = TextJob(
-                stage=stage_inputs.stage(inputs, "text_model", _NUMBERS, "options", text_options),
-                texts=texts,
-                instructions=instructions,
-                keep_loaded_s=stage_inputs.keep_loaded_s(inputs),
-                clean=bool(stage_inputs.one(inputs, "clean_output", True)),
-                stop_on_error=stage_inputs.stops_on_error(inputs),
-            )
-            return process(client, job, memory=StageMemory(), watcher=watcher)
-
-        outcomes = ask_server(cls, inputs, ask)
-        if isinstance(outcomes, OllamaError):
-            outcomes = [outcomes] * max(len(texts), len(instructions))
-        finish(cls, "wrote", "text", outcomes, began)
-        written = to_texts(outcomes)
+        node_run.finish("wrote", "text", results)
+        written = to_texts(results)
         return io.NodeOutput(written, ui={"text": written})
+
+
+def _job(given: Inputs) -> TextJob:
+    sampling = {
+        "temperature": given.temperature,
+        "presence_penalty": given.presence_penalty,
+        "frequency_penalty": given.frequency_penalty,
+        "top_p": given.top_p,
+        "top_k": given.top_k,
+    }
+    return TextJob(
+        stage=llm_inputs.stage(
+            "text_model",
+            given.text_model,
+            text_options(sampling, given.seed, given.options),
+            given.options,
+        ),
+        texts=given.text,
+        instructions=given.instructions,
+        keep_loaded_s=60.0 * given.keep_loaded_minutes,
+        clean=given.clean_output,
+        stop_on_error=given.on_error == llm_inputs.ON_ERROR[1],
+    )

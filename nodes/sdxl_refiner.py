@@ -29,7 +29,6 @@ from ..refine.settings import MemoryMode, OutputSize, RefineSettings, WorkingSiz
 from . import host
 from .host import convert
 from .host.refine_progress import NodeProgress
-from .stage_inputs import BadInput, one
 
 if TYPE_CHECKING:
     import torch
@@ -474,7 +473,10 @@ def _first(inputs: dict[str, Any], id: str, default: Any) -> Any:
 
 def _one(inputs: dict[str, list[Any]], id: str, default: Any) -> Any:
     """Return the value of an input that all images share; a list of different ones is refused."""
-    try:
-        return one(inputs, id, default)
-    except BadInput as error:
-        raise SettingsError(str(error)) from None
+    values = [value for value in inputs.get(id) or () if value is not None]
+    if any(value != values[0] for value in values):
+        raise SettingsError(
+            f"{id} got a list of different values, but all of a run share one. Link one value, or "
+            "use a node for each."
+        )
+    return values[0] if values else default

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,51 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..texts import WildcardFiles
-from . import host, stage_inputs
+from . import host
 
 log = logging.getLogger(__name__)
 
 _WILDCARDS = "wildcards"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The inputs, in their order."""
+
+    text: list[str] = host.widget(
+        lambda id: io.String.Input(
+            id,
+            multiline=True,
+            default="",
+            dynamic_prompts=False,
+            tooltip="__name__ becomes a random line of name.txt, and choices in braces one of "
+            "them. All other text stays as it is. Every form stands in this node's help.",
+        ),
+        default_factory=lambda: [""],
+    )
+    seed: list[int] = host.widget(
+        lambda id: io.Int.Input(
+            id,
+            default=0,
+            min=0,
+            max=0xFFFF_FFFF_FFFF_FFFF,
+            control_after_generate=True,
+            optional=True,
+            tooltip="The same seed, text and files give the same result. In a list of texts each "
+            "takes the next seed.",
+        ),
+        default_factory=lambda: [0],
+    )
+    strip_comments: bool = host.widget(
+        lambda id: io.Boolean.Input(
+            id,
+            default=False,
+            optional=True,
+            tooltip="Leave out lines of the text that begin with #, // or ;. In wildcard files "
+            "such lines are always skipped.",
+        ),
+        default=False,
+    )
 
 
 class WildcardProcessor(io.ComfyNode):
@@ -33,28 +74,7 @@ class WildcardProcessor(io.ComfyNode):
             ),
             search_aliases=["wildcards", "dynamic prompts", "random prompt", "variants"],
             is_input_list=True,
-            inputs=[
-                io.String.Input(
-                    "text",
-                    multiline=True,
-                    default="",
-                    dynamic_prompts=False,
-                    tooltip="__name__ becomes a random line of name.txt, and choices in braces "
-                    "one of them. All other text stays as it is. Every form stands in this "
-                    "node's help.",
-                ),
-                stage_inputs.seed_input(
-                    "The same seed, text and files give the same result. In a list of texts each "
-                    "takes the next seed."
-                ),
-                io.Boolean.Input(
-                    "strip_comments",
-                    default=False,
-                    optional=True,
-                    tooltip="Leave out lines of the text that begin with #, // or ;. In wildcard "
-                    "files such lines are always skipped.",
-                ),
-            ],
+            inputs=host.widgets(Inputs),
             outputs=[
                 io.String.Output(
                     display_name="processed text",
@@ -76,18 +96,22 @@ class WildcardProcessor(io.ComfyNode):
         return hash(_files().stamp())
 
     @classmethod
-    def execute(cls, text: list[str], **inputs: list[Any]) -> io.NodeOutput:
+    def execute(cls, **values: list[Any]) -> io.NodeOutput:
         """Replace; what could not be is said on the node and in the log."""
         from ..texts import expand, without_comments
 
         files = _files()
-        strip = bool(stage_inputs.one(inputs, "strip_comments", False))
-        seeds = [int(seed) for seed in inputs.get("seed") or [0]]
+        given, problem = host.read(Inputs, values)
+        if problem:
+            raise problem
+        seeds = given.seed or [0]
         processed: list[str] = []
         problems: dict[str, None] = {}
-        for index, original in enumerate(text):
+        for index, original in enumerate(given.text):
             seed = seeds[index] if index < len(seeds) else seeds[-1] + index - len(seeds) + 1
-            result = expand(without_comments(original) if strip else original, files, seed)
+            result = expand(
+                without_comments(original) if given.strip_comments else original, files, seed
+            )
             processed.append(result.text)
             problems |= dict.fromkeys(result.problems)
         for problem in problems:
@@ -95,7 +119,7 @@ class WildcardProcessor(io.ComfyNode):
         if problems:
             host.show(host.node_id(cls), *problems)
         ui = {"text": processed, "problems": list(problems)}
-        return io.NodeOutput(processed, list(text), ui=ui)
+        return io.NodeOutput(processed, given.text, ui=ui)
 
 
 def _files() -> WildcardFiles:

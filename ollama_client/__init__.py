@@ -6,20 +6,11 @@
 ...     print(answer.text)
 """
 
-from ..llm.errors import OllamaError
+from ..llm.backend import Answer, LoadedModel, Message, Model, PullProgress, Unloaded, collect
+from ..llm.errors import LLMError as OllamaError
 from ..llm.http import Timeouts
 from ..llm.servers import Server, find_server, parse_host, server_names
-from .client import (
-    Answer,
-    LoadedModel,
-    Message,
-    Model,
-    OllamaClient,
-    PullProgress,
-    Unloaded,
-    collect,
-    same_model,
-)
+from .client import OllamaClient, same_model
 
 __all__ = [
     "Answer",

@@ -72,9 +72,9 @@ def no_look_for_models_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Ite
     Describing a node starts one. It ends before `monkeypatch` takes back the test's address.
     """
     yield
-    host = sys.modules.get("image_refinery.nodes.host")
-    if host is not None and host.catalogue._look is not None:
-        host.catalogue._look.join(timeout=30)
+    servers = sys.modules.get("image_refinery.nodes.host.servers")
+    if servers is not None and servers.model_lists._look is not None:
+        servers.model_lists._look.join(timeout=30)
 
 
 @pytest.fixture

@@ -45,14 +45,6 @@ REWRITE = [("load", "llama3.2:latest"), ("chat", "llama3.2:latest")]
 
 MOST_PHOTO_BYTES = 504_000
 """A request body for the 1024 px photo: 489,652 bytes in both stages, and 3 % for other Pillows."""
-MOST_OWN_MODULES = 44
-"""40 when this was written. Each costs about 0.2 ms of every start of ComfyUI."""
-THIRD_PARTY = {"PIL"}
-ONLY_TO_RUN = {
-    *("ollama_client.client", "captioning.stages", "llm.http"),
-    *("memory", "texts.wildcards", "refine.image_refiner", "refine.loading", "nodes.stage_run"),
-}
-
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -132,12 +124,13 @@ def test_describing_all_nodes_asks_for_the_models_once(
     """ComfyUI does this when it starts and each time the page is loaded."""
     from image_refinery.nodes import free_memory, host, llm_describe, llm_image_refine
     from image_refinery.nodes import ollama_process as process
-    from image_refinery.nodes.host import model_lists as catalogue
+    from image_refinery.nodes.host import model_lists, servers
 
     monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
-    monkeypatch.setattr(host, "catalogue", host.Catalogue(lambda: host.server_named("")))
+    lists = model_lists.ModelListCache(lambda: host.open_backend(""))
+    monkeypatch.setattr(servers, "model_lists", lists)
     # A hundred times as long, for a machine that pauses; no time at all would stay none.
-    monkeypatch.setattr(catalogue, "FRESH_S", catalogue.FRESH_S * 100)
+    monkeypatch.setattr(model_lists, "FRESH_S", model_lists.FRESH_S * 100)
     for _ in range(2):  # while the look goes on, and when it has ended
         for node in (
             llm_image_refine.LLMImageRefine,
@@ -146,8 +139,8 @@ def test_describing_all_nodes_asks_for_the_models_once(
             free_memory.FreeMemory,
         ):
             node.define_schema()
-        assert host.catalogue._look is not None
-        host.catalogue._look.join(timeout=30)
+        assert lists._look is not None
+        lists._look.join(timeout=30)
         assert asked(ollama) == [("tags", "")]
 
 
@@ -300,42 +293,47 @@ def test_a_second_run_opens_nothing(refiner: Any, checkpoints: Path, opened: lis
 
 # loading the pack
 
+MAX_CPU_S = 0.050
+"""What loading may cost the thread that loads packs. ComfyUI's own start takes seconds."""
+HEAVY = {"diffusers", "transformers", "accelerate", "huggingface_hub", "safetensors", "xllamacpp"}
 PROGRAM = """
-import importlib, importlib.util, json, sys, threading
+import importlib, importlib.util, json, sys, threading, time
 from pathlib import Path
 root, stub = map(Path, sys.argv[1:])
 sys.path.insert(0, str(stub))
-for name in ("server", "nodes", "comfy_api.latest", "comfy.utils", "folder_paths"):
+# What ComfyUI itself has imported by then.
+for name in ("server", "nodes", "comfy_api.latest", "comfy.utils", "folder_paths", "requests",
+             "PIL.Image"):
     importlib.import_module(name)
 place = root / "tests" / "comfyui" / "measure_import.py"
 spec = importlib.util.spec_from_file_location("measure_import", place)
 measure = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(measure)
-threading.Thread.start = lambda thread: None  # what a thread imports is not waited for
-before = set(sys.modules)
+before = time.thread_time()
 nodes = measure.load(root, "loaded_pack")
-print(json.dumps({"nodes": nodes, "modules": sorted(set(sys.modules) - before)}))
+cpu_s = time.thread_time() - before
+print(json.dumps({"nodes": nodes, "cpu_s": cpu_s, "modules": sorted(sys.modules)}))
 """
 
 
 @pytest.fixture(scope="module")
-def loaded() -> dict[str, list[str]]:
-    """The pack loaded over the stub in a process of its own: its nodes, and what was imported."""
+def loaded() -> list[dict[str, Any]]:
+    """The pack loaded over the stub, in four processes: its nodes, modules, and CPU time."""
     command = [sys.executable, "-c", PROGRAM, str(ROOT), str(STUB)]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    runs: list[dict[str, Any]] = []
+    for _ in range(4):  # the first may compile
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+        assert done.returncode == 0, done.stderr
+        runs.append(json.loads(done.stdout.splitlines()[-1]))
+    return runs
 
 
-def test_loading_imports_little(loaded: dict[str, list[str]]) -> None:
-    """The stub has imported torch and NumPy, as ComfyUI has; Pillow as well, there."""
-    tops = {name.partition(".")[0] for name in loaded["modules"]}
-    assert tops - set(sys.stdlib_module_names) - {"loaded_pack", "comfy_execution"} == THIRD_PARTY
-    assert len(loaded["nodes"]) == 12
+def test_loading_imports_no_heavy_library(loaded: list[dict[str, Any]]) -> None:
+    tops = {name.partition(".")[0] for name in loaded[0]["modules"]}
+    assert HEAVY & tops == set()
+    assert len(loaded[0]["nodes"]) == 12
 
 
-def test_loading_imports_only_what_describes_the_nodes(loaded: dict[str, list[str]]) -> None:
-    own = [name for name in loaded["modules"] if name.partition(".")[0] == "loaded_pack"]
-    assert not ONLY_TO_RUN & {name.partition(".")[2] for name in own}
-    assert 12 < len(own) <= MOST_OWN_MODULES, own
+def test_loading_takes_little_time(loaded: list[dict[str, Any]]) -> None:
+    assert min(run["cpu_s"] for run in loaded) < MAX_CPU_S

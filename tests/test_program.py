@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 from image_refinery import _program as module
+from image_refinery._advice import with_advice
+from image_refinery.cli.terminal import TERMINAL
 from image_refinery.llm.errors import ModelNotFound
+from image_refinery.llm.servers import EMBEDDED, Server
 
 
 @pytest.fixture
@@ -27,7 +30,8 @@ def test_in_comfyui_the_folder_is_the_command(comfyui: Path) -> None:
     folder = Path("custom_nodes", "my refinery")
     assert module.program() == f'python "{folder}"'
     assert module.install("xllamacpp") == "python -m pip install xllamacpp"
-    assert f'python "{folder}" models --pull smolvlm' in str(ModelNotFound("x", "embedded"))
+    error = ModelNotFound("x", Server(url=EMBEDDED))
+    assert f'python "{folder}" models --pull smolvlm' in with_advice(error, TERMINAL)
 
 
 def test_in_portable_comfyui_its_own_python_is_named(

@@ -22,7 +22,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from image_refinery import memory
-from image_refinery.llm.errors import NoPrompt, OllamaError
+from image_refinery.llm.errors import LLMError, NoPrompt
 from image_refinery.llm.retry import Retries
 from image_refinery.nodes import ImageRefineryExtension, stage_run
 from image_refinery.nodes.display_anything import DisplayAnything
@@ -160,7 +160,7 @@ def asking(ollama: Any, node: Any, usual: Make, **faults: Make) -> Case:
         node,
         lambda chance: {"on_error": chance.choice(on_error), **usual(chance)},
         {**server_faults(ollama), **faults},
-        raises=(OllamaError,),
+        raises=(LLMError,),
         cancel_s=0.06,
     )
 

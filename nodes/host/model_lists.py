@@ -6,14 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from ...llm.errors import OllamaError
-from ...llm.servers import Server, find_server
-
-if TYPE_CHECKING:
-    from ...ollama_client.client import Model
+from ...llm.backend import Backend, Model
+from ...llm.errors import LLMError
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +21,8 @@ WAIT_S = 0.25
 REST_S = 5.0
 """After a failure nobody waits for this long; the look itself goes on behind."""
 
-START_REST_S = 0.2
-"""The first look waits for so long: ComfyUI asks while it loads packs, and this thread's imports
-would take the interpreter from that."""
 
-
-class Catalogue:
+class ModelListCache:
     """Remembers what a server has; looks again in the background when somebody asks.
 
     ComfyUI builds the description of a node on the thread that serves the page, for every request
@@ -38,8 +31,8 @@ class Catalogue:
     server has answered: a list that comes then is shown when the page asks once more.
     """
 
-    def __init__(self, find: Callable[[], Server] = find_server) -> None:
-        self._find = find
+    def __init__(self, open_backend: Callable[[], Backend]) -> None:
+        self._open = open_backend
         self._lock = threading.Lock()
         self._models: list[Model] = []
         self._looked_at = float("-inf")
@@ -71,22 +64,17 @@ class Catalogue:
                 self._listed = threading.Event()
                 self._look = threading.Thread(
                     target=self._run,
-                    args=(self._listed, START_REST_S if self._looks == 1 else 0.0),
+                    args=(self._listed,),
                     name="image-refinery-models",
                     daemon=True,
                 )
                 self._look.start()
             return self._listed
 
-    def _run(self, listed: threading.Event, rest_s: float) -> None:
-        time.sleep(rest_s)
+    def _run(self, listed: threading.Event) -> None:
         try:
-            # Here, where nobody waits for it: ComfyUI makes the first list while it starts.
-            from ...llm.http import Timeouts
-            from ...ollama_client.client import OllamaClient
-
-            with OllamaClient(self._find(), Timeouts(connect_s=2.0, quick_s=5.0)) as client:
-                models = client.models()
+            with closing(self._open()) as backend:
+                models = backend.list()
                 # What was found out before is kept while the rest is asked for again.
                 known = {model.digest: model.capabilities for model in self._models}
                 self._models = [
@@ -99,8 +87,8 @@ class Catalogue:
                 self._failed_at, self._hangs = float("-inf"), False
                 listed.set()
                 # Servers before 0.30 tell capabilities one model at a time: once per digest.
-                self._models = [client.with_capabilities(model) for model in models]
-        except OllamaError as error:
+                self._models = [backend.show(model) for model in models]
+        except LLMError as error:
             self._failed_at = time.monotonic()
             log.debug("The list of models could not be read: %s", error)
         finally:

@@ -147,13 +147,15 @@ def test_no_other_model_is_called_a_toy(photo: Path, ollama: FaultyOllama, capsy
 
 def test_the_toy_is_chosen_only_where_nothing_else_can_see() -> None:
     from image_refinery.cli.describe import choose
-    from image_refinery.ollama_client.client import Model
+    from image_refinery.llm.backend import Model
+    from image_refinery.llm.servers import EMBEDDED, Server
 
+    engine = Server(url=EMBEDDED)
     models = [Model(name="toy-vision:latest"), Model(name="zeta-vl:7b")]
-    assert choose(models, "vision", "embedded") == "zeta-vl:7b"
-    assert choose(models[:1], "vision", "embedded") == "toy-vision:latest"
-    with pytest.raises(ModelNotFound, match="smolvlm, which describes and writes"):
-        choose(models[:1], "completion", "embedded")
+    assert choose(models, "vision", engine) == "zeta-vl:7b"
+    assert choose(models[:1], "vision", engine) == "toy-vision:latest"
+    with pytest.raises(ModelNotFound, match="writing text is installed in the embedded engine"):
+        choose(models[:1], "completion", engine)
 
 
 def test_models_lists_what_the_server_has(capsys: Any) -> None:
@@ -166,7 +168,7 @@ def test_models_pull_fetches_for_ollama(ollama: FaultyOllama, capsys: Any) -> No
     assert main(["models", "--pull", "llava"]) == 0
     assert "llava is installed" in capsys.readouterr().out
     assert main(["models", "--pull", "no-such-model"]) == 1
-    assert "check the spelling" in capsys.readouterr().err
+    assert "Check the spelling." in capsys.readouterr().err
 
 
 def test_doctor_says_what_is_missing(ollama: FaultyOllama, capsys: Any) -> None:

@@ -58,7 +58,7 @@ def test_nothing_to_free_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.free_comfyui().bytes == 0
     assert memory.free_cuda_cache().bytes == 0
     with OllamaClient(Server(url="http://127.0.0.1:9")) as client:
-        assert memory.unload_ollama(client, "llava").bytes == 0
+        assert memory.unload_model(client, "llava").bytes == 0
 
 
 def test_freeing_imports_neither_torch_nor_comfy() -> None:
@@ -70,7 +70,7 @@ def test_freeing_imports_neither_torch_nor_comfy() -> None:
         "spec.loader.exec_module(package)\n"
         "from image_refinery import memory\n"
         "memory.free_comfyui(), memory.free_cuda_cache()\n"
-        "print([name for name in ('torch', 'comfy', 'requests') if name in sys.modules])\n"
+        "print([name for name in ('torch', 'comfy') if name in sys.modules])\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
@@ -85,10 +85,10 @@ def test_comfyuis_models_are_freed_once_and_counted(manager: FakeManager) -> Non
 def test_ollamas_model_is_freed_once_and_counted(ollama: FaultyOllama) -> None:
     with OllamaClient(Server(url=ollama.url)) as client:
         client.load("llava")
-        loaded = client.loaded()[0].vram_bytes
-        freed = memory.unload_ollama(client, "llava")
+        loaded = client.ps()[0].vram_bytes
+        freed = memory.unload_model(client, "llava")
         assert freed.bytes == loaded > 0
-        assert memory.unload_ollama(client, "llava").bytes == 0
+        assert memory.unload_model(client, "llava").bytes == 0
     assert ollama.unloads == {"llava:latest": 1}
 
 
@@ -144,7 +144,7 @@ def test_an_unload_that_failed_is_not_logged_as_one(
     ollama.always("unload", "bad_gateway")
     with OllamaClient(Server(url=ollama.url)) as client:
         client.load("llava")
-        memory.StageMemory().after(client, client.models()[0], cancelled=lambda: False)
+        memory.StageMemory().after(client, client.list()[0], cancelled=lambda: False)
     assert 'Could not unload Ollama\'s model "llava:latest": ' in caplog.text
     assert "freed" not in caplog.text and "0 B" not in caplog.text
 
@@ -155,10 +155,10 @@ def test_the_log_names_the_embedded_engine(
     caplog.set_level("INFO")
     with OllamaClient(Server(url=ollama.url, embedded=True)) as client:
         client.load("llava")
-        memory.StageMemory().after(client, client.models()[0], cancelled=lambda: False)
+        memory.StageMemory().after(client, client.list()[0], cancelled=lambda: False)
         ollama.always("unload", "bad_gateway")
         client.load("llava")
-        memory.StageMemory().after(client, client.models()[0], cancelled=lambda: False)
+        memory.StageMemory().after(client, client.list()[0], cancelled=lambda: False)
     what = 'the embedded engine\'s model "llava:latest": '
     assert f"Image Refinery freed {what}" in caplog.text
     assert f"Could not unload {what}" in caplog.text

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import torch
 from image_refinery.llm import errors
-from image_refinery.llm.http import Transport
+from image_refinery.llm.http import Http
 from image_refinery.llm.retry import Retries
 from image_refinery.ollama_client import OllamaClient, Timeouts
 
@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
     kind: str
     fault: str
-    error: type[errors.OllamaError] | None = None
+    error: type[errors.LLMError] | None = None
     words: str = ""
     answer: str = ""
 
@@ -49,7 +49,7 @@ class Case(NamedTuple):
         return f"{self.kind} {self.fault}"
 
 
-BROKE_OFF, BROKE = "broke off after", "The connection broke"
+BROKE_OFF, BROKE = "broke off after", "The connection to Ollama"
 FORMS = "This is not what Ollama answers"
 
 CHAT = [
@@ -73,15 +73,15 @@ CHAT = [
     Case("chat", "no_done_reason"),
     Case("chat", "one_byte"),
     Case("chat", "gzip"),
-    Case("chat", "big_line", errors.UnexpectedResponse, "more than 16 MB"),
-    Case("chat", "endless_line", errors.UnexpectedResponse, "more than 16 MB"),
+    Case("chat", "big_line", errors.WrongForm, "more than 16 MB"),
+    Case("chat", "endless_line", errors.WrongForm, "more than 16 MB"),
     Case("chat", "line_separators", answer="three\u2028four\u2029"),
-    Case("chat", "not_json", errors.UnexpectedResponse, FORMS),
+    Case("chat", "not_json", errors.WrongForm, FORMS),
     Case("chat", "duplicate_keys", answer="second"),
     Case("chat", "half_characters", answer="A \U0001f600 and"),
-    Case("chat", "wrong_types", errors.UnexpectedResponse, FORMS),
+    Case("chat", "wrong_types", errors.WrongForm, FORMS),
     Case("chat", "wrong_body", errors.IncompleteAnswer, "no last line came"),
-    Case("chat", "wrong_list", errors.UnexpectedResponse, FORMS),
+    Case("chat", "wrong_list", errors.WrongForm, FORMS),
     Case("chat", "bad_request", errors.UnexpectedResponse, "400 Bad Request"),
     Case("chat", "context_length", errors.ContextTooLong, "Raise num_ctx"),
     Case("chat", "context_length_old", errors.ContextTooLong, "Raise num_ctx"),
@@ -101,7 +101,7 @@ CHAT = [
     Case("chat", "bad_gateway", errors.UnexpectedResponse, "502 Bad Gateway"),
     Case("chat", "busy", errors.ServerBusy, "too busy"),
     Case("chat", "proxy_page", errors.UnexpectedResponse, "502 Bad Gateway"),
-    Case("chat", "html", errors.UnexpectedResponse, FORMS),
+    Case("chat", "html", errors.WrongForm, FORMS),
 ]
 LOAD = [
     Case("load", "hang", errors.ServerTimeout, "while loading"),
@@ -114,8 +114,8 @@ LOAD = [
     Case("load", "load_timeout", errors.UnexpectedResponse, "timed out waiting"),
     Case("load", "not_found", errors.ModelNotFound, "ollama pull"),
     Case("load", "signin", errors.AccessDenied, "ollama signin"),
-    Case("load", "wrong_list", errors.UnexpectedResponse, FORMS),
-    Case("load", "html", errors.UnexpectedResponse, FORMS),
+    Case("load", "wrong_list", errors.WrongForm, FORMS),
+    Case("load", "html", errors.WrongForm, FORMS),
     Case("load", "proxy_page", errors.UnexpectedResponse, "502 Bad Gateway"),
     Case("load", "one_byte"),
     Case("load", "gzip"),
@@ -127,15 +127,15 @@ TAGS = [
     Case("tags", "drop", errors.ConnectionBroke, BROKE),
     Case("tags", "reset", errors.ConnectionBroke, BROKE),
     Case("tags", "busy", errors.ServerBusy, "too busy"),
-    Case("tags", "not_json", errors.UnexpectedResponse, FORMS),
-    Case("tags", "wrong_list", errors.UnexpectedResponse, FORMS),
+    Case("tags", "not_json", errors.WrongForm, FORMS),
+    Case("tags", "wrong_list", errors.WrongForm, FORMS),
     Case("tags", "wrong_body", errors.ModelNotFound, "ollama pull"),
-    Case("tags", "html", errors.UnexpectedResponse, FORMS),
+    Case("tags", "html", errors.WrongForm, FORMS),
     Case("tags", "proxy_page", errors.UnexpectedResponse, "502 Bad Gateway"),
     Case("tags", "bad_gateway", errors.UnexpectedResponse, "502 Bad Gateway"),
     Case("tags", "forbidden", errors.AccessDenied, "OLLAMA_ORIGINS"),
     Case("tags", "signin", errors.AccessDenied, "ollama signin"),
-    Case("tags", "endless_line", errors.UnexpectedResponse, "more than 16 MB"),
+    Case("tags", "endless_line", errors.WrongForm, "more than 16 MB"),
     Case("tags", "one_byte"),
     Case("tags", "gzip"),
 ]
@@ -143,8 +143,8 @@ SHOW = [
     Case("show", "hang", errors.ServerTimeout, "while answering /api/show"),
     Case("show", "drop", errors.ConnectionBroke, BROKE),
     Case("show", "not_found", errors.ModelNotFound, "ollama pull"),
-    Case("show", "html", errors.UnexpectedResponse, FORMS),
-    Case("show", "wrong_list", errors.UnexpectedResponse, FORMS),
+    Case("show", "html", errors.WrongForm, FORMS),
+    Case("show", "wrong_list", errors.WrongForm, FORMS),
 ]
 """Servers before 0.30 are asked one model at a time what it can do."""
 AFTER = [
@@ -188,10 +188,10 @@ class _Hurried(OllamaClient):
     def __init__(self, *args: Any, hangs: Case | None, **fields: Any) -> None:
         super().__init__(*args, **fields)
         if hangs is not None:
-            self._transport = _HurriedTransport(self.server, self.timeouts, hangs)
+            self._http = _HurriedHttp(self.server, self.timeouts, hangs)
 
 
-class _HurriedTransport(Transport):
+class _HurriedHttp(Http):
     def __init__(self, server: Server, timeouts: Timeouts, case: Case) -> None:
         from faulty_ollama import FAULTS
 
@@ -224,14 +224,14 @@ class _HurriedTransport(Transport):
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     """Run a node by its display name with an image; short waits; temporary files in tmp_path."""
-    from image_refinery.nodes import stage_run
+    from image_refinery.nodes.host import servers
     from image_refinery.nodes.llm_describe import LLMDescribe
     from image_refinery.nodes.llm_image_refine import LLMImageRefine
     from image_refinery.nodes.ollama_process import OllamaProcess
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     # 15 s are right for a driver; here they would be waited for in vain.
-    monkeypatch.setitem(OllamaClient.unload.__kwdefaults__, "limit_s", 0.3)
+    monkeypatch.setitem(OllamaClient.unload.__kwdefaults__, "timeout_s", 0.3)
     texts = {"user_instructions": ["Shorten it."], "instructions": ["Shorten it."], "text": ["A."]}
     models = {"vision_model": ["llava"], "text_model": ["llama3.2"]}
     nodes: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -246,7 +246,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     def run(name: str, on_error: str, picture: Any, *, hangs: Case | None = None) -> list[str]:
         retries = Retries(first_pause_s=0.01, start_s=0.1, limit_s=30.0)
         client = partial(_Hurried, hangs=hangs, timeouts=_timeouts(), retries=retries)
-        monkeypatch.setattr(stage_run, "OllamaClient", client)
+        monkeypatch.setattr(servers, "OllamaClient", client)
         node, wanted = nodes[name]
         inputs = {key: value for key, value in (texts | models).items() if key in wanted}
         if name == "Ollama Process":
@@ -313,7 +313,7 @@ def test_fault(
 ) -> None:
     from image_refinery.ollama_client import client as client_module
 
-    monkeypatch.setattr(client_module, "_shown_by_digest", {})  # what /api/show once said
+    monkeypatch.setattr(client_module, "_known_by_digest", {})  # what /api/show once said
     monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
     picture = torch.rand(1, 48, 64, 3)
     before = picture.clone()

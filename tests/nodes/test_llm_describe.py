@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from image_refinery.captioning.options import StageOptions
-from image_refinery.llm.errors import OllamaError
+from image_refinery.llm.errors import LLMError
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
@@ -93,7 +93,7 @@ def test_a_run_that_cannot_begin_gives_one_message_per_image(node: Any) -> None:
 def test_stop_the_workflow_raises(node: Any) -> None:
     from image_refinery.llm.errors import NoVision
 
-    with pytest.raises(NoVision, match="cannot see images"):
+    with pytest.raises(NoVision, match="does not take images"):
         execute(node, image(), vision_model="llama3.2", on_error="stop the workflow")
 
 
@@ -124,7 +124,7 @@ def test_the_last_word_on_the_node_is_the_error(
 
     ollama.models = {}
     monkeypatch.setattr(node, "hidden", type("Hidden", (), {"unique_id": "9"}))
-    with suppress(OllamaError):
+    with suppress(LLMError):
         execute(node, image(), on_error=on_error)
     said = [text for id, text in PromptServer.instance.sent_texts if id == "9"]
     assert 'Error: The model "llava" is not installed' in said[-1]

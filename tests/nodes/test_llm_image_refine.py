@@ -94,11 +94,14 @@ def test_the_model_lists_hold_what_the_server_has_and_the_usual_names(
 ) -> None:
     from faulty_ollama import vision_model
     from image_refinery.nodes import host
+    from image_refinery.nodes.host import servers
+    from image_refinery.nodes.host.model_lists import ModelListCache
 
     ollama.models = {"bakllava:latest": vision_model("bakllava")}
-    monkeypatch.setattr(host, "catalogue", host.Catalogue(lambda: host.server_named("")))
-    host.catalogue.names("vision")
-    host.catalogue._look.join(timeout=10)
+    lists = ModelListCache(lambda: host.open_backend(""))
+    monkeypatch.setattr(servers, "model_lists", lists)
+    lists.names("vision")
+    lists._look.join(timeout=10)
     inputs = {i.id: i.as_dict() for i in node.define_schema().inputs}
     assert inputs["vision_model"]["options"] == ["bakllava:latest", "llava:latest"]
     assert inputs["text_model"]["options"] == ["bakllava:latest", "llama3.2:latest"]
@@ -239,7 +242,7 @@ def test_an_answer_that_begins_with_error_is_an_answer(node: Any, ollama: Faulty
         ({"vision_model": "  "}, "vision_model is empty"),
         ({"text_model": ["a", "b"]}, "text_model got a list of different values"),
         ({"server": "elsewhere"}, 'no server named "elsewhere"'),
-        ({"vision_model": "llama3.2"}, "cannot see images"),
+        ({"vision_model": "llama3.2"}, "does not take images"),
     ],
 )
 def test_bad_input_is_one_sentence(node: Any, inputs: dict[str, Any], words: str) -> None:

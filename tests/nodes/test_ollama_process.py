@@ -104,7 +104,7 @@ def test_a_failure_is_a_message_and_is_not_cached(node: Any) -> None:
 
 
 def test_stop_the_workflow_raises(node: Any) -> None:
-    from image_refinery.nodes.stage_inputs import BadInput
+    from image_refinery.nodes.host import BadInput
 
     with pytest.raises(BadInput, match="text_model is empty"):
         execute(node, text_model="", on_error="stop the workflow")

@@ -31,13 +31,13 @@ SECRET = "hidden-word-4711"
 def node(monkeypatch: pytest.MonkeyPatch, ollama: FaultyOllama) -> Any:
     """LLM Image Refine, with short waits."""
     monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
-    from image_refinery.nodes import stage_run
+    from image_refinery.nodes.host import servers
     from image_refinery.nodes.llm_image_refine import LLMImageRefine
 
     short = Timeouts(connect_s=0.5, first_byte_s=10.0, silence_s=10.0, quick_s=10.0)
     quick = Retries(first_pause_s=0.01, start_s=0.05, limit_s=0.5)
     client = partial(OllamaClient, timeouts=short, retries=quick)
-    monkeypatch.setattr(stage_run, "OllamaClient", client)
+    monkeypatch.setattr(servers, "OllamaClient", client)
     return LLMImageRefine
 
 
@@ -48,12 +48,13 @@ def execute(node: Any, image: torch.Tensor | None = None, **inputs: Any) -> tupl
 
 
 def all_schemas() -> list[Any]:
-    from image_refinery.nodes import ImageRefineryExtension, host
+    from image_refinery.nodes import ImageRefineryExtension
+    from image_refinery.nodes.host import servers
 
     listed = asyncio.run(ImageRefineryExtension().get_node_list())
     schemas = [node.define_schema() for node in listed]
-    if host.catalogue._look is not None:  # what it logs and asks belongs to this test
-        host.catalogue._look.join(timeout=30)
+    if servers.model_lists._look is not None:  # what it logs and asks belongs to this test
+        servers.model_lists._look.join(timeout=30)
     return schemas
 
 
@@ -221,7 +222,7 @@ def test_no_secret_reaches_a_log_a_message_or_the_page(
     with caplog.at_level(logging.DEBUG):
         result = execute(node)
         schema = str([[i.as_dict() for i in s.inputs] for s in all_schemas()])
-        with pytest.raises(errors.OllamaError) if fault else caplog.at_level(logging.DEBUG) as told:
+        with pytest.raises(errors.LLMError) if fault else caplog.at_level(logging.DEBUG) as told:
             execute(node, on_error="stop the workflow")
     authorised = [request.headers.get("authorization", "") for request in ollama.requests]
     assert authorised and all(authorised), "it was sent where it belongs"

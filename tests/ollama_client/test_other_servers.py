@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from image_refinery.__main__ import main
-from image_refinery.llm.errors import EndpointMissing, OllamaError
+from image_refinery.llm.errors import EndpointMissing, LLMError
 from image_refinery.llm.servers import Server
 from image_refinery.ollama_client import OllamaClient, collect
 
@@ -111,7 +111,7 @@ def test_a_model_that_is_not_found_is_still_that(serve: Callable[[str], str]) ->
     SERVERS["ollama"] = ({}, (404, {"error": "model 'qwen' not found"}))
     with (
         OllamaClient(Server(name="x", url=serve("ollama"))) as client,
-        pytest.raises(OllamaError, match=r'The model "qwen" is not installed'),
+        pytest.raises(LLMError, match=r'The model "qwen" is not installed'),
     ):
         collect(client.chat("qwen", [{"role": "user", "content": "x"}]))
 

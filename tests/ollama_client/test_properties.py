@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 from collections.abc import Iterator
@@ -15,8 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from image_refinery.captioning.options import StageOptions, fold_seed
 from image_refinery.llm import errors
-from image_refinery.llm.body import Base64, to_json
-from image_refinery.llm.http import _split_lines
+from image_refinery.llm.http import split_lines
 from image_refinery.llm.runaway import LONGEST_PHRASE, WINDOW, repeats
 from image_refinery.llm.servers import parse_login
 from image_refinery.llm.thinking import ThinkSplitter
@@ -100,7 +98,7 @@ def cut(data: bytes | str, places: list[int]) -> list[Any]:
 
 def decoded(pieces: list[bytes]) -> list[bytes]:
     response: Any = Body(pieces)
-    return [line for lines in _split_lines(response, "http://x") for line in lines]
+    return [line for lines in split_lines(response, _server()) for line in lines]
 
 
 @settings(deadline=None)
@@ -119,24 +117,6 @@ def test_a_stream_is_the_same_in_any_pieces(
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=20))
 def test_any_bytes_are_decoded_alike_in_any_pieces(data: bytes, places: list[int]) -> None:
     assert decoded(cut(data, places)) == [line for line in data.split(b"\n") if line.strip()]
-
-
-BASE64 = st.binary(max_size=30).map(lambda data: Base64(base64.b64encode(data), "ascii"))
-LEAVES = st.one_of(st.text(), BASE64, st.integers(), st.booleans(), st.none())
-
-
-@settings(deadline=None)
-@given(
-    st.recursive(
-        st.dictionaries(st.text(), LEAVES, max_size=4),
-        lambda inner: st.dictionaries(st.text(), st.lists(st.one_of(inner, LEAVES)), max_size=4),
-        max_leaves=20,
-    )
-)
-def test_a_body_with_pictures_is_the_json_that_any_encoder_makes(body: dict[str, Any]) -> None:
-    images = [value for value in body.values() if isinstance(value, str)]
-    body = {**body, "messages": [{"content": "no picture"}, {"images": images}]}
-    assert to_json(body) == json.dumps(body).encode()
 
 
 THOUGHTS = st.sampled_from(["", "<think>", "</think>", "<thi", " ", "\n", "a", "think>", "<"])
@@ -204,12 +184,13 @@ def test_settings_are_right_or_named(given: dict[str, Any]) -> None:
 @given(ANYTHING, ANYTHING)
 def test_what_a_server_says_is_never_trusted(status: Any, said: Any) -> None:
     """Odd values in an answer's last line neither break it nor reach the counts."""
-    from image_refinery.ollama_client.client import OllamaClient, _Growing
+    from image_refinery.llm.answers import AnswerBuilder
+    from image_refinery.ollama_client.client import OllamaClient, _content_and_thinking
 
-    growing = _Growing({})
-    growing.read({"message": {"content": "A ball.", "thinking": said}})
+    growing = AnswerBuilder({})
+    growing.add(*_content_and_thinking({"message": {"content": "A ball.", "thinking": said}}))
     client = OllamaClient(server=_server())
-    with suppress(errors.OllamaError):
+    with suppress(errors.LLMError):
         last = {"done": True, "done_reason": status, "eval_count": said, "total_duration": said}
         answer = client._answer("m", growing, last, {})
         assert answer.text == "A ball."

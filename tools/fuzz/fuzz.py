@@ -41,7 +41,8 @@ with atheris.instrument_imports(include=["image_refinery"]):
     from image_refinery.captioning import prompts
     from image_refinery.captioning.options import StageOptions
     from image_refinery.llm import errors, servers
-    from image_refinery.llm.http import Timeouts, Transport, _split_lines
+    from image_refinery.llm.answers import AnswerBuilder
+    from image_refinery.llm.http import json_object, split_lines
     from image_refinery.ollama_client import Server, client
     from image_refinery.texts import WildcardFiles, expand
 
@@ -65,20 +66,19 @@ def stream(data: bytes) -> None:
     while source.remaining_bytes():
         pieces.append(source.ConsumeBytes(source.ConsumeIntInRange(1, 64)))
     response: Any = _Body(pieces, chunked)
-    transport = Transport(Server(url="http://127.0.0.1:9"), Timeouts())
     asking = client.OllamaClient(Server(url="http://127.0.0.1:9"))
     options = {"num_predict": 50, "num_ctx": 4096}
-    growing, last = client._Growing(options), {}
+    growing, last = AnswerBuilder(options), {}
     try:
-        for lines in _split_lines(response, "http://127.0.0.1:9"):
+        for lines in split_lines(response, asking.server):
             for line in lines:
-                value = transport._object(line, "m")
-                growing.read(value)
+                value = json_object(line, asking.server)
+                growing.add(*client._content_and_thinking(value))
                 if value.get("done"):
                     last = value
         growing.finish()
         answer = asking._answer("m", growing, last, options)
-    except errors.OllamaError as error:
+    except errors.LLMError as error:
         assert "\n" not in str(error), "a message is one line"
         return
     assert answer.text == answer.text.strip() != ""

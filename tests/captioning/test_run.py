@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from image_refinery.captioning.options import StageOptions
-from image_refinery.captioning.stages import (
+from image_refinery.captioning import (
+    Caption,
     Job,
-    Outcome,
     Result,
     Stage,
+    StageOptions,
     TextJob,
     Watcher,
     process,
@@ -24,7 +24,7 @@ from image_refinery.captioning.stages import (
 )
 from image_refinery.llm import errors
 from image_refinery.memory import StageMemory
-from image_refinery.ollama_client import Answer, OllamaClient, Server
+from image_refinery.ollama_client import OllamaClient, Server
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def job(**fields: Any) -> Job:
     return Job(**({"vision": VISION, "text": TEXT, "instructions": ["Shorten it."]} | fields))
 
 
-def refine(ollama: FaultyOllama, images: list[Any], the_job: Job, **more: Any) -> list[Result]:
+def refine(ollama: FaultyOllama, images: list[Any], the_job: Job, **more: Any) -> list[Caption]:
     with OllamaClient(Server(url=ollama.url)) as client:
         return run(client, images, the_job, memory=StageMemory(), **more)
 
@@ -54,9 +54,9 @@ def kinds(ollama: FaultyOllama) -> list[str]:
     ]
 
 
-def text_of(outcome: Outcome | None) -> str:
-    assert isinstance(outcome, Answer), outcome
-    return outcome.text
+def text_of(result: Result | None) -> str:
+    assert result and result.answer, result
+    return result.text
 
 
 def test_a_batch_of_eight_costs_one_load_and_one_unload_of_each_model(ollama: FaultyOllama) -> None:
@@ -165,7 +165,7 @@ def test_one_bad_image_does_not_stop_the_others(ollama: FaultyOllama) -> None:
         raise OSError("image file is truncated")
 
     first, second, third = refine(ollama, [picture(), damaged, picture()], job())
-    assert isinstance(second.description, errors.UnusableImage)
+    assert isinstance(second.description.error, errors.UnusableImage)
     assert second.refined is second.description
     assert text_of(first.refined) and text_of(third.refined)
 
@@ -173,7 +173,7 @@ def test_one_bad_image_does_not_stop_the_others(ollama: FaultyOllama) -> None:
 def test_one_empty_answer_does_not_stop_the_others(ollama: FaultyOllama) -> None:
     ollama.script("chat", "empty")
     first, second = refine(ollama, [picture()] * 2, job())
-    assert isinstance(first.description, errors.EmptyAnswer)
+    assert isinstance(first.description.error, errors.EmptyAnswer)
     assert text_of(second.refined)
 
 
@@ -183,21 +183,21 @@ def test_a_failed_text_stage_keeps_the_descriptions(make_ollama: Any) -> None:
     ollama = make_ollama([vision_model()])
     (result,) = refine(ollama, [picture()], job(text=Stage(model="mistral")))
     assert text_of(result.description)
-    assert isinstance(result.refined, errors.ModelNotFound)
+    assert isinstance(result.refined.error, errors.ModelNotFound)
     assert ollama.unloads == {"llava:latest": 1}
 
 
 def test_what_would_meet_every_image_ends_the_stage(ollama: FaultyOllama) -> None:
     ollama.script("chat", "oom")
     results = refine(ollama, [picture()] * 50, job())
-    assert {type(result.description) for result in results} == {errors.OutOfMemory}
+    assert {type(result.description.error) for result in results} == {errors.OutOfMemory}
     assert len([r for r in ollama.requests if r.kind == "chat"]) == 1
     assert ollama.unloads == {"llava:latest": 1}
 
 
 def test_a_model_without_vision_is_refused_before_anything_is_loaded(ollama: FaultyOllama) -> None:
     (result,) = refine(ollama, [picture()], job(vision=Stage(model="llama3.2")))
-    assert isinstance(result.description, errors.NoVision)
+    assert isinstance(result.description.error, errors.NoVision)
     assert ollama.loads == {}
 
 
@@ -308,7 +308,7 @@ def test_cancel_returns_at_once_and_unloads_behind(make_ollama: Any, end_unloads
     finish_pending_unloads()
     assert ollama.unloads == {"llava:latest": 1}
     with OllamaClient(Server(url=ollama.url)) as client:
-        assert client.loaded() == []
+        assert client.ps() == []
 
 
 def test_the_watcher_sees_every_token_of_its_request(ollama: FaultyOllama) -> None:
@@ -332,7 +332,7 @@ def test_the_watcher_sees_every_token_of_its_request(ollama: FaultyOllama) -> No
     }
 
 
-def make_texts(ollama: FaultyOllama, texts: list[str], **fields: Any) -> list[Outcome]:
+def make_texts(ollama: FaultyOllama, texts: list[str], **fields: Any) -> list[Result]:
     with OllamaClient(Server(url=ollama.url)) as client:
         the_job = TextJob(**({"stage": TEXT, "texts": texts, "instructions": ["Up."]} | fields))
         return process(client, the_job, memory=StageMemory())
@@ -347,8 +347,8 @@ def test_texts_alone_cost_one_load(ollama: FaultyOllama) -> None:
 def test_one_bad_text_does_not_stop_the_others(ollama: FaultyOllama) -> None:
     ollama.script("chat", "empty")
     first, second = make_texts(ollama, ["a", "b"])
-    assert isinstance(first, errors.EmptyAnswer) and isinstance(second, Answer)
+    assert isinstance(first.error, errors.EmptyAnswer) and second.answer
     blank, third = make_texts(ollama, [" ", "b"], instructions=[""])
-    assert isinstance(blank, errors.NoPrompt) and isinstance(third, Answer)
+    assert isinstance(blank.error, errors.NoPrompt) and third.answer
     with pytest.raises(errors.NoPrompt):
         make_texts(ollama, ["", "b"], instructions=[""], stop_on_error=True)

@@ -1,0 +1,184 @@
+"""What a run is to do and what comes of it, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..llm.backend import Answer, Message
+from ..llm.errors import LLMError, NoPrompt, UnusableImage
+from . import prompts
+from .options import StageOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+ImageSource = Callable[[], "Image.Image | NDArray[np.uint8]"]
+"""Returns an image when it is needed, so that a folder of thousands is never in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A model, the options sent to it, and how it is used.
+
+    Attributes:
+        model: name, as in `ollama list`.
+        options: by Ollama's own names. The run chooses num_ctx where it is not here, and
+            num_predict is 1024 where it is not here, so that every answer ends.
+        settings: the rest of Ollama Options.
+    """
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    settings: StageOptions = field(default_factory=StageOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What holds for a whole run.
+
+    Attributes:
+        keep_loaded_s: seconds that models stay loaded after their stage; 0: unload each.
+        clean: tidy the written text (`prompts.clean`).
+        stop_on_error: raise the first error; else it is the result of its image.
+    """
+
+    keep_loaded_s: float = 0.0
+    clean: bool = True
+    stop_on_error: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Rules):
+    """Images to describe, and perhaps to rewrite.
+
+    Attributes:
+        vision: stage one.
+        text: stage two; None: descriptions only.
+        instructions: for stage two, one for each description (a shorter list repeats its last);
+            a blank one skips stage two for its image.
+        custom_prompts: for stage one, in the same way; blank: the default request.
+        one_question: all images in one request, one description.
+    """
+
+    vision: Stage
+    text: Stage | None = None
+    instructions: Sequence[str] = ("",)
+    custom_prompts: Sequence[str] = ("",)
+    one_question: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextJob(Rules):
+    """Texts to process.
+
+    Attributes:
+        stage: the one stage.
+        texts: the material, one for each request.
+        instructions: in the same way. The longer of the two lists counts; the shorter repeats its
+            last. Where only one of the two is there, it is the whole prompt.
+    """
+
+    stage: Stage
+    texts: Sequence[str]
+    instructions: Sequence[str] = ("",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One chat to send.
+
+    Attributes:
+        index: of the image or text in the job.
+        messages: without images.
+        images: sent with the last message.
+        clean: tidy the answer (`prompts.clean`).
+        error: why it cannot be sent.
+    """
+
+    index: int
+    messages: Sequence[Message] = ()
+    images: Sequence[ImageSource] = ()
+    clean: bool = False
+    error: LLMError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of one request: an answer, or an error."""
+
+    answer: Answer | None = None
+    error: LLMError | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the answer; "" for an error."""
+        return self.answer.text if self.answer else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """What came of one image: `refined` is None where no second stage was asked for.
+
+    A failed description is its own rewrite: the error is in both.
+    """
+
+    description: Result
+    refined: Result | None = None
+
+    @property
+    def final(self) -> Result:
+        """The last result of the two."""
+        return self.refined or self.description
+
+
+def vision_requests(images: Sequence[ImageSource], job: Job) -> list[Request]:
+    """Return one request per image, or one for all of them with `one_question`."""
+    groups = [list(images)] if job.one_question else [[image] for image in images]
+    custom = spread(job.custom_prompts, len(groups))
+    return [
+        Request(index=index, messages=prompts.vision_messages(custom[index]), images=group)
+        if group
+        else Request(
+            index=index,
+            error=UnusableImage("There is no image to ask about: the batch is empty."),
+        )
+        for index, group in enumerate(groups)
+    ]
+
+
+def rewrite_requests(descriptions: Sequence[Result], job: Job) -> list[Request]:
+    """Return one request for each description that there is, where it has instructions."""
+    instructions = spread(job.instructions, len(descriptions))
+    return [
+        Request(
+            index=index,
+            messages=prompts.rewrite_messages(result.text, instructions[index]),
+            clean=job.clean,
+        )
+        for index, result in enumerate(descriptions)
+        if result.answer and instructions[index].strip()
+    ]
+
+
+def text_requests(job: TextJob) -> list[Request]:
+    """Return one request for each pair of text and instructions."""
+    count = max(len(job.texts), len(job.instructions))
+    pairs = zip(spread(job.texts, count), spread(job.instructions, count), strict=True)
+    return [_text_request(index, *pair, job.clean) for index, pair in enumerate(pairs)]
+
+
+def _text_request(index: int, text: str, instructions: str, clean: bool) -> Request:
+    try:
+        messages = prompts.process_messages(text, instructions)
+        return Request(index=index, messages=messages, clean=clean)
+    except NoPrompt as error:
+        return Request(index=index, error=error)
+
+
+def spread(values: Sequence[str], count: int) -> list[str]:
+    """Repeat the last value, as ComfyUI does with a list that is shorter than another."""
+    return [values[min(index, len(values) - 1)] for index in range(count)]

@@ -1,0 +1,108 @@
+"""What the page shows of a run: a bar, the text as it grows, previews."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import comfy.utils
+from server import PromptServer
+
+from ..._advice import Edge, remark, with_advice
+from ...captioning.events import Watcher
+from ...captioning.job import Result
+from ...texts.characters import whole_characters
+from .running import interrupted
+
+_SHOW_EVERY_S = 0.1
+_SHOWN_CHARS = 600
+_TAG = re.compile("<(?=[A-Za-z/!?])")
+
+PAGE = Edge(again="queue again", options="Ollama Options")
+"""What a person at ComfyUI's page can do about an error."""
+
+
+class NodeWatcher(Watcher):
+    """Shows a run on its node: a bar per stage, and the text as it grows."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self._node_id = node_id
+        self._title = ""
+        self._count = 1
+        self._done = 0
+        self._texts: dict[int, list[str]] = {}
+        self._bar: comfy.utils.ProgressBar | None = None
+        self._waiting = ""
+        self._since = 0.0
+        self._shown_at = 0.0
+
+    def cancelled(self) -> bool:
+        if self._waiting and time.monotonic() - self._shown_at >= 1.0:
+            self._show(f"{self._waiting} ({time.monotonic() - self._since:.0f} s)")
+        return interrupted()
+
+    def stage(self, title: str, model: str, count: int) -> None:
+        self._title, self._count, self._done = f"{title} with {model}", count, 0
+        self._texts.clear()
+        self._bar = comfy.utils.ProgressBar(count, node_id=self._node_id)
+        self._bar.update_absolute(0)
+        self._wait(self._title)
+
+    def loading(self, model: str) -> None:
+        self._wait(f"loading {model}")
+
+    def token(self, index: int, piece: str) -> None:
+        self._waiting = ""
+        self._texts.setdefault(index, []).append(piece)
+        if time.monotonic() - self._shown_at >= _SHOW_EVERY_S:
+            self._show(self._heading(), _end_of("".join(self._texts[index])))
+
+    def finished(self, index: int, result: Result) -> None:
+        self._texts.pop(index, None)
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update_absolute(self._done)
+        if result.error is not None:
+            self._show(self._heading(), f"Error: {with_advice(result.error, PAGE)}")
+        elif result.answer is not None:
+            text, cut = _end_of(result.text), remark(result.answer, PAGE)
+            self._show(*filter(None, (self._heading(), text, cut)))
+        if self._done < self._count:
+            self._wait(self._title)
+
+    def waiting(self, reason: str, seconds: float) -> None:
+        self._wait(f"{self._title}: {reason}, trying again")
+        self._show(f"{self._title}: {reason}, trying again in {seconds:g} s")
+
+    def show_cancelled(self) -> None:
+        """Show how far the run came, in place of the last live text."""
+        before = f"{self._title}: " if self._title else ""
+        after = f" after {self._done} of {self._count}" if self._title else ""
+        self._show(f"{before}cancelled{after}")
+
+    def _heading(self) -> str:
+        if self._count == 1:
+            return self._title
+        return f"{self._title}: {min(self._done + 1, self._count)} of {self._count}"
+
+    def _wait(self, text: str) -> None:
+        self._waiting, self._since = text, time.monotonic()
+
+    def _show(self, *lines: str) -> None:
+        self._shown_at = time.monotonic()
+        show(self._node_id, *lines)
+
+
+def _end_of(text: str) -> str:
+    """The last characters of a text, with dots where some are missing."""
+    return text if len(text) <= _SHOWN_CHARS else f"... {text[-_SHOWN_CHARS:]}"
+
+
+def show(node_id: str | None, *lines: str) -> None:
+    """Show a text on a running node; nothing where there is no page or no node."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node_id is not None:
+        # ComfyUI encodes it as UTF-8, and a character it cannot encode would end the run.
+        text = whole_characters("\n".join(lines))
+        # The page takes it for HTML: a "<" before a letter would hide what follows it.
+        server.send_progress_text(_TAG.sub("<\u200b", text), node_id)

@@ -1,0 +1,28 @@
+"""The language-model servers that a workflow may name, and the models that they have."""
+
+from __future__ import annotations
+
+from ...llm.servers import find_server, server_names
+from ...ollama_client import OllamaClient
+from .folders import config_file
+from .model_lists import ModelListCache
+
+
+def open_backend(name: str) -> OllamaClient:
+    """Return a client for the server that a workflow's `server` widget names; close it."""
+    return OllamaClient(find_server(name, config=config_file()))
+
+
+def servers_to_choose() -> list[str]:
+    """Names for the `server` widget."""
+    return server_names(config_file())
+
+
+model_lists = ModelListCache(lambda: open_backend(""))
+"""The models of the default server, for the lists on the page."""
+
+
+def models_to_choose(capability: str, usual: str) -> list[str]:
+    """Names for a model widget, never empty: with `usual` where the server does not have it."""
+    names = model_lists.names(capability)
+    return names if usual in names else [*names, usual]

@@ -1,0 +1,109 @@
+"""What the nodes that ask a server do around a run: cancel, errors, and what the node shows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from comfy_api.latest import io
+
+from .. import memory
+from .._advice import remark, with_advice
+from ..captioning import Result
+from ..llm.errors import BadRequest, Cancelled, LLMError
+from . import host
+from .llm_inputs import ON_ERROR
+
+_SHOWN_LINES = 6
+
+
+class ErrorText(str):
+    """A text that is an error's message, for nodes that must not take it for an answer."""
+
+
+class AsksServer(io.ComfyNode):
+    """Base of the nodes that ask a server."""
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        """Changes after each run that ended in a message, so that a failure is never cached."""
+        return host.failed_runs(cls)
+
+
+class NodeRun:
+    """One run of a node.
+
+    Attributes:
+        watcher: shows the run on its node, and knows of the user's cancel.
+        error: what ended the whole run, or None.
+    """
+
+    def __init__(self, node: type[io.ComfyNode]) -> None:
+        self.watcher = host.NodeWatcher(host.node_id(node))
+        self.error: LLMError | None = None
+        self._node = node
+        self._started = time.monotonic()
+
+    def finish(
+        self, verb: str, noun: str, results: Sequence[Result], *earlier: Sequence[Result]
+    ) -> None:
+        """Show what the run did, and keep a run with an error out of ComfyUI's cache.
+
+        Args:
+            verb, noun: what the node did to each, such as "described" and "image".
+            results: one for each text of the run.
+            earlier: results of the stages before, which may have been cut as well.
+        """
+        errors = [_message(result.error) for result in results if result.error]
+        everything = [result for stage in (*earlier, results) for result in stage]
+        remarks = [remark(r.answer, host.PAGE) for r in everything if r.answer and r.answer.remark]
+        if errors:
+            host.count_failed_run(self._node)
+        summary = _summary(verb, noun, results, time.monotonic() - self._started)
+        # What many results share is shown once.
+        lines = [summary, *dict.fromkeys([*errors, *remarks])]
+        host.show(host.node_id(self._node), *lines[:_SHOWN_LINES])
+
+
+@contextmanager
+def running(node: type[io.ComfyNode], on_error: str) -> Iterator[NodeRun]:
+    """Give the run of a node. A cancel ends the node, and so does an error if `on_error` says so.
+
+    Any other error is the run's `error`.
+    """
+    run = NodeRun(node)
+    try:
+        memory.finish_pending_unloads(host.interrupted)
+        yield run
+    except Cancelled:
+        run.watcher.show_cancelled()
+        host.stop()
+    except (LLMError, host.BadInput) as error:
+        run.error = error if isinstance(error, LLMError) else BadRequest(str(error))
+        if on_error == ON_ERROR[1]:
+            # Where the page hides errors behind a button, "describe with ..." would stay.
+            host.show(host.node_id(node), _message(run.error))
+            error.args = (with_advice(run.error, host.PAGE),)
+            raise
+
+
+def to_texts(results: Sequence[Result]) -> list[str]:
+    """Return the texts of results, errors as their messages."""
+    return [_message(result.error) if result.error else result.text for result in results]
+
+
+def _message(error: LLMError) -> ErrorText:
+    return ErrorText(f"Error: {with_advice(error, host.PAGE)}")
+
+
+def _summary(verb: str, noun: str, results: Sequence[Result], seconds: float) -> str:
+    count = len(results)
+    good = sum(result.error is None for result in results)
+    if count and not good:
+        return f"{count} of {count} failed after {seconds:.1f} s."
+    what = f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    if good < count:
+        what = f"{good} of {what}"
+    return f"{verb} {what} in {seconds:.1f} s."
