@@ -164,11 +164,15 @@ def rewrite_requests(descriptions: Sequence[Result], job: Job) -> list[Request]:
     ]
 
 
+def text_pairs(job: TextJob) -> list[tuple[str, str]]:
+    """Return the pairs of text and instructions, as many as the longer list has entries."""
+    count = max(len(job.texts), len(job.instructions))
+    return list(zip(spread(job.texts, count), spread(job.instructions, count), strict=True))
+
+
 def text_requests(job: TextJob) -> list[Request]:
     """Return one request for each pair of text and instructions."""
-    count = max(len(job.texts), len(job.instructions))
-    pairs = zip(spread(job.texts, count), spread(job.instructions, count), strict=True)
-    return [_text_request(index, *pair, job.clean) for index, pair in enumerate(pairs)]
+    return [_text_request(index, *pair, job.clean) for index, pair in enumerate(text_pairs(job))]
 
 
 def _text_request(index: int, text: str, instructions: str, clean: bool) -> Request:

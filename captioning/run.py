@@ -45,6 +45,7 @@ from .job import (
     Stage,
     TextJob,
     rewrite_requests,
+    text_pairs,
     text_requests,
     vision_requests,
 )
@@ -164,7 +165,7 @@ def process(
     Raises:
         Cancelled, LLMError: as `run`.
     """
-    chars = _longest(job.texts) + _longest(job.instructions)
+    chars = max(len(text) + len(instructions) for text, instructions in text_pairs(job))
     work = _Run(backend, job, [_Need(job.stage, chars)], memory, watcher or Watcher())
     with work.models():
         return work.stage("process", job.stage, text_requests(job))
@@ -293,7 +294,8 @@ class _Run:
                 timeout_s=stage.settings.timeout_s,
                 cancelled=self.watcher.cancelled,
             ),
-            make_room=lambda memory: memory.out_of_memory(self.backend, model, stage.settings),
+            model,
+            stage,
         )
         return model
 
@@ -341,37 +343,33 @@ class _Run:
                 ),
                 lambda piece: self.watcher.token(number, piece),
             ),
-            make_room=lambda memory: memory.out_of_memory(self.backend, model, stage.settings),
+            model,
+            stage,
         )
 
     def _request(
-        self, request: Callable[[], T], *, make_room: Callable[[Memory], int] | None = None
+        self, request: Callable[[], T], model: Model | None = None, stage: Stage | None = None
     ) -> T:
-        """Return what `request` returns: with retries where a failure may pass.
+        """Return what `request` returns; retry where the failure may pass.
 
-        Where the server's memory is short, `make_room` frees what it can, once in a run, and the
-        request is sent again if it freed anything.
+        Where the server's memory is too short for the model, free what can be freed, once in a run.
         """
 
-        def send() -> T:
-            return with_retries(
-                request,
-                self.backend.retries,
-                answered=self.installed is not None,
-                cancelled=self.watcher.cancelled,
-                on_retry=lambda error, pause_s: self.watcher.waiting(_briefly(error), pause_s),
-            )
-
-        try:
-            return send()
-        except OutOfMemory as error:
-            if make_room is None or self.memory is None or self.has_made_room:
-                raise
+        def make_room() -> bool:
+            if model is None or stage is None or self.memory is None or self.has_made_room:
+                return False
             self.has_made_room = True
-            log.info("Making room after: %s", error)
-            if not make_room(self.memory):
-                raise
-        return send()
+            log.info("Making room for %s", model.name)
+            return self.memory.out_of_memory(self.backend, model, stage.settings) > 0
+
+        return with_retries(
+            request,
+            self.backend.retries,
+            answered=self.installed is not None,
+            cancelled=self.watcher.cancelled,
+            on_retry=lambda error, pause_s: self.watcher.waiting(_briefly(error), pause_s),
+            make_room=make_room,
+        )
 
     def _options(self, stage: Stage, model: Model) -> dict[str, Any]:
         """The stage's options, with one num_ctx for the model's whole run: a change reloads it."""

@@ -7,7 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .errors import Cancelled, ConnectionBroke, LLMError, ServerBusy, ServerUnreachable
+from .errors import (
+    Cancelled,
+    ConnectionBroke,
+    LLMError,
+    OutOfMemory,
+    ServerBusy,
+    ServerUnreachable,
+)
 from .http import POLL_S, CancelCheck
 
 T = TypeVar("T")
@@ -69,6 +76,7 @@ def with_retries(
     answered: bool = True,
     cancelled: CancelCheck | None = None,
     on_retry: Callable[[LLMError, float], None] | None = None,
+    make_room: Callable[[], bool] | None = None,
 ) -> T:
     """Return what `request` returns, called again after a failure that may pass.
 
@@ -78,6 +86,7 @@ def with_retries(
         answered: the server has answered something before.
         cancelled: polled while waiting.
         on_retry: called before each pause with the error and the seconds.
+        make_room: called after OutOfMemory; True: something was freed, try again.
 
     Raises:
         Cancelled: while waiting.
@@ -88,6 +97,10 @@ def with_retries(
     while True:
         try:
             return request()
+        except OutOfMemory:
+            if make_room is None or not make_room():
+                raise
+            continue
         except LLMError as error:
             started = started or time.monotonic()
             since_s = time.monotonic() - started

@@ -22,11 +22,13 @@ import numpy as np
 import safetensors.torch
 import torch
 from image_refinery import memory
+from image_refinery.captioning import Result
 from image_refinery.llm.errors import LLMError, NoPrompt
 from image_refinery.llm.retry import Retries
-from image_refinery.nodes import ImageRefineryExtension, stage_run
+from image_refinery.nodes import ImageRefineryExtension, llm_run
 from image_refinery.nodes.display_anything import DisplayAnything
 from image_refinery.nodes.free_memory import FreeMemory
+from image_refinery.nodes.host import servers
 from image_refinery.nodes.llm_describe import LLMDescribe
 from image_refinery.nodes.llm_image_refine import LLMImageRefine
 from image_refinery.nodes.load_folder import LoadImagesFromFolder
@@ -108,7 +110,7 @@ def quicken(ollama: Any) -> None:
     timeouts = Timeouts(connect_s=0.5, first_byte_s=0.3, silence_s=0.3, quick_s=2.0)
     retries = Retries(first_pause_s=0.01, start_s=0.1, limit_s=1.0)
     quick = partial(OllamaClient, timeouts=timeouts, retries=retries)
-    stage_run.OllamaClient = quick
+    servers.OllamaClient = quick
 
 
 def scripted(ollama: Any, kind: str, *faults: str) -> Make:
@@ -533,7 +535,7 @@ def save_caption(_: Any) -> Case:
         ),
         "a text that cannot be encoded": always(text="\ud800", name="odd.png"),
         "an error's message for a text": lambda chance: {
-            "text": stage_run.to_texts([NoPrompt("nothing to ask")])[0]
+            "text": llm_run.to_texts([Result(error=NoPrompt("nothing to ask"))])[0]
         },
         "a place or a way that is not there": any_of({"place": "root"}, {"existing": "ask"}),
     }
