@@ -1,7 +1,7 @@
 """Run every fault in every node that talks to Ollama, and print what became of it as a table.
 
 python tools/fault_matrix.py            prints the table; exit status 1 where a case failed
-python tools/fault_matrix.py --write    writes docs/faults.md as well
+python tools/fault_matrix.py --write    writes docs/quality/faults.md as well
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "faults.md"
+PAGE = ROOT / "docs" / "quality" / "faults.md"
 NODES = ("LLM Image Refine", "LLM Describe", "Ollama Process")
 MODES = ("give", "stop")
 
@@ -46,9 +46,9 @@ ComfyUI `tests/comfyui` and `tests/browser/test_faults.py` do the same for one n
 fault. What the page shows when nothing listens, when Ollama has no memory, and while a busy server
 is asked again:
 
-![Can't reach Ollama](pictures/fault-refused.png)
-![Out of memory](pictures/fault-oom.png)
-![A second try](pictures/fault-busy-second-try.png)
+![Can't reach Ollama](images/fault-refused.png)
+![Out of memory](images/fault-oom.png)
+![A second try](images/fault-busy-second-try.png)
 
 """
 
@@ -109,7 +109,7 @@ def table(passed: dict[str, dict[tuple[str, str], bool]], said: dict[str, str]) 
 def main() -> int:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="write docs/faults.md")
+    parser.add_argument("--write", action="store_true", help="write docs/quality/faults.md")
     options = parser.parse_args()
     report, seconds = run()
     passed, said = collect(report)

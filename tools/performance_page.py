@@ -1,4 +1,4 @@
-"""Put the figures of the last `make bench` into docs/performance.md, as tables and as plots.
+"""Put the figures of the last `make bench` into docs/quality/performance.md, as tables and plots.
 
     python dev.py bench
     python tools/performance_page.py
@@ -6,7 +6,7 @@
 Reads bench-output/*.json, so that tables and plots are of the same run and none is typed by hand:
 the first command clears that folder (`dev.py bench NAME` replaces only its own file there). Each
 table replaces what stands between `<!-- NAME -->` and `<!-- /NAME -->` in the page, and the plots
-go to docs/pictures/performance-NAME.png. The text around them is written by hand.
+go to docs/quality/images/performance-NAME.png. The text around them is written by hand.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from matplotlib import pyplot as plt
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 OUTPUT = ROOT / "bench-output"
-PAGE = ROOT / "docs" / "performance.md"
-PICTURES = ROOT / "docs" / "pictures"
+PAGE = ROOT / "docs" / "quality" / "performance.md"
+IMAGES = PAGE.parent / "images"
 
 OURS, THEIRS, BOUND = "#1f77b4", "#d9822b", "#555555"
 
@@ -218,7 +218,7 @@ def refiner(result: Result) -> None:
 def save(figure: Any, name: str) -> None:
     """Write a plot."""
     figure.tight_layout()
-    figure.savefig(PICTURES / f"performance-{name}.png", dpi=110)
+    figure.savefig(IMAGES / f"performance-{name}.png", dpi=110)
     plt.close(figure)
 
 

@@ -4,9 +4,9 @@
     python tools/place_pictures.py FOLDER
 
 A picture with the name of a workflow goes beside it (JPEG, the only kind that ComfyUI's template
-browser shows); node-*.png and three of fault-*.png go to docs/pictures, help-*.png to
-web/docs/pictures: a help page finds `pictures/NAME.png` there in ComfyUI and on a code host alike.
-Needs Pillow.
+browser shows); node-*.png go to docs/pictures, three of fault-*.png to docs/quality/images, and
+help-*.png to web/docs/pictures: a help page finds `pictures/NAME.png` there in ComfyUI and on a
+code host alike. Needs Pillow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WIDEST_PX = 1600
 MOST_BYTES = 200_000
 HELP_MOST_BYTES = 60_000
 FAULTS_SHOWN = ("fault-refused.png", "fault-oom.png", "fault-busy-second-try.png")
-"""Of the faults' pictures, those that docs/faults.md shows."""
+"""The images of faults that docs/quality/faults.md shows."""
 
 
 def place(source: Path) -> Path | None:
@@ -29,7 +29,9 @@ def place(source: Path) -> Path | None:
     beside = ROOT / "example_workflows" / f"{source.stem}.json"
     if beside.is_file():
         target = beside.with_suffix(".jpg")
-    elif source.stem.startswith("node-") or source.name in FAULTS_SHOWN:
+    elif source.name in FAULTS_SHOWN:
+        target = ROOT / "docs" / "quality" / "images" / source.name
+    elif source.stem.startswith("node-"):
         target = ROOT / "docs" / "pictures" / f"{source.stem}.png"
     elif source.stem.startswith("help-"):
         target = ROOT / "web" / "docs" / "pictures" / f"{source.stem.removeprefix('help-')}.png"

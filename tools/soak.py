@@ -2,10 +2,10 @@
 
     python tools/soak.py [--runs 1000] [--only NODE] [--write]
 
-Prints what a process holds after the warm-up and at the end; with --write also docs/soak.md and its
-plot. Each node runs in a process of its own, so that none can hide in what another has freed. The
-scripted Ollama runs in that process too: its share is in the figures. Exit status 1 where something
-grew, or a process was killed.
+Prints what a process holds after the warm-up and at the end; with --write also
+docs/quality/soak.md and its plot. Each node runs in its own process, so that none can hide in what
+another has freed. The scripted Ollama runs in that process too: its share is in the figures. Exit
+status 1 where something grew, or a process was killed.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "soak.md"
-PLOT = ROOT / "docs" / "pictures" / "soak.png"
+PAGE = ROOT / "docs" / "quality" / "soak.md"
+PLOT = ROOT / "docs" / "quality" / "images" / "soak.png"
 WARM_UP = 100
 LOOKS = 40
 SEED = 20
@@ -277,7 +277,7 @@ def draw(soaked: dict[str, Soaked], file: Path) -> None:
 
 
 def page(soaked: dict[str, Soaked], runs: int) -> str:
-    """Return docs/soak.md."""
+    """Return docs/quality/soak.md."""
     fields = looked_at()
     lines = [
         "# Soak",
@@ -313,7 +313,7 @@ def page(soaked: dict[str, Soaked], runs: int) -> str:
         ]
     lines += [
         "",
-        "![How much more there is than at the start, over the runs](pictures/soak.png)",
+        "![How much more there is than at the start, over the runs](images/soak.png)",
         "",
         "The plot shows how much more there is than at the start; the tool fails where a line "
         "ends above the green band",
@@ -333,7 +333,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=1000, help="of each node")
     parser.add_argument("--only", choices=NODES, help="one node")
-    parser.add_argument("--write", action="store_true", help="write docs/soak.md and its plot")
+    parser.add_argument("--write", action="store_true", help="write the page and its plot")
     options = parser.parse_args()
     if options.only and options.write:
         parser.error("the page holds every node: --write goes without --only")

@@ -1,6 +1,6 @@
-"""What the page shows when a server fails: the same faults as in docs/faults.md, one of each kind.
+"""What the page shows when a server fails: a fault of each kind of docs/quality/faults.md.
 
-With SCREENSHOTS set to a folder the pictures of docs/pictures are left there.
+With SCREENSHOTS=FOLDER the images of docs/quality/images are left there.
 """
 
 from __future__ import annotations

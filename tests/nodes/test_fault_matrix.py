@@ -1,6 +1,6 @@
 """Every fault of a server, in every node that talks to one, with both values of on_error.
 
-tools/fault_matrix.py runs this file and prints it as a table; docs/faults.md is that table.
+tools/fault_matrix.py runs this file and prints it as a table; docs/quality/faults.md is that table.
 """
 
 from __future__ import annotations
