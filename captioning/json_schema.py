@@ -1,7 +1,7 @@
 """Whether a JSON schema makes sense, before a server sees it.
 
-Ollama turns a schema into a grammar and is silent, or crashes a run, where it cannot. docs/adr/0042
-says why this is not the library `jsonschema`.
+Ollama turns a schema into a grammar and is silent, or crashes a run, where it cannot. The library
+jsonschema brings compiled dependencies and accepts schemas that Ollama cannot use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one strong reference to the refiner's weights inside ComfyUI (docs/adr/0030).
+"""The one strong reference to the refiner's weights inside ComfyUI (docs/adr/0009).
 
 A node holds no state and ComfyUI's list of models holds weak references, so that without this the
 weights would be gone after each run.

@@ -1,0 +1,61 @@
+"""Readers of the repository alone can follow every link, and decision records have one form."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DECISIONS = ROOT / "docs" / "adr"
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "web" / "docs").glob("*.md")]
+)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that code hosts give to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    broken: list[str] = []
+    for link in LINK.findall(FENCE.sub("", page.read_text("utf-8"))):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_decision_records_are_numbered_and_listed_without_a_gap() -> None:
+    index = (DECISIONS / "README.md").read_text("utf-8")
+    records = sorted(DECISIONS.glob("0*.md"))
+    assert [int(record.name[:4]) for record in records] == list(range(1, len(records) + 1))
+    assert re.findall(r"^\| \[\d+\]\((\S+)\)", index, flags=re.MULTILINE) == [
+        record.name for record in records
+    ]
+    for number, record in enumerate(records, 1):
+        text = record.read_text("utf-8")
+        assert re.match(rf"# {number}\. .+\n\n- Status: .+\n- Version: .+\n", text), record.name
+        headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
+        assert [name for name in headings if name != "Alternatives"] == [
+            "Context",
+            "Decision",
+            "Consequences",
+        ], record.name
+
+
+def test_code_names_decision_records_that_exist() -> None:
+    names = {record.name[:4] for record in DECISIONS.glob("0*.md")}
+    for file in ROOT.rglob("*.py"):
+        if not any(part.startswith(".") for part in file.relative_to(ROOT).parts):
+            named = set(re.findall(r"docs/adr/(\d{4})", file.read_text("utf-8")))
+            assert named <= names, file
