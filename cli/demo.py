@@ -107,16 +107,16 @@ def _draw(picture: Image.Image, texts: list[tuple[str, Result]]) -> Image.Image:
         body = "\n".join(
             textwrap.fill(line, _LINE_CHARACTERS) for line in _words(result).splitlines()
         )
-        for words, font, colour in (
+        for words, font, color in (
             (heading, heading_font, "#2a6f97"),
             (body, text_font, "#222222"),
         ):
-            pieces.append((y, words, font, colour))
+            pieces.append((y, words, font, color))
             y += round(sum(font.getbbox("Ag")[3] * 1.35 for _ in words.splitlines())) + 10
         y += 16
     sheet = Image.new("RGB", (_WIDTH_PX, max(y, small.height + 2 * _MARGIN_PX)), "white")
     sheet.paste(small, (_MARGIN_PX, _MARGIN_PX))
     draw = ImageDraw.Draw(sheet)
-    for top, words, font, colour in pieces:
-        draw.multiline_text((x, top), words, fill=colour, font=font, spacing=6)
+    for top, words, font, color in pieces:
+        draw.multiline_text((x, top), words, fill=color, font=font, spacing=6)
     return sheet

@@ -133,7 +133,7 @@ def refine_one(
 
 
 def save(picture: Image.Image, file: Path, settings: RefineSettings, model: str) -> None:
-    """Write a PNG that holds the settings in a text chunk, and the picture's colour profile."""
+    """Write a PNG that holds the settings in a text chunk, and the picture's color profile."""
     about = {"software": f"image-refinery {__version__}", "model": Path(model).name}
     if "/" in model and not Path(model).exists():
         about["model"] = model  # a hub id; of a path only the name, which tells nothing private

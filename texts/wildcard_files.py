@@ -127,13 +127,13 @@ def _parse(text: str) -> Iterator[Line]:
         line = raw.strip()
         if line and not line.startswith(COMMENT_MARKS):
             weight, rest = split_weight(line)
-            # an escaped mark begins a line that is no comment, such as a hex colour
+            # an escaped mark begins a line that is no comment, such as a hex color
             yield Line(weight, rest[1:] if rest.startswith("\\#") else rest)
 
 
 def _fits(name: str, pattern: str) -> bool:
     """
-    >>> _fits("colours/warm", "colour*"), _fits("colours/warm", "**/warm"), _fits("warm", "**/warm")
+    >>> _fits("colors/warm", "color*"), _fits("colors/warm", "**/warm"), _fits("warm", "**/warm")
     (True, True, True)
     >>> _fits("warm", "w[a]rm"), _fits("warm", "w?rm")
     (False, False)

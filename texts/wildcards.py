@@ -69,7 +69,7 @@ def expand(text: str, files: WildcardFiles, seed: int) -> Expanded:
 def without_comments(text: str) -> str:
     """Return a text without its lines that begin with `#`, `//` or `;`.
 
-    >>> without_comments("# colours\\nred // not here\\n  ; nor blue\\ngreen")
+    >>> without_comments("# colors\\nred // not here\\n  ; nor blue\\ngreen")
     'red // not here\\ngreen'
     """
     lines = text.splitlines(keepends=True)
