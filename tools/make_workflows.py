@@ -206,7 +206,7 @@ def refine_an_image(graph: Graph) -> None:
     graph.column(340)
     note(
         graph, "Refine an image",
-        "*SDXL Refiner* sharpens texture and removes noise and artefacts; the picture stays what "
+        "*SDXL Refiner* sharpens texture and removes noise and artifacts; the picture stays what "
         "it is. Raise *strength* for more, set *output_size* to working to keep a small image at "
         "the larger size. Draw a mask on the image (*Open in MaskEditor*) and link it to refine "
         "that region only.",
@@ -217,7 +217,7 @@ def refine_an_image(graph: Graph) -> None:
     refined = graph.add(
         "RefinerySDXLRefiner", image=image[0], checkpoint=DOWNLOAD,
         prompt="sharp focus, fine texture, clean lines, high detail",
-        negative_prompt="blurry, noise, compression artefacts",
+        negative_prompt="blurry, noise, compression artifacts",
     )  # fmt: skip
     graph.column(340)
     graph.add("PreviewImage", title="before", images=image[0])
@@ -247,14 +247,14 @@ def describe_rewrite_refine(graph: Graph) -> None:
     graph.column(REFINER_PX)
     refined = graph.add(
         "RefinerySDXLRefiner", image=described[0], checkpoint=DOWNLOAD,
-        prompt=prompt[0], negative_prompt="blurry, noise, compression artefacts",
+        prompt=prompt[0], negative_prompt="blurry, noise, compression artifacts",
     )  # fmt: skip
     graph.column(340)
     graph.add("SaveImage", images=refined[0], filename_prefix="refinery/refined")
 
 
 def refine_then_trellis(graph: Graph) -> None:
-    """Load Image -> SDXL Refiner -> TRELLIS.2 -> a coloured 3D model."""
+    """Load Image -> SDXL Refiner -> TRELLIS.2 -> a colored 3D model."""
     graph.column(340)
     note(
         graph, "Refine, then 3D",
@@ -273,7 +273,7 @@ def refine_then_trellis(graph: Graph) -> None:
     refined = graph.add(
         "RefinerySDXLRefiner", image=image[0], checkpoint=DOWNLOAD,
         prompt="sharp focus, fine texture, clean edges",
-        negative_prompt="blurry, noise, compression artefacts",
+        negative_prompt="blurry, noise, compression artifacts",
     )  # fmt: skip
     free = graph.add("RefineryFreeMemory", value=refined[0])
     graph.column(320)
@@ -287,11 +287,11 @@ def refine_then_trellis(graph: Graph) -> None:
     graph.column(340)
     file = "trellis_2_bf16.safetensors"
     model = graph.add("UNETLoader", unet_name=file, weight_dtype="default", models=fetch(file))
-    shapes, colours = (
+    shapes, colors = (
         graph.add("VAELoader", vae_name=name, title=title, models=fetch(name))
         for name, title in (
             ("trellis_2_shape_vae_bf16.safetensors", "VAE of shapes"),
-            ("trellis_2_texture_vae_bf16.safetensors", "VAE of colours"),
+            ("trellis_2_texture_vae_bf16.safetensors", "VAE of colors"),
         )
     )
     latent = graph.add("EmptyTrellis2LatentStructure", batch_size=1)
@@ -320,13 +320,13 @@ def refine_then_trellis(graph: Graph) -> None:
         "Trellis2TextureStage", positive=stage[0], negative=stage[1], shape_latent=shape[0]
     )
     graph.column(340)
-    colour = graph.add(
-        "KSampler", title="3. its colours", model=model[0], positive=surface[0],
+    color = graph.add(
+        "KSampler", title="3. its colors", model=model[0], positive=surface[0],
         negative=surface[1], latent_image=surface[2], steps=12, cfg=1.0, sampler_name="euler",
         scheduler="normal",
     )  # fmt: skip
     voxels = graph.add(
-        "VaeDecodeTextureTrellis", samples=colour[0], vae=colours[0], shape_subdivides=mesh[1]
+        "VaeDecodeTextureTrellis", samples=color[0], vae=colors[0], shape_subdivides=mesh[1]
     )
     painted = graph.add("PaintMesh", mesh=mesh[0], voxel_colors=voxels[0])
     graph.add("SaveGLB", mesh=painted[0], filename_prefix="refinery/model", tall=400)
@@ -372,7 +372,7 @@ def two_models_batch(graph: Graph) -> None:
     graph.column(420)
     refine = graph.add(
         "RefineryLLMImageRefine", image=images[0], vision_model=SEES, text_model=WRITES,
-        user_instructions="Make a list of tags of this description: subject, setting, colours, "
+        user_instructions="Make a list of tags of this description: subject, setting, colors, "
         "style. Lower case, separated by commas, no sentences.",
         text_temperature=0.4, vision_options=seeing[0], text_options=writing[0],
     )  # fmt: skip
