@@ -21,10 +21,10 @@ SUN, GLOW = (255, 196, 92), (232, 92, 96)
 INK = (236, 238, 248)
 BLOCKS = 7
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
-def gradient(size: tuple[int, int], first: Colour, last: Colour) -> Image.Image:
+def gradient(size: tuple[int, int], first: Color, last: Color) -> Image.Image:
     """A slope from the top left to the bottom right."""
     width, height = size
     share = np.add.outer(np.linspace(0, 0.5, height), np.linspace(0, 0.5, width))[..., None]

@@ -3,7 +3,7 @@
     python tools/make_photo.py [--seed N] [--side PX] [OUTPUT]
 
 Benchmarks need a picture that compresses like a photograph (1/f texture, soft gradients, hard
-edges, sensor noise), and one whose licence is ours. Needs numpy and pillow.
+edges, sensor noise), and one whose license is ours. Needs numpy and pillow.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def hills(rng: np.random.Generator, picture: Plane, layers: int = 5) -> Plane:
         top = (HORIZON - 0.17 * (1 - near) - 0.02) * side
         line = top + ridge(rng, side, 1.9 - 0.5 * near) * side * (0.07 - 0.03 * near)
         cover = np.clip(row - line[None, :], 0.0, 1.0)
-        colour = np.asarray(FAR_HILL) * (1 - near) + np.asarray(NEAR_HILL) * near
+        color = np.asarray(FAR_HILL) * (1 - near) + np.asarray(NEAR_HILL) * near
         grain = texture(rng, side, side, 1.1 - 0.35 * near)[..., None]
-        ground = colour * (1.0 + (grain - 0.5) * (0.25 + 1.1 * near))
+        ground = color * (1.0 + (grain - 0.5) * (0.25 + 1.1 * near))
         picture = blend(picture, ground, cover)
     return picture
 

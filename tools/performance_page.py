@@ -49,24 +49,24 @@ def client(result: Result) -> None:
     rows = result["rows"]
     megapixels = [row["side_px"] ** 2 / 1e6 for row in rows]
     figure, (time_ms, sent) = plt.subplots(1, 2, figsize=(10, 4))
-    for way, name, colour in (
+    for way, name, color in (
         ("peers", f"PNG, {result['peers_client']} package", THEIRS),
         ("ours", "this pack", OURS),
     ):
         taken = [row[way]["total_ms"] for row in rows]
-        time_ms.loglog(megapixels, taken, "o-", color=colour, label=name)
+        time_ms.loglog(megapixels, taken, "o-", color=color, label=name)
         time_ms.annotate(
             f"about {slope(megapixels, taken):.0f} ms per megapixel",
             (megapixels[1], taken[1]),
             xytext=(6, -14),
             textcoords="offset points",
-            color=colour,
+            color=color,
         )
         sent.semilogx(
             megapixels,
             [row[way]["body_bytes"] / 1e6 for row in rows],
             "o-",
-            color=colour,
+            color=color,
             label=name,
         )
     for row, at in zip(rows, megapixels, strict=True):
@@ -93,12 +93,12 @@ def batches(result: Result) -> None:
         "this pack": [row for row in rows if row["judged"]],
         "this pack, parallel 4": [row for row in rows if row["at_a_time"] > 1],
     }
-    for (name, of), colour in zip(series.items(), (THEIRS, OURS, "#2ca02c"), strict=True):
+    for (name, of), color in zip(series.items(), (THEIRS, OURS, "#2ca02c"), strict=True):
         of.sort(key=lambda row: row["images"])
         images = [row["images"] for row in of]
         seconds = [row["at_the_card_s"] for row in of]
-        total.loglog(images, seconds, "o-", color=colour, label=name)
-        above = colour == THEIRS
+        total.loglog(images, seconds, "o-", color=color, label=name)
+        above = color == THEIRS
         for x, y in zip(images, seconds, strict=True):
             total.annotate(
                 f"{y:.0f} s",
@@ -134,9 +134,9 @@ def tokens(result: Result) -> None:
     rows = result["rows"]
     figure, axes = plt.subplots(figsize=(8, 3.2))
     names = [f"{row['way']}, {row['wanted_rate']} tokens/s" for row in rows]
-    colours = [THEIRS if "package" in row["way"] else OURS for row in rows]
+    colors = [THEIRS if "package" in row["way"] else OURS for row in rows]
     taken = [row["cpu_us_per_token"] for row in rows]
-    bars = axes.barh(names[::-1], taken[::-1], color=colours[::-1])
+    bars = axes.barh(names[::-1], taken[::-1], color=colors[::-1])
     axes.bar_label(bars, fmt=" %.0f us")
     quick = sum(row["wanted_rate"] == rows[0]["wanted_rate"] for row in rows)
     axes.vlines(50, len(rows) - quick - 0.5, len(rows) - 0.5, color=BOUND, linestyles="--")
@@ -154,8 +154,8 @@ def start(imports: Result, page: Result | None) -> None:
     empty = packs["empty-pack"]["first_s"]
     names = [name for name in packs if name != "empty-pack" and not packs[name]["error"]]
     above = [1000 * (packs[name]["first_s"] - empty) for name in names]
-    colours = [OURS if name == "this-pack" else THEIRS for name in names]
-    bars = left.bar([name.removesuffix(".example") for name in names], above, color=colours)
+    colors = [OURS if name == "this-pack" else THEIRS for name in names]
+    bars = left.bar([name.removesuffix(".example") for name in names], above, color=colors)
     left.bar_label(bars, fmt="%.1f ms")
     left.axhline(1000 * imports["allowed_s"], color=BOUND, linestyle="--")
     left.annotate("target", (0, 1000 * imports["allowed_s"]), xytext=(0, 3),

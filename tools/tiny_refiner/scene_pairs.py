@@ -20,7 +20,7 @@ from scenes import HELD_OUT_SEEDS, compose, paint
 
 __all__ = ["HELD_OUT_SEEDS", "clean_crop", "damage", "draw", "scene_pair", "to_tensor"]
 
-# One seed in four shows soft colour clouds instead of a scene, so that the VAE learns more
+# One seed in four shows soft color clouds instead of a scene, so that the VAE learns more
 # than flat ground.
 CLOUD_SHARE = 4
 

@@ -1,6 +1,6 @@
 """Where training starts: networks that already do something sensible.
 
-An hour of CPU is too short for a small VAE to find colours by itself: a group norm takes absolute
+An hour of CPU is too short for a small VAE to find colors by itself: a group norm takes absolute
 values away, and for thousands of steps it gives back brightness only. So the VAE starts as an
 image pyramid: its residual branches are silent, three channels carry red, green and blue, halved
 three times on the way in and doubled three times, smoothly, on the way out. Two constant channels
@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-COLOURS = 3
+COLORS = 3
 CONSTANT = 6.0
 # SiLU is almost the identity around 6.
 LINEAR_POINT = 6.0
@@ -67,31 +67,31 @@ def _silence_branches(model: nn.Module) -> None:
 
 
 def _carry(convolution: nn.Conv2d, kernel: Tensor) -> None:
-    """Let the first eight channels carry the colours, two constants, and the colours negated.
+    """Let the first eight channels carry the colors, two constants, and the colors negated.
 
     So their mean is zero, and norms have nothing to subtract.
     """
-    own = 2 * COLOURS + 2
+    own = 2 * COLORS + 2
     convolution.weight[:own] = 0
     convolution.bias[:own] = 0
-    for channel in range(COLOURS):
+    for channel in range(COLORS):
         convolution.weight[channel, channel] = kernel
-        convolution.weight[channel + COLOURS + 2, channel] = -kernel
-    convolution.bias[COLOURS] = CONSTANT
-    convolution.bias[COLOURS + 1] = -CONSTANT
+        convolution.weight[channel + COLORS + 2, channel] = -kernel
+    convolution.bias[COLORS] = CONSTANT
+    convolution.bias[COLORS + 1] = -CONSTANT
     # The other channels start at random, but not from the constants.
     if convolution.in_channels >= own:
-        convolution.weight[own:, COLOURS : COLOURS + 2] = 0
+        convolution.weight[own:, COLORS : COLORS + 2] = 0
 
 
 def _finish(norm: nn.GroupNorm, convolution: nn.Conv2d) -> None:
-    """Undo the last norm and pass the colours on."""
+    """Undo the last norm and pass the colors on."""
     channels = norm.num_channels
     deviation = (2 * CONSTANT**2 / channels) ** 0.5
-    norm.weight[:COLOURS] = deviation
-    norm.bias[:COLOURS] = LINEAR_POINT
-    convolution.weight[:COLOURS] = 0
-    for channel in range(COLOURS):
+    norm.weight[:COLORS] = deviation
+    norm.bias[:COLORS] = LINEAR_POINT
+    convolution.weight[:COLORS] = 0
+    for channel in range(COLORS):
         convolution.weight[channel, channel] = _centre(3)
         convolution.bias[channel] = -LINEAR_POINT
 

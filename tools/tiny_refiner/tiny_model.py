@@ -50,7 +50,7 @@ UNET: dict[str, Any] = {
 VAE: dict[str, Any] = {
     "sample_size": 1024,
     "block_out_channels": (8, 16, 32, 32),
-    # One group: with two channels a group, normalising would take absolute colours away.
+    # One group: with two channels a group, normalizing would take absolute colors away.
     "norm_num_groups": 1,
     "layers_per_block": 1,
     "latent_channels": 4,
