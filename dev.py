@@ -149,7 +149,7 @@ def test(extra: list[str]) -> int:
 
 
 def check(extra: list[str]) -> int:
-    """Lint, format check, type check, import directions; --fix puts right what ruff can."""
+    """Lint, format, spelling, types, import directions; --fix corrects what ruff can."""
     fix = "--fix" in extra
     if set(extra) - {"--fix"}:
         raise DevError("check takes no arguments but --fix.")
@@ -157,6 +157,7 @@ def check(extra: list[str]) -> int:
     codes = [
         run(ruff, "check", *(["--fix"] if fix else [])),
         run(ruff, "format", *([] if fix else ["--check"])),
+        run(script("codespell")),
         run(script("pyright"), "--pythonpath", PYTHON),
         run(script("lint-imports"), "--no-cache"),
     ]
