@@ -7,18 +7,25 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
+import venv
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import image_refinery
 import pytest
 from image_refinery._version import __version__
+from PIL import Image
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+if TYPE_CHECKING:
+    from faulty_ollama import FaultyOllama
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -119,11 +126,10 @@ print(*[module for module in {heavy} if module in sys.modules])
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
-    """A wheel of the checkout, built in a copy (a build leaves folders) and without a network."""
-    pytest.importorskip("setuptools", minversion="77", reason="setuptools 77 builds the wheel")
-    place = tmp_path_factory.mktemp("wheel")
-    copy = place / "a checkout with another name"
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an sdist of the checkout and a wheel built from it, without a network."""
+    place = tmp_path_factory.mktemp("distributions")
+    copy = place / "a checkout with another name"  # a build leaves folders
     leave = {".git", ".venv", "build", "dist", "tests", "bench-output", "demo-output"}
 
     def ignore(folder: str, names: list[str]) -> set[str]:
@@ -131,14 +137,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
         return noise | (leave & set(names) if Path(folder) == ROOT else set())
 
     shutil.copytree(ROOT, copy, ignore=ignore)
-    code = f"from setuptools import build_meta; build_meta.build_wheel({str(place)!r})"
-    command = [sys.executable, "-W", "ignore", "-c", code]
+    command = [sys.executable, "-W", "ignore", "-m", "build", "--no-isolation", "--outdir"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     run = subprocess.run(
-        command, cwd=copy, capture_output=True, text=True, env=environment, check=False
+        [*command, str(place), str(copy)],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    [built] = place.glob("*.whl")
+    return place
+
+
+@pytest.fixture(scope="module")
+def wheel(distributions: Path) -> zipfile.Path:
+    [built] = distributions.glob("*.whl")
     return zipfile.Path(built)
 
 
@@ -190,3 +205,98 @@ def test_the_wheel_has_the_command(wheel: zipfile.Path) -> None:
     [entry_points] = [name for name in wheel_names(wheel) if name.endswith("entry_points.txt")]
     text = wheel.root.read(entry_points).decode()
     assert "image-refinery = image_refinery.__main__:main" in text
+
+
+def test_the_sdist_holds_what_the_wheel_is_built_from(distributions: Path) -> None:
+    [built] = distributions.glob("*.tar.gz")
+    with tarfile.open(built) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO", "__init__.py"} <= names
+    assert not [name for name in names if name.startswith(("tools/", "benchmarks/", ".venv/"))]
+
+
+@pytest.fixture(scope="module")
+def installed(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a new environment: the wheel, and this environment's libraries."""
+    folder = tmp_path_factory.mktemp("bare") / "env"
+    venv.create(folder, with_pip=False, symlinks=os.name != "nt")
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    [built] = distributions.glob("*.whl")
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    run = subprocess.run(
+        [*command, "--disable-pip-version-check", "--no-index", "--no-deps", str(built)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    # Only the folders: an editable checkout is found by a .pth file in them, which is not read.
+    here = [sysconfig.get_path(kind) for kind in ("purelib", "platlib")]
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    [site] = subprocess.check_output([python, "-c", code], text=True).splitlines()
+    Path(site, "libraries.pth").write_text("\n".join(dict.fromkeys(here)), "utf-8")
+    return python
+
+
+def in_bare(python: Path, *arguments: str, cwd: Path, **variables: str) -> str:
+    """What the new environment's Python prints, in a folder without the checkout."""
+    environment = {key: text for key, text in os.environ.items() if key != "PYTHONPATH"}
+    run = subprocess.run(
+        [str(python), *arguments],
+        cwd=cwd,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run.stdout
+
+
+def test_the_installed_command_runs(installed: Path, tmp_path: Path) -> None:
+    code = "import image_refinery; print(image_refinery.__file__)"
+    assert Path(in_bare(installed, "-c", code, cwd=tmp_path).strip()).is_relative_to(
+        installed.parents[1]
+    )
+    assert in_bare(installed, "-m", "image_refinery", "--version", cwd=tmp_path).split() == [
+        __version__
+    ]
+    [script] = installed.parent.glob("image-refinery*")
+    run = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [__version__]
+
+
+README_BLOCKS = re.findall(
+    r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+)
+
+# The README's lines stay as they are, but a megapixel would take a CPU a minute.
+SMALL_WORK = """import functools
+from image_refinery.refine import ImageRefiner
+ImageRefiner.refine = functools.partialmethod(ImageRefiner.refine, working_size="as it is")
+"""
+
+
+@pytest.mark.parametrize("number", range(len(README_BLOCKS)))
+def test_python_of_the_readme_runs_where_it_is_installed(
+    installed: Path, ollama: FaultyOllama, tmp_path: Path, number: int
+) -> None:
+    """Letter for letter, with a scripted Ollama, the tiny refiner, and images of ours."""
+    block = README_BLOCKS[number]
+    preamble = SMALL_WORK if "ImageRefiner" in block else ""
+    (tmp_path / "readme.py").write_text(preamble + block, "utf-8")
+    shutil.copy(ROOT / "examples" / "photo.jpg", tmp_path)
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "input.png")
+    weights = ROOT / "tools" / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
+    printed = in_bare(
+        installed,
+        "readme.py",
+        cwd=tmp_path,
+        OLLAMA_BASE_URL=ollama.url,
+        IMAGE_REFINERY_REFINER=str(weights),
+    )
+    if "print(" in block:
+        assert printed.strip()
+        assert ollama.requests
