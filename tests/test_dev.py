@@ -36,7 +36,7 @@ def test_pytest_runs_all_tests_unless_some_are_named(extra: list[str], end: list
 
 def test_every_command_is_in_the_makefile_and_the_docs() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    docs = (ROOT / "docs" / "development.md").read_text("utf-8")
+    docs = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     assert f"COMMANDS := {' '.join(dev.COMMANDS)}\n" in makefile
     assert all(f"py dev.py {name}" in docs for name in dev.COMMANDS)
 

@@ -1,6 +1,6 @@
 """What the registry and comfy-test want of every Python file, those of tools and tests too.
 
-The real ones need a network or a running ComfyUI (docs/development.md); these are their rules.
+The real ones need a network or a running ComfyUI (CONTRIBUTING.md); these are their rules.
 """
 
 from __future__ import annotations
