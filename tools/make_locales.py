@@ -1,6 +1,6 @@
 """Write locales/en/nodeDefs.json from the nodes' schemas: python tools/make_locales.py
 
-Other languages are files of their own, made by hand or machine; tests/test_locales.py says what
+Other languages are files of their own, made by hand or machine; tests/test_help.py says what
 they lack. Needs no ComfyUI: the schemas are read over tests/comfy_stub.
 """
 
