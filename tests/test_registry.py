@@ -67,7 +67,8 @@ def test_the_archive_has_all_that_runs_and_nothing_of_the_workshop() -> None:
     for folder in NEEDED_FOLDERS:
         inside = [name for name in names if name.startswith(f"{folder}/")]
         assert inside and set(inside) <= set(packed), f"{folder}: {set(inside) & ignored}"
-    assert not [name for name in packed if name.startswith(("tests/", "tools/", "benchmarks/"))]
+    workshop = ("tests/", "tools/", "benchmarks/", "docs/adr/", "docs/quality/")
+    assert not [name for name in packed if name.startswith(workshop)]
     size = sum((ROOT / name).stat().st_size for name in packed if (ROOT / name).is_file())
     assert size < 12_000_000, f"{size} bytes: what is so large?"
 
