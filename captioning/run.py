@@ -303,7 +303,7 @@ class _Run:
         if self.installed is None:
             self.installed = self._request(lambda: self.backend.list(self.watcher.cancelled))
         models = self.installed
-        return self._request(lambda: self.backend.find(name, models, self.watcher.cancelled))
+        return self._request(lambda: self.backend.find(name, self.watcher.cancelled, models=models))
 
     def _chat(
         self, stage: Stage, model: Model, number: int, request: Request, images: EncodedAhead

@@ -140,8 +140,9 @@ class Backend(Protocol):
     def find(
         self,
         name: str,
-        models: Sequence[Model] | None = None,
         cancelled: CancelCheck | None = None,
+        *,
+        models: Sequence[Model] | None = None,
     ) -> Model:
         """Return the installed model of that name, as `show` does.
 

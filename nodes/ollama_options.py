@@ -89,7 +89,7 @@ class OllamaOptions(io.ComfyNode):
                     max=_HIGHEST["repeat_penalty"],
                     step=0.01,
                     optional=True,
-                    tooltip="Penalise repeated tokens; 1 is none. -1: the pack's default, 1.1.",
+                    tooltip="Penalize repeated tokens; 1 is none. -1: the pack's default, 1.1.",
                 ),
                 io.String.Input(
                     "format",

@@ -129,8 +129,9 @@ class OllamaClient:
     def find(
         self,
         name: str,
-        models: Sequence[Model] | None = None,
         cancelled: CancelCheck | None = None,
+        *,
+        models: Sequence[Model] | None = None,
     ) -> Model:
         """Return the installed model of that name, as `show` does.
 
@@ -255,10 +256,10 @@ class OllamaClient:
         self,
         model: str,
         *,
-        timeout_s: float = UNLOAD_TIMEOUT_S,
+        limit_s: float = UNLOAD_TIMEOUT_S,
         cancelled: CancelCheck | None = None,
     ) -> Unloaded:
-        """Unload a model and poll /api/ps until it is gone, for `timeout_s` seconds at most.
+        """Unload a model and poll /api/ps until it is gone, for `limit_s` seconds at most.
 
         A model that is not loaded, and a cloud model, is left alone; calling twice is safe.
         """
@@ -274,7 +275,7 @@ class OllamaClient:
         if before is None:
             return Unloaded(model=model)
         self._post("/api/generate", request, cancelled)
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + limit_s
         pause_s = 0.005
         while self._loaded(model, cancelled) is not None:
             if time.monotonic() > deadline:

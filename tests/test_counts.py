@@ -4,7 +4,7 @@ A benchmark sees a regression only on a quiet machine; these fail on any. What a
 on purpose is written down here anew. Counted elsewhere, and not again here:
 
 - requests of both stages without the node, all images in one question, one load of a model that
-  both stages share (tests/captioning/test_stages.py); one connection for many calls
+  both stages share (tests/captioning/test_run.py); one connection for many calls
   (test_client.py)
 - UNet evaluations with guidance_end (tests/refine/test_parity.py); tiles (test_progress.py)
 - the very same image object out, views of a batch (tests/nodes)

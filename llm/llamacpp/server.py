@@ -32,7 +32,7 @@ from .wire import ApiError, ChatRequest, bad_request, parse_chat, parse_generate
 log = logging.getLogger(__name__)
 
 VERSION = "0.30.0"
-"""What /api/version says: the release of Ollama whose behaviour this server follows."""
+"""What /api/version says: the release of Ollama whose behavior this server follows."""
 LARGEST_BODY = 512 << 20
 _JSON = "application/json; charset=utf-8"
 _LINES = "application/x-ndjson"

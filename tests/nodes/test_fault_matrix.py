@@ -231,7 +231,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     # 15 s are right for a driver; here they would be waited for in vain.
-    monkeypatch.setitem(OllamaClient.unload.__kwdefaults__, "timeout_s", 0.3)
+    monkeypatch.setitem(OllamaClient.unload.__kwdefaults__, "limit_s", 0.3)
     texts = {"user_instructions": ["Shorten it."], "instructions": ["Shorten it."], "text": ["A."]}
     models = {"vision_model": ["llava"], "text_model": ["llama3.2"]}
     nodes: dict[str, tuple[Any, tuple[str, ...]]] = {

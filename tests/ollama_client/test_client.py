@@ -105,7 +105,7 @@ def test_an_unload_that_never_shows_is_reported(make_ollama: Callable[..., Fault
     ollama = make_ollama([text_model(never_unloads=True)])
     with client_of(ollama) as client:
         client.load("llama3.2")
-        assert not client.unload("llama3.2", timeout_s=0.3).confirmed
+        assert not client.unload("llama3.2", limit_s=0.3).confirmed
 
 
 FAULTS = [
