@@ -10,7 +10,7 @@ process, which compiles, is not counted. Without a ComfyUI (COMFYUI_PATH, else ~
 stub of the tests stands in for it.
 
 Prints medians, what was imported, and the modules that took most; writes bench-output/imports.json.
-Fails when the pack takes more than 20 ms of the loading thread's CPU above the empty one, or
+Fails when the pack takes more than 50 ms of the loading thread's CPU above the empty one, or
 imports a heavy library.
 """
 
@@ -54,7 +54,7 @@ class Extension(ComfyExtension):
 async def comfy_entrypoint():
     return Extension()
 """
-ALLOWED_S = 0.020
+ALLOWED_S = 0.050
 CLOCKS = ("first_s", "process_s", "wall_s")
 SLOWEST = 10
 IMPORT_TIME_RUNS = 3
