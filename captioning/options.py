@@ -15,7 +15,7 @@ THINK_LEVELS = ("off", "on", "low", "medium", "high")
 
 VISION_SAMPLING = {"temperature": 0.3, "top_p": 0.95, "top_k": 40}
 TEXT_SAMPLING = {"temperature": 0.7, "top_p": 0.95, "top_k": 40}
-"""The specification's defaults, for the node and the command line alike."""
+"""The defaults of the node and of the command line."""
 
 _VISION_DEFAULTS: dict[str, Any] = {"num_predict": 512, "repeat_penalty": 1.1}
 DEFAULT_NUM_PREDICT = 1024

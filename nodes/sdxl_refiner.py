@@ -48,7 +48,7 @@ _OF_ONE_IMAGE = (ImageError, NotFiniteError, DeviceMemoryError)
 
 
 class SDXLRefiner(io.ComfyNode):
-    """The node of spec/image-refinement, over the package `refine`."""
+    """Refine images with an SDXL checkpoint, over the package `refine`."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
