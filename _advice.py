@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ._program import pull
 from .llm import errors
@@ -10,8 +10,7 @@ from .llm.backend import Answer
 from .llm.errors import LLMError
 
 
-@dataclass(frozen=True)
-class Edge:
+class Edge(NamedTuple):
     """Where a message is read.
 
     Attributes:

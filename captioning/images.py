@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageOps
 
@@ -26,8 +25,7 @@ PNG_SIDE_PX = 256
 JPEG_QUALITY = 95
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodedImage:
+class EncodedImage(NamedTuple):
     """An image as it is sent: base64 of a PNG or JPEG file, and its size (width, height) in px."""
 
     base64: str

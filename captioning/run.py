@@ -11,8 +11,8 @@ import logging
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..llm.backend import Answer, Backend, Model, collect, think_value
 from ..llm.errors import (
@@ -171,8 +171,7 @@ def process(
         return work.stage("process", job.stage, text_requests(job))
 
 
-@dataclass(frozen=True)
-class _Need:
+class _Need(NamedTuple):
     """How much one request of a stage holds, for the num_ctx of its model."""
 
     stage: Stage

@@ -355,16 +355,12 @@ def _new_session(server: Server) -> requests.Session:
     session.mount("http://", _Adapter())
     session.mount("https://", _Adapter())
     if server.may_send_key and server.api_key:
-        session.auth = _Bearer(server.api_key)
+        session.auth = partial(_with_key, server.api_key)
     elif server.may_send_key and server.login:
         session.auth = server.login
     return session
 
 
-@dataclass(frozen=True)
-class _Bearer:
-    key: str
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self.key}"
-        return request
+def _with_key(key: str, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    request.headers["Authorization"] = f"Bearer {key}"
+    return request

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-@dataclass(frozen=True)
-class Freed:
+class Freed(NamedTuple):
     """How many bytes were freed, and by what; 0 bytes: there was nothing to free."""
 
     what: str

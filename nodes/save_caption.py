@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import folder_paths
 from comfy_api.latest import io
@@ -157,8 +156,7 @@ class SaveCaption(io.ComfyNode):
         return io.NodeOutput(texts, [caption.shown for caption in captions], ui=ui)
 
 
-@dataclass(frozen=True)
-class _Caption:
+class _Caption(NamedTuple):
     """Where one text is written, and how.
 
     Attributes:
