@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ._program import pull
 from .llm import errors
-from .llm.backend import Answer
 from .llm.errors import LLMError
+
+if TYPE_CHECKING:
+    from .llm.backend import Answer
 
 
 class Edge(NamedTuple):

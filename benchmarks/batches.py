@@ -40,9 +40,10 @@ from typing import Any
 
 from _measure import OUTPUT, ROOT, Simulated, machine, simulated, table, write
 from _peers import as_base64, asking
-from image_refinery.captioning import Job, Stage, run
 from image_refinery.captioning.images import encode_image
+from image_refinery.captioning.job import Job, Stage
 from image_refinery.captioning.options import StageOptions
+from image_refinery.captioning.run import run
 from image_refinery.memory import StageMemory
 from image_refinery.ollama_client import OllamaClient, Server, collect
 from PIL import Image

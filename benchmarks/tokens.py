@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from _measure import OUTPUT, machine, simulated, stub_comfyui, table, write
-from image_refinery.captioning import Stage, TextJob, Watcher, process
+from image_refinery.captioning.events import Watcher
+from image_refinery.captioning.job import Stage, TextJob
+from image_refinery.captioning.run import process
 from image_refinery.memory import StageMemory
 from image_refinery.ollama_client import OllamaClient, Server
 

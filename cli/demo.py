@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from .._program import pull
-from ..captioning import Result
+from ..captioning.job import Result
 from ..llm import llamacpp
 from ..llm.errors import LLMError, ModelNotFound, ServerConfigError
 from ..llm.servers import EMBEDDED, Server, find_server

@@ -12,18 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from .. import memory
 from .._program import pull
-from ..captioning import (
+from ..captioning.job import Caption, Job, Result, Stage
+from ..captioning.options import (
     TEXT_SAMPLING,
     VISION_SAMPLING,
-    Caption,
-    Job,
-    Result,
-    Stage,
     StageOptions,
-    run,
     text_options,
     vision_options,
 )
+from ..captioning.run import run
 from ..files import (
     UnreadablePicture,
     caption_file,

@@ -13,7 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from .._advice import remark
-from ..captioning import Result, Watcher
+from ..captioning.events import Watcher
+from ..captioning.job import Result
 from ..memory import finish_pending_unloads
 from .terminal import TERMINAL
 

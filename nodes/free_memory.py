@@ -7,7 +7,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .. import memory
 from .._advice import with_advice
 from ..llm.errors import Cancelled, LLMError
 from . import host, llm_inputs
@@ -73,6 +72,7 @@ class FreeMemory(io.ComfyNode):
         server: str = "default",
     ) -> io.NodeOutput:
         """Free, and say on the node how much; a server that cannot be asked is said, no error."""
+        from .. import memory
         from .host.kept import free_refiner
 
         said = _unload_models(server) if ollama_models else []
@@ -89,6 +89,8 @@ class FreeMemory(io.ComfyNode):
 
 
 def _unload_models(server: str) -> list[str]:
+    from .. import memory
+
     try:
         memory.finish_pending_unloads(host.interrupted)
         with host.open_backend(server) as backend:

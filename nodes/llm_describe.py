@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..captioning import Job, Result, StageOptions, run, vision_options
-from ..memory import StageMemory
+from ..captioning.options import StageOptions, vision_options
 from . import host, llm_inputs
 from .host import convert
-from .llm_run import AsksServer, running, to_texts
 
 if TYPE_CHECKING:
     import torch
+
+    from ..captioning.job import Job, Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Inputs:
     options: StageOptions = llm_inputs.options("Ollama Options for the description.")
 
 
-class LLMDescribe(AsksServer):
+class LLMDescribe(llm_inputs.AsksServer):
     """(image, description), one of each for every image."""
 
     @classmethod
@@ -64,6 +64,11 @@ class LLMDescribe(AsksServer):
     @classmethod
     def execute(cls, **values: list[Any]) -> io.NodeOutput:
         """Describe every image; errors as in LLM Image Refine."""
+        from ..captioning.job import Result
+        from ..captioning.run import run
+        from ..memory import StageMemory
+        from .llm_run import running, to_texts
+
         given, problem = host.read(Inputs, values)
         images = convert.single_images(given.image)
         one_question = given.batch_mode == llm_inputs.BATCH_MODES[1]
@@ -86,6 +91,8 @@ class LLMDescribe(AsksServer):
 
 
 def _job(given: Inputs, one_question: bool) -> Job:
+    from ..captioning.job import Job
+
     sampling = {"temperature": given.temperature, "top_p": given.top_p, "top_k": given.top_k}
     return Job(
         vision=llm_inputs.stage(

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..captioning import Caption, Job, Result, StageOptions, run, text_options, vision_options
+from ..captioning.options import StageOptions, text_options, vision_options
 from ..captioning.prompts import DEFAULT_INSTRUCTIONS
-from ..memory import StageMemory
 from . import host, llm_inputs
 from .host import convert
-from .llm_run import AsksServer, running, to_texts
 
 if TYPE_CHECKING:
     import torch
+
+    from ..captioning.job import Caption, Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Inputs:
     text_options: StageOptions = llm_inputs.options("Ollama Options for the rewrite.")
 
 
-class LLMImageRefine(AsksServer):
+class LLMImageRefine(llm_inputs.AsksServer):
     """(image, description, refined_output), one of each for every image."""
 
     @classmethod
@@ -95,6 +95,11 @@ class LLMImageRefine(AsksServer):
         An error is the text of its image, or ends the workflow where on_error says so. The images
         are passed on as they came.
         """
+        from ..captioning.job import Caption, Result
+        from ..captioning.run import run
+        from ..memory import StageMemory
+        from .llm_run import running, to_texts
+
         given, problem = host.read(Inputs, values)
         images = convert.single_images(given.image)
         one_question = given.batch_mode == llm_inputs.BATCH_MODES[1]
@@ -124,6 +129,8 @@ class LLMImageRefine(AsksServer):
 
 
 def _job(given: Inputs, one_question: bool) -> Job:
+    from ..captioning.job import Job
+
     seeing = {
         "temperature": given.vision_temperature,
         "top_p": given.vision_top_p,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..captioning import TEXT_SAMPLING, VISION_SAMPLING, Stage, StageOptions
+from ..captioning.options import TEXT_SAMPLING, VISION_SAMPLING, StageOptions
 from . import host
+
+if TYPE_CHECKING:
+    from ..captioning.job import Stage
 
 USUAL_VISION_MODEL = "llava:latest"
 USUAL_TEXT_MODEL = "llama3.2:latest"
@@ -16,6 +19,19 @@ ON_ERROR = ("give the message", "stop the workflow")
 SERVER = "default"
 
 OptionsType = io.Custom("REFINERY_OPTIONS")
+
+
+class ErrorText(str):
+    """A text that is an error's message, for nodes that must not take it for an answer."""
+
+
+class AsksServer(io.ComfyNode):
+    """Base of the nodes that ask a server."""
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        """Changes after each run that ended in a message, so that a failure is never cached."""
+        return host.failed_runs(cls)
 
 
 def image() -> Any:
@@ -234,6 +250,8 @@ def described_outputs() -> list[Any]:
 
 def stage(id: str, model: str, options: dict[str, Any], settings: StageOptions) -> Stage:
     """Return a stage, or raise BadInput where the widget `id` names no model."""
+    from ..captioning.job import Stage
+
     if not model.strip():
         raise host.BadInput(f"{id} is empty. Choose a model, or fetch one with: ollama pull llava")
     return Stage(model=model.strip(), options=options, settings=settings)

@@ -1,35 +1,24 @@
-"""What the nodes that ask a server do around a run: cancel, errors, and what the node shows."""
+"""What the nodes that ask a server do around a run: cancel, errors, and what the node shows.
+
+Imported when a node runs: ComfyUI's start does not need what a run needs.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from comfy_api.latest import io
 
 from .. import memory
 from .._advice import remark, with_advice
-from ..captioning import Result
+from ..captioning.job import Result
 from ..llm.errors import BadRequest, Cancelled, LLMError
 from . import host
-from .llm_inputs import ON_ERROR
+from .llm_inputs import ON_ERROR, ErrorText
 
 _SHOWN_LINES = 6
-
-
-class ErrorText(str):
-    """A text that is an error's message, for nodes that must not take it for an answer."""
-
-
-class AsksServer(io.ComfyNode):
-    """Base of the nodes that ask a server."""
-
-    @classmethod
-    def fingerprint_inputs(cls, **_: Any) -> int:
-        """Changes after each run that ended in a message, so that a failure is never cached."""
-        return host.failed_runs(cls)
 
 
 class NodeRun:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..captioning import Result, StageOptions, TextJob, process, text_options
-from ..memory import StageMemory
+from ..captioning.options import StageOptions, text_options
 from . import host, llm_inputs
-from .llm_run import AsksServer, running, to_texts
+
+if TYPE_CHECKING:
+    from ..captioning.job import Result, TextJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Inputs:
     options: StageOptions = llm_inputs.options("Ollama Options for the request.")
 
 
-class OllamaProcess(AsksServer):
+class OllamaProcess(llm_inputs.AsksServer):
     """text + instructions -> text; lists give one text for each entry of the longer one."""
 
     @classmethod
@@ -76,6 +77,11 @@ class OllamaProcess(AsksServer):
     @classmethod
     def execute(cls, **values: list[Any]) -> io.NodeOutput:
         """Ask once for each text; errors as in LLM Image Refine."""
+        from ..captioning.job import Result
+        from ..captioning.run import process
+        from ..memory import StageMemory
+        from .llm_run import running, to_texts
+
         given, problem = host.read(Inputs, values)
         results: list[Result] = []
         with running(cls, given.on_error) as node_run:
@@ -94,6 +100,8 @@ class OllamaProcess(AsksServer):
 
 
 def _job(given: Inputs) -> TextJob:
+    from ..captioning.job import TextJob
+
     sampling = {
         "temperature": given.temperature,
         "presence_penalty": given.presence_penalty,

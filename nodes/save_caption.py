@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..files import EXISTING, caption_file, caption_files, inside, same_name_message, write_caption
 from . import host
-from .llm_run import ErrorText
+from .llm_inputs import ErrorText
 
 _PLACES = ("input", "output")
 _SAME_NAME = ("refuse", "full name")

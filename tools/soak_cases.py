@@ -21,14 +21,13 @@ import folder_paths
 import numpy as np
 import safetensors.torch
 import torch
-from image_refinery import memory
-from image_refinery.captioning import Result
+from image_refinery import memory, ollama_client
+from image_refinery.captioning.job import Result
 from image_refinery.llm.errors import LLMError, NoPrompt
 from image_refinery.llm.retry import Retries
 from image_refinery.nodes import ImageRefineryExtension, llm_run
 from image_refinery.nodes.display_anything import DisplayAnything
 from image_refinery.nodes.free_memory import FreeMemory
-from image_refinery.nodes.host import servers
 from image_refinery.nodes.llm_describe import LLMDescribe
 from image_refinery.nodes.llm_image_refine import LLMImageRefine
 from image_refinery.nodes.load_folder import LoadImagesFromFolder
@@ -110,7 +109,7 @@ def quicken(ollama: Any) -> None:
     timeouts = Timeouts(connect_s=0.5, first_byte_s=0.3, silence_s=0.3, quick_s=2.0)
     retries = Retries(first_pause_s=0.01, start_s=0.1, limit_s=1.0)
     quick = partial(OllamaClient, timeouts=timeouts, retries=retries)
-    servers.OllamaClient = quick
+    ollama_client.OllamaClient = quick
 
 
 def scripted(ollama: Any, kind: str, *faults: str) -> Make:

@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from ...llm.backend import Backend, Model
 from ...llm.errors import LLMError
+
+if TYPE_CHECKING:
+    from ...llm.backend import Backend, Model
 
 log = logging.getLogger(__name__)
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import time
+from typing import TYPE_CHECKING
 
 import comfy.utils
 from server import PromptServer
 
 from ..._advice import Edge, remark, with_advice
 from ...captioning.events import Watcher
-from ...captioning.job import Result
 from ...texts.characters import whole_characters
 from .running import interrupted
+
+if TYPE_CHECKING:
+    from ...captioning.job import Result
 
 _SHOW_EVERY_S = 0.1
 _SHOWN_CHARS = 600

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ...llm.servers import find_server, server_names
-from ...ollama_client import OllamaClient
 from .folders import config_file
 from .model_lists import ModelListCache
+
+if TYPE_CHECKING:
+    from ...ollama_client import OllamaClient
 
 
 def open_backend(name: str) -> OllamaClient:
     """Return a client for the server that a workflow's `server` widget names; close it."""
+    from ...ollama_client import OllamaClient
+
     return OllamaClient(find_server(name, config=config_file()))
 
 

@@ -11,17 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from image_refinery.captioning import (
-    Caption,
-    Job,
-    Result,
-    Stage,
-    StageOptions,
-    TextJob,
-    Watcher,
-    process,
-    run,
-)
+from image_refinery.captioning.events import Watcher
+from image_refinery.captioning.job import Caption, Job, Result, Stage, TextJob
+from image_refinery.captioning.options import StageOptions
+from image_refinery.captioning.run import process, run
 from image_refinery.llm import errors
 from image_refinery.memory import StageMemory
 from image_refinery.ollama_client import OllamaClient, Server

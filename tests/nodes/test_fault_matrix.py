@@ -224,7 +224,6 @@ class _HurriedHttp(Http):
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     """Run a node by its display name with an image; short waits; temporary files in tmp_path."""
-    from image_refinery.nodes.host import servers
     from image_refinery.nodes.llm_describe import LLMDescribe
     from image_refinery.nodes.llm_image_refine import LLMImageRefine
     from image_refinery.nodes.ollama_process import OllamaProcess
@@ -246,7 +245,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     def run(name: str, on_error: str, picture: Any, *, hangs: Case | None = None) -> list[str]:
         retries = Retries(first_pause_s=0.01, start_s=0.1, limit_s=30.0)
         client = partial(_Hurried, hangs=hangs, timeouts=_timeouts(), retries=retries)
-        monkeypatch.setattr(servers, "OllamaClient", client)
+        monkeypatch.setattr("image_refinery.ollama_client.OllamaClient", client)
         node, wanted = nodes[name]
         inputs = {key: value for key, value in (texts | models).items() if key in wanted}
         if name == "Ollama Process":

@@ -82,7 +82,7 @@ def test_an_empty_name_is_one_sentence(node: Any) -> None:
 
 
 def test_an_error_s_message_is_no_caption(node: Any, tmp_path: Path) -> None:
-    from image_refinery.captioning import Result
+    from image_refinery.captioning.job import Result
     from image_refinery.llm.errors import NoPrompt
     from image_refinery.nodes.llm_run import to_texts
 
@@ -136,7 +136,7 @@ def test_the_node_says_what_became_of_each_caption(
     node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from image_refinery.nodes import host
-    from image_refinery.nodes.llm_run import ErrorText
+    from image_refinery.nodes.llm_inputs import ErrorText
 
     shown: list[tuple[str, ...]] = []
     monkeypatch.setattr(host, "show", lambda _, *lines: shown.append(lines))

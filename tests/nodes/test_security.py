@@ -31,13 +31,12 @@ SECRET = "hidden-word-4711"
 def node(monkeypatch: pytest.MonkeyPatch, ollama: FaultyOllama) -> Any:
     """LLM Image Refine, with short waits."""
     monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
-    from image_refinery.nodes.host import servers
     from image_refinery.nodes.llm_image_refine import LLMImageRefine
 
     short = Timeouts(connect_s=0.5, first_byte_s=10.0, silence_s=10.0, quick_s=10.0)
     quick = Retries(first_pause_s=0.01, start_s=0.05, limit_s=0.5)
     client = partial(OllamaClient, timeouts=short, retries=quick)
-    monkeypatch.setattr(servers, "OllamaClient", client)
+    monkeypatch.setattr("image_refinery.ollama_client.OllamaClient", client)
     return LLMImageRefine
 
 

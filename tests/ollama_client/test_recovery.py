@@ -12,7 +12,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from image_refinery.captioning import Result, Stage, StageOptions, TextJob, Watcher, process
+from image_refinery.captioning.events import Watcher
+from image_refinery.captioning.job import Result, Stage, TextJob
+from image_refinery.captioning.options import StageOptions
+from image_refinery.captioning.run import process
 from image_refinery.llm import errors
 from image_refinery.llm.retry import Retries
 from image_refinery.memory import StageMemory, finish_pending_unloads

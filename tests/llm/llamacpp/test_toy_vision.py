@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_refinery.captioning import Job, Stage, run
+from image_refinery.captioning.job import Job, Stage
+from image_refinery.captioning.run import run
 from image_refinery.llm.errors import UnexpectedResponse
 from image_refinery.llm.llamacpp import EmbeddedServer, why_unavailable
 from image_refinery.ollama_client import Answer, Message, OllamaClient, Server, collect
