@@ -282,9 +282,9 @@ def as_tensor(picture: Any) -> Any:
 def bf16_psnr(side: int) -> float:
     """Return how close the VAE's round trip in bf16 comes to the one in fp32, in dB."""
     import torch
-    from image_refinery.refine.loading import load_parts
+    from image_refinery.refine.loading import load_components
 
-    vae = load_parts(TINY).vae
+    vae = load_components(TINY).vae
     pixels = as_tensor(photo(side)).movedim(-1, 1) * 2 - 1
     results: list[torch.Tensor] = []
     with torch.no_grad():

@@ -17,7 +17,7 @@ from ..memory.report import readable
 from ..ollama_client import OllamaClient
 from ..refine.checkpoints import PICKLE_SUFFIXES, SUFFIXES, read_checkpoint
 from ..refine.errors import CheckpointError, VocabularyError
-from ..refine.vocabulary import find_vocabulary
+from ..refine.tokenizer_files import find_tokenizer_files
 from .describe import USUAL_MODELS, is_toy
 from .terminal import message
 
@@ -205,7 +205,7 @@ def _able_to_refine(folder: Path) -> list[Path]:
 def _vocabulary(checkpoint: Path, *, needed: bool) -> list[str]:
     """A single file's words; inside ComfyUI its own copy is always there."""
     try:
-        print(f"  CLIP vocabulary for such files: {find_vocabulary(checkpoint)}")
+        print(f"  CLIP vocabulary for such files: {find_tokenizer_files(checkpoint)}")
     except VocabularyError as error:
         print("  CLIP vocabulary for such files, outside ComfyUI: none")
         return [f"Refiner: {error}"] if needed else []

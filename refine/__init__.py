@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .checkpoints import CheckpointInfo as CheckpointInfo
     from .checkpoints import read_checkpoint as read_checkpoint
+    from .components import Components as Components
     from .errors import (
         CheckpointError as CheckpointError,
     )
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     )
     from .image_refiner import DEFAULT_MODEL as DEFAULT_MODEL
     from .image_refiner import ImageRefiner as ImageRefiner
-    from .parts import Parts as Parts
     from .progress import Progress as Progress
     from .residency import LocalResidency as LocalResidency
     from .residency import Residency as Residency
@@ -56,7 +56,7 @@ _HOMES = {
     "ImageRefiner": "image_refiner",
     "LocalResidency": "residency",
     "NotFiniteError": "errors",
-    "Parts": "parts",
+    "Components": "components",
     "Progress": "progress",
     "RefineCancelled": "errors",
     "RefineError": "errors",
@@ -72,13 +72,13 @@ __all__ = [
     "DEFAULT_MODEL",
     "CheckpointError",
     "CheckpointInfo",
+    "Components",
     "DeviceMemoryError",
     "HubError",
     "ImageError",
     "ImageRefiner",
     "LocalResidency",
     "NotFiniteError",
-    "Parts",
     "Progress",
     "RefineCancelled",
     "RefineError",

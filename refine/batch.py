@@ -1,4 +1,6 @@
-"""Many pictures through the stages: in groups, with progress, each result in its picture's kind."""
+"""Many images through the stages: in groups, with progress, each result in its image's kind."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,27 +12,27 @@ from torch import Tensor
 
 from . import blend
 from .geometry import MEGAPIXEL, Size
-from .jobs import Job, Layout, finish, lay_out, prepare, restore_transparency
-from .pixels import Source, picture_shape, read_mask, take_apart
+from .pixels import Source, picture_shape, read_mask, to_planes
 from .progress import Progress, ProgressCallback, Stage
 from .prompts import Conditioning
 from .settings import RefineSettings
+from .work import Job, Layout, crop_and_tile, plan_work, restore_transparency, stitch
 
 if TYPE_CHECKING:
     from .stages import Stages
 
-GROUP_PIXELS = 8 * MEGAPIXEL
-"""Pictures go through the stages in groups of about this size: weights move once a group, and a
+MAX_GROUP_PIXELS = 8 * MEGAPIXEL
+"""Images go through the stages in groups of about this size: weights move once a group, and a
 long batch takes hardly more memory than a short one."""
 
 PromptCache = dict[tuple[str, str | None], Conditioning]
-CACHED_PROMPTS = 8
+MAX_CACHED_PROMPTS = 8
 _SEEDS = 2**64
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One entry of the caller's list: a picture, or an array or tensor of several."""
+    """One entry of the caller's list: an image, or an array or tensor of several."""
 
     image: Any
     mask: Any
@@ -40,7 +42,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Place:
-    """Which picture: its entry, its row there, and its number in the whole batch."""
+    """Which image: its entry, its row there, and its number in the whole batch."""
 
     entry: int
     row: int
@@ -48,7 +50,7 @@ class _Place:
 
 
 class Batch:
-    """Checks a list of pictures at once, then refines them.
+    """Checks a list of images at once, then refines them.
 
     Args:
         images: As `ImageRefiner.refine_batch` takes them.
@@ -57,7 +59,7 @@ class Batch:
         masks: One (or None) per entry, or None.
 
     Raises:
-        ImageError: a picture or mask cannot be refined.
+        ImageError: an image or mask cannot be refined.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Batch:
         self._total = settings.steps * sum(len(x.boxes) for x in layouts if x is not None)
         self._done = 0
 
-    def run(self, stages: "Stages", cache: PromptCache, tell: ProgressCallback) -> list[Any]:
+    def run(self, stages: Stages, cache: PromptCache, tell: ProgressCallback) -> list[Any]:
         """Refine everything.
 
         Args:
@@ -99,7 +101,7 @@ class Batch:
         results: list[Any] = []
         rows: list[Tensor] = []
         for group in self._groups():
-            sources = {e: take_apart(self._entries[e].image) for e in {p.entry for p in group}}
+            sources = {e: to_planes(self._entries[e].image) for e in {p.entry for p in group}}
             jobs = [self._prepare(place, sources[place.entry], stages) for place in group]
             self._encode_prompts(group, jobs, stages, cache, tell)
             refined = iter(self._run_stages(group, jobs, stages, cache, tell))
@@ -122,7 +124,7 @@ class Batch:
         for place in self._places:
             layout = self._layout(place)
             own = 0 if layout is None else layout.size.height * layout.size.width
-            if group and pixels + own > GROUP_PIXELS:
+            if group and pixels + own > MAX_GROUP_PIXELS:
                 yield group
                 group, pixels = [], 0
             group.append(place)
@@ -130,7 +132,7 @@ class Batch:
         if group:
             yield group
 
-    def _prepare(self, place: _Place, source: Source, stages: "Stages") -> Job | None:
+    def _prepare(self, place: _Place, source: Source, stages: Stages) -> Job | None:
         entry = self._entries[place.entry]
         layout = self._layout(place)
         if layout is None:
@@ -140,13 +142,14 @@ class Batch:
         if entry.mask is not None:
             mask = read_mask(entry.mask, *_row_shape(source.rgb))[one]
         seed = (self._settings.seed + place.number) % _SEEDS
-        return prepare(source.composite[one], mask, layout, seed, stages.parts.dtypes["unet"])
+        dtype = stages.components.dtypes["unet"]
+        return crop_and_tile(source.composite[one], mask, layout, seed, dtype)
 
     def _encode_prompts(
         self,
         group: list[_Place],
         jobs: list[Job | None],
-        stages: "Stages",
+        stages: Stages,
         cache: PromptCache,
         tell: ProgressCallback,
     ) -> None:
@@ -156,7 +159,7 @@ class Batch:
             if job is not None:
                 wanted.setdefault(self._prompt_key(place), place)
         for key in [key for key in cache if key not in wanted][: len(wanted)]:
-            if len(cache) + len(wanted) > CACHED_PROMPTS:
+            if len(cache) + len(wanted) > MAX_CACHED_PROMPTS:
                 del cache[key]
         for key, place in wanted.items():
             if key not in cache:
@@ -171,11 +174,11 @@ class Batch:
         self,
         group: list[_Place],
         jobs: list[Job | None],
-        stages: "Stages",
+        stages: Stages,
         cache: PromptCache,
         tell: ProgressCallback,
     ) -> list[Tensor]:
-        """Return the finished pictures of those jobs that are not None."""
+        """Return the finished images of those jobs that are not None."""
         work = [
             (place, job, index)
             for place, job in zip(group, jobs, strict=True)
@@ -199,7 +202,7 @@ class Batch:
         stages.refine(tiles, conditionings, self._settings, on_step)
         refined = iter(stages.decode(tiles, announce("decode")))
         return [
-            finish(job, [next(refined) for _ in job.tiles], self._settings)
+            stitch(job, [next(refined) for _ in job.tiles], self._settings)
             for job in jobs
             if job is not None
         ]
@@ -247,9 +250,9 @@ def _lay_out_rows(
 ) -> list[Layout | None]:
     count, height, width = shape
     if mask is None:
-        return [lay_out(height, width, None, settings)] * count
+        return [plan_work(height, width, None, settings)] * count
     marks = read_mask(mask, count, height, width)
-    return [lay_out(height, width, marks[row : row + 1], settings) for row in range(count)]
+    return [plan_work(height, width, marks[row : row + 1], settings) for row in range(count)]
 
 
 def _row_shape(rgb: Tensor) -> tuple[int, int, int]:

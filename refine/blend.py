@@ -1,7 +1,9 @@
-"""Pixel work around the model: resize, pad, feather, stitch, keep colours.
+"""Pixel work around the model: resize, pad, feather, stitch, keep colors.
 
 Every function takes and gives tensors (B, C, H, W), float32, on the CPU.
 """
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -9,10 +11,10 @@ from torch.nn import functional
 
 from .geometry import Box, Size
 
-REGION_FEATHER = 16
+REGION_FEATHER_PX = 16
 """Over how many pixels a refined region fades in, counted from the mask's edge inwards."""
-_COLOUR_CELL = 8
-_COLOUR_SIGMA = 2.0  # in cells: 16 pixels
+_COLOR_CELL = 8
+_COLOR_SIGMA = 2.0  # in cells: 16 pixels
 
 
 def resize(pixels: Tensor, size: Size) -> Tensor:
@@ -23,10 +25,10 @@ def resize(pixels: Tensor, size: Size) -> Tensor:
 
 
 def pad(pixels: Tensor, size: Size) -> Tensor:
-    """Continue a picture to the right and downwards by mirroring, up to `size`."""
+    """Continue an image to the right and downwards by mirroring, up to `size`."""
     while tuple(pixels.shape[-2:]) != tuple(size):
         height, width = pixels.shape[-2:]
-        # A mirror image can be no larger than the picture, so a thin one takes several rounds.
+        # A mirror image can be no larger than the image, so a thin one takes several rounds.
         down, right = min(size.height - height, height), min(size.width - width, width)
         if down:
             pixels = torch.cat([pixels, pixels[..., height - down :, :].flip(-2)], dim=-2)
@@ -40,7 +42,7 @@ def join_tiles(tiles: list[Tensor], boxes: list[Box]) -> Tensor:
 
     Args:
         tiles: (B, C, h, w) each, all of one size.
-        boxes: Where each tile belongs; together they cover the picture.
+        boxes: Where each tile belongs; together they cover the image.
     """
     if len(tiles) == 1:
         return tiles[0]
@@ -55,16 +57,16 @@ def join_tiles(tiles: list[Tensor], boxes: list[Box]) -> Tensor:
     return total / weights
 
 
-def keep_colours(refined: Tensor, original: Tensor) -> Tensor:
-    """Give the refined picture the low frequencies of the original (its colours and light).
+def keep_colors(refined: Tensor, original: Tensor) -> Tensor:
+    """Give the refined image the low frequencies of the original (its colors and light).
 
     What differs over more than about 16 pixels is taken back; finer detail stays refined.
     """
     change = original - refined
     height, width = change.shape[-2:]
-    cells = Size(-(-height // _COLOUR_CELL), -(-width // _COLOUR_CELL))
+    cells = Size(-(-height // _COLOR_CELL), -(-width // _COLOR_CELL))
     coarse = functional.adaptive_avg_pool2d(change, (cells.height, cells.width))
-    smooth = _blur(coarse, _COLOUR_SIGMA)
+    smooth = _blur(coarse, _COLOR_SIGMA)
     taken_back = functional.interpolate(
         smooth, (height, width), mode="bilinear", align_corners=False
     )
@@ -72,9 +74,9 @@ def keep_colours(refined: Tensor, original: Tensor) -> Tensor:
 
 
 def feather(mask: Tensor) -> Tensor:
-    """Return how much of the refined picture shows: 0 outside the mask, fading in inside it.
+    """Return how much of the refined image shows: 0 outside the mask, fading in inside it.
 
-    The fade runs inwards from the mask's edge (not from the picture's), over 16 pixels or as
+    The fade runs inwards from the mask's edge (not from the image's), over 16 pixels or as
     far as the mask is thick, so that a thin mask still shows its middle in full.
 
     Args:
@@ -82,7 +84,7 @@ def feather(mask: Tensor) -> Tensor:
     """
     inside = (mask > 0).to(mask.dtype)
     layers = [inside]
-    while len(layers) < REGION_FEATHER:
+    while len(layers) < REGION_FEATHER_PX:
         eroded = _erode(layers[-1])
         # Nothing left to erode: the mask is thinner than the fade is long.
         if not bool(eroded.any()):
@@ -104,13 +106,13 @@ def marked_box(mask: Tensor) -> Box | None:
 
 
 def _erode(inside: Tensor) -> Tensor:
-    # Beyond the picture's edge counts as inside: a mask that reaches it need not fade there.
+    # Beyond the image's edge counts as inside: a mask that reaches it need not fade there.
     outside = functional.pad(1 - inside, (1, 1, 1, 1), value=0.0)
     return 1 - functional.max_pool2d(outside, kernel_size=3, stride=1)
 
 
 def _fade(box: Box, boxes: list[Box], height: int, width: int) -> Tensor:
-    """Return a tile's weight (1, 1, h, w): 1 inside, falling towards neighbours, never 0."""
+    """Return a tile's weight (1, 1, h, w): 1 inside, falling towards neighbors, never 0."""
     rows = _ramp(box.top, box.bottom, {(b.top, b.bottom) for b in boxes}, height)
     columns = _ramp(box.left, box.right, {(b.left, b.right) for b in boxes}, width)
     return (rows[:, None] * columns[None, :])[None, None]

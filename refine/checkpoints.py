@@ -1,5 +1,7 @@
 """What a checkpoint file is, read from its header alone: no weight is touched, no torch needed."""
 
+from __future__ import annotations
+
 import json
 import re
 import struct
@@ -17,7 +19,7 @@ Variant = Literal["", "turbo", "lightning"]
 SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
-_HEADER_LIMIT = 100_000_000  # safetensors' own limit
+_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _UNET = "model.diffusion_model."
 _VAE = "first_stage_model."
 _TEXT = "conditioner.embedders."
@@ -103,14 +105,14 @@ def read_header(path: Path) -> Header:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
-            text = file.read(length) if 2 <= length <= _HEADER_LIMIT else b""
+            text = file.read(length) if 2 <= length <= _MAX_HEADER_BYTES else b""
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no checkpoint file at {path}: check the path.") from error
     except struct.error as error:
         raise CheckpointError(_damaged(path, f"it holds only {size} bytes")) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}).") from error
-    if len(text) < length and 2 <= length <= _HEADER_LIMIT:
+    if len(text) < length and 2 <= length <= _MAX_HEADER_BYTES:
         raise CheckpointError(_damaged(path, f"it ends within its header, after {size} bytes"))
     try:
         header: Header = json.loads(text)

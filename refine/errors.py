@@ -2,7 +2,7 @@
 
 RefineError
   SettingsError        a setting is out of range, or the settings leave nothing to do
-  ImageError           the picture or the mask cannot be refined as it is
+  ImageError           the image or the mask cannot be refined as it is
   CheckpointError      the weights are missing, damaged, or of a kind that cannot refine
     VocabularyError    the CLIP vocabulary was found nowhere
     HubError           the model hub could not be reached, or refuses the download
@@ -12,6 +12,8 @@ RefineError
 
 Every message is one sentence that says what was tried, where, and what to do next.
 """
+
+from __future__ import annotations
 
 
 class RefineError(Exception):
@@ -23,7 +25,7 @@ class SettingsError(RefineError, ValueError):
 
 
 class ImageError(RefineError, ValueError):
-    """The picture or the mask is of a kind, shape or range that cannot be refined."""
+    """The image or the mask is of a kind, shape or range that cannot be refined."""
 
 
 class CheckpointError(RefineError):
@@ -43,7 +45,7 @@ class DeviceMemoryError(RefineError):
 
 
 class NotFiniteError(RefineError):
-    """The model produced NaN or infinity instead of a picture."""
+    """The model produced NaN or infinity instead of an image."""
 
 
 class RefineCancelled(RefineError):

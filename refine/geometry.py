@@ -3,6 +3,8 @@
 All sizes are (height, width) in pixels; boxes are half open, as slices are.
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 
@@ -10,20 +12,20 @@ from .settings import WorkingSize
 
 MEGAPIXEL = 1024 * 1024
 """The area at which SDXL models work best."""
-SMALL_AREA = MEGAPIXEL * 3 // 4
-"""Pictures below this area are enlarged for the work."""
-LARGE_AREA = 2 * MEGAPIXEL
-LARGE_SIDE = 2048
-"""Pictures above this area, or with a side above this length, are worked on in tiles."""
+MIN_WORKING_AREA_PX = MEGAPIXEL * 3 // 4
+"""Images below this area are enlarged for the work."""
+MAX_SINGLE_TILE_AREA_PX = 2 * MEGAPIXEL
+MAX_SINGLE_TILE_SIDE_PX = 2048
+"""Images above this area, or with a side above this length, are worked on in tiles."""
 MULTIPLE = 64
 """Three halvings in the VAE and three in the UNet: other sizes give the UNet odd skip sizes."""
 LATENT = 8
 """Pixels per latent, along one side."""
-TILE_SIDE = 1024
-TILE_OVERLAP = 128
+MAX_TILE_SIDE_PX = 1024
+MIN_TILE_OVERLAP_PX = 128
 MARGIN_SHARE = 0.25
 """How much of its surroundings a masked region is shown with, as a share of its longer side."""
-MARGIN_LEAST = 32
+MIN_MARGIN_PX = 32
 
 
 class Size(NamedTuple):
@@ -51,19 +53,19 @@ class Box(NamedTuple):
         """Row and column slices, to index the last two dimensions of a tensor."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
-    def divided(self, by: int) -> "Box":
+    def divided(self, by: int) -> Box:
         """Return the same rectangle on a grid that is `by` times coarser."""
         return Box(*(side // by for side in self))
 
 
 def working_size(height: int, width: int, mode: WorkingSize) -> Size:
-    """Return the size at which a picture is worked on.
+    """Return the size at which an image is worked on.
 
-    "auto" enlarges a picture below three quarters of a megapixel to about one, proportions kept;
-    every other picture keeps its size.
+    "auto" enlarges an image below three quarters of a megapixel to about one, proportions kept;
+    every other image keeps its size.
     """
     area = height * width
-    if mode == "as it is" or area >= SMALL_AREA:
+    if mode == "as it is" or area >= MIN_WORKING_AREA_PX:
         return Size(height, width)
     factor = math.sqrt(MEGAPIXEL / area)
     return Size(max(1, round(height * factor)), max(1, round(width * factor)))
@@ -75,16 +77,16 @@ def padded_size(height: int, width: int) -> Size:
 
 
 def tile_boxes(height: int, width: int) -> list[Box]:
-    """Return the tiles, all of one size, that cover a padded picture, row by row.
+    """Return the tiles, all of one size, that cover a padded image, row by row.
 
-    Pictures of up to two megapixels and 2048 px a side are one tile. Larger ones are cut into
+    Images of up to two megapixels and 2048 px a side are one tile. Larger ones are cut into
     tiles of at most 1024 px that overlap by at least 128 px; all positions are multiples of 8.
 
     Args:
         height: A multiple of 64.
         width: A multiple of 64.
     """
-    if height * width <= LARGE_AREA and max(height, width) <= LARGE_SIDE:
+    if height * width <= MAX_SINGLE_TILE_AREA_PX and max(height, width) <= MAX_SINGLE_TILE_SIDE_PX:
         return [Box(0, 0, height, width)]
     tops, tile_height = _spread(height)
     lefts, tile_width = _spread(width)
@@ -92,14 +94,14 @@ def tile_boxes(height: int, width: int) -> list[Box]:
 
 
 def region_box(marked: Box, height: int, width: int) -> Box:
-    """Return the part of a picture to work on when only `marked` of it is to change.
+    """Return the part of an image to work on when only `marked` of it is to change.
 
     Args:
         marked: The smallest box around the mask.
-        height: The picture's height.
-        width: The picture's width.
+        height: The image's height.
+        width: The image's width.
     """
-    margin = max(MARGIN_LEAST, round(max(marked.size) * MARGIN_SHARE))
+    margin = max(MIN_MARGIN_PX, round(max(marked.size) * MARGIN_SHARE))
     return Box(
         max(0, marked.top - margin),
         max(0, marked.left - margin),
@@ -114,10 +116,10 @@ def _round_up(side: int) -> int:
 
 def _spread(side: int) -> tuple[list[int], int]:
     """Return the starts of the tiles along one side, and their common length."""
-    if side <= TILE_SIDE:
+    if side <= MAX_TILE_SIDE_PX:
         return [0], side
-    count = math.ceil((side - TILE_OVERLAP) / (TILE_SIDE - TILE_OVERLAP))
-    length = _round_up(math.ceil((side + (count - 1) * TILE_OVERLAP) / count))
+    count = math.ceil((side - MIN_TILE_OVERLAP_PX) / (MAX_TILE_SIDE_PX - MIN_TILE_OVERLAP_PX))
+    length = _round_up(math.ceil((side + (count - 1) * MIN_TILE_OVERLAP_PX) / count))
     room = side - length
     starts = [room * index // (count - 1) // LATENT * LATENT for index in range(count - 1)]
     return [*starts, room], length

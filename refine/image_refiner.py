@@ -1,5 +1,7 @@
 """ImageRefiner: an image in, a refined image out."""
 
+from __future__ import annotations
+
 import logging
 import os
 import threading
@@ -12,8 +14,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 from .checkpoints import PICKLE_SUFFIXES, SUFFIXES, read_header
+from .components import Components
 from .errors import CheckpointError, RefineCancelled, SettingsError
-from .parts import Parts
 from .pixels import Picture
 from .progress import Progress, ProgressCallback
 from .residency import LocalResidency, Residency, ResidencyFactory, free_cache
@@ -162,7 +164,7 @@ class ImageRefiner:
             images: As `refine` takes them. An array or tensor with a batch counts as its rows.
             settings: How to refine them.
             prompts: One per entry of `images`, in place of `settings.prompt`.
-            masks: One per entry of `images` (None for none): a PIL image's grey value, or an
+            masks: One per entry of `images` (None for none): a PIL image's gray value, or an
                 array or tensor (H, W) or (B, H, W), 0 (keep) to 1 (refine). Pixels where it is 0
                 come back bit for bit.
             on_progress: Called with a Progress at every stage and step. What it raises ends the
@@ -219,7 +221,7 @@ class ImageRefiner:
                 self._stages = None
                 free_cache(self.device)
 
-    def __enter__(self) -> "ImageRefiner":
+    def __enter__(self) -> ImageRefiner:
         return self
 
     def __exit__(
@@ -232,7 +234,7 @@ class ImageRefiner:
 
     def _ready_stages(
         self, tell: ProgressCallback, should_stop: Callable[[], bool] | None
-    ) -> "Stages":
+    ) -> Stages:
         """Return the stages over the loaded checkpoint, loading it if need be."""
         check = None if should_stop is None else _stopper(should_stop)
         if check is not None:
@@ -243,26 +245,26 @@ class ImageRefiner:
         self._stages.check = check
         return self._stages
 
-    def _load(self) -> "Stages":
-        from .loading import load_parts
+    def _load(self) -> Stages:
+        from .loading import load_components
 
         # ComfyUI runs its nodes under inference_mode; weights made there work nowhere else.
         with torch.inference_mode(False):
-            parts = load_parts(
+            components = load_components(
                 self.model, vocabulary=self._vocabulary, local_files_only=self._local_files_only
             )
-        parts.choose_dtypes(self.device, self.use_fp16)
-        if parts.advice:
-            log.warning("%s", parts.advice)
+        components.choose_dtypes(self.device, self.use_fp16)
+        if components.advice:
+            log.warning("%s", components.advice)
         # After the checkpoint, whose loading keeps diffusers quiet while it is first imported.
         from .stages import Stages
 
         make = self._make_residency or self._own_residency
         with torch.inference_mode(False):
-            return Stages(parts, make(parts, self.device))
+            return Stages(components, make(components, self.device))
 
-    def _own_residency(self, parts: Parts, device: torch.device) -> Residency:
-        return LocalResidency(parts, device, self.memory_mode)
+    def _own_residency(self, components: Components, device: torch.device) -> Residency:
+        return LocalResidency(components, device, self.memory_mode)
 
 
 def _usable_device(device: str | torch.device) -> torch.device:

@@ -1,9 +1,11 @@
-"""From a file, a folder or a hub id to parts in memory; local things load with no network.
+"""From a file, a folder or a hub id to components in memory; local things load with no network.
 
 A single checkpoint file holds weights only. Its JSON ships with this package (configs/), its
 vocabulary is found by vocabulary.py, and a folder of the checkpoint's own name beside it
 overrides both.
 """
+
+from __future__ import annotations
 
 import json
 import logging
@@ -23,21 +25,21 @@ from .checkpoints import (
     read_header,
     stored_dtype,
 )
+from .components import Components
 from .errors import CheckpointError, HubError
-from .parts import Parts
-from .vocabulary import find_vocabulary, holds_vocabulary
+from .tokenizer_files import find_tokenizer_files, holds_tokenizer_files
 
 log = logging.getLogger(__name__)
 
 _CONFIGS = Path(__file__).parent / "configs"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_OVERRIDE_LIMIT = 10_000_000  # JSON and vocabulary files are far smaller, weights far larger
+_MAX_OVERRIDE_BYTES = 10_000_000  # JSON and vocabulary files are far smaller, weights far larger
 
 
-def load_parts(
+def load_components(
     model: str | Path, *, vocabulary: Path | None = None, local_files_only: bool = False
-) -> Parts:
-    """Load a checkpoint's parts to where they rest: mapped from disk, in their stored type.
+) -> Components:
+    """Load a checkpoint's components to where they rest: mapped from disk, in their stored type.
 
     Args:
         model: A .safetensors file, a diffusers folder, or a hub id such as "owner/name".
@@ -95,7 +97,7 @@ def _not_a_model(name: str | Path) -> CheckpointError:
     )
 
 
-def _load_file(info: CheckpointInfo, vocabulary: Path | None) -> Parts:
+def _load_file(info: CheckpointInfo, vocabulary: Path | None) -> Components:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="image-refinery-")))
         _write_description(info, folder, vocabulary)
@@ -111,7 +113,7 @@ def _load_file(info: CheckpointInfo, vocabulary: Path | None) -> Parts:
             torch_dtype=_torch_dtype(info.dtype),
             **_tokenizers(folder),
         )
-        return _take_parts(pipeline, str(info.path), info.advice)
+        return _take_components(pipeline, str(info.path), info.advice)
 
 
 def _pipeline_class() -> Any:
@@ -135,9 +137,9 @@ def _write_description(info: CheckpointInfo, folder: Path, vocabulary: Path | No
     tokenizers = [
         n for n, kind in config["model_index.json"].items() if n.startswith("tokenizer") and kind[0]
     ]
-    missing = [n for n in tokenizers if not holds_vocabulary(folder / n)]
+    missing = [n for n in tokenizers if not holds_tokenizer_files(folder / n)]
     if missing:
-        source = find_vocabulary(info.path, vocabulary)
+        source = find_tokenizer_files(info.path, vocabulary)
         for name in missing:
             _write_tokenizer(source, folder / name)
 
@@ -145,7 +147,7 @@ def _write_description(info: CheckpointInfo, folder: Path, vocabulary: Path | No
 def _copy_small_files(source: Path, target: Path) -> None:
     """Copy JSON and vocabulary, not weights, from a folder and the folders in it."""
     for file in [*source.glob("*"), *source.glob("*/*")]:
-        is_small = file.is_file() and file.stat().st_size < _OVERRIDE_LIMIT
+        is_small = file.is_file() and file.stat().st_size < _MAX_OVERRIDE_BYTES
         if is_small and file.suffix in (".json", ".txt"):
             place = target / file.relative_to(source)
             place.parent.mkdir(exist_ok=True)
@@ -172,11 +174,11 @@ def _tokenizers(folder: Path) -> dict[str, Any]:
     # Loaded here: through the pipeline, diffusers does not pass local_files_only on to them.
     from transformers import CLIPTokenizer
 
-    names = [name for name in ("tokenizer", "tokenizer_2") if holds_vocabulary(folder / name)]
+    names = [name for name in ("tokenizer", "tokenizer_2") if holds_tokenizer_files(folder / name)]
     return {n: CLIPTokenizer.from_pretrained(folder / n, local_files_only=True) for n in names}
 
 
-def _load_folder(folder: Path, origin: str) -> Parts:
+def _load_folder(folder: Path, origin: str) -> Components:
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(
             f"{folder} is no diffusers folder (it has no model_index.json): "
@@ -199,7 +201,7 @@ def _load_folder(folder: Path, origin: str) -> Parts:
             add_watermarker=False,
             torch_dtype=_torch_dtype(stored_dtype(read_header(chosen))),
         )
-    return _take_parts(pipeline, origin, "")
+    return _take_components(pipeline, origin, "")
 
 
 def _fetch(repo_id: str, local_files_only: bool) -> Path:
@@ -260,12 +262,12 @@ def _connection_errors() -> tuple[type[Exception], ...]:
     return (httpx.HTTPError,)
 
 
-def _take_parts(pipeline: Any, origin: str, advice: str) -> Parts:
+def _take_components(pipeline: Any, origin: str, advice: str) -> Components:
     if getattr(pipeline.vae.config, "latents_mean", None) is not None:
         raise CheckpointError(
             f"{origin} shifts its latents, as Playground 2.5 does: choose another SDXL checkpoint."
         )
-    parts = Parts(
+    components = Components(
         unet=pipeline.unet,
         vae=pipeline.vae,
         text_encoder=pipeline.text_encoder,
@@ -278,7 +280,7 @@ def _take_parts(pipeline: Any, origin: str, advice: str) -> Parts:
         origin=origin,
         advice=advice,
     )
-    for name, module in parts.modules().items():
+    for name, module in components.modules().items():
         module.requires_grad_(False).eval()
         # diffusers leaves what it did not find without data, and does not always say so.
         lacking = [key for key, tensor in module.state_dict().items() if tensor.is_meta]
@@ -287,7 +289,7 @@ def _take_parts(pipeline: Any, origin: str, advice: str) -> Parts:
                 f"{origin} lacks weights of its {name} (for one, {lacking[0]}): "
                 "download it again, or choose another one."
             )
-    return parts
+    return components
 
 
 def _torch_dtype(stored: str) -> Any:

@@ -1,5 +1,7 @@
 """diffusers' own img2img pipeline, run for its UNet steps alone: latents in, latents out."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -9,7 +11,7 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
 from torch import Tensor
 
-from .parts import Parts
+from .components import Components
 from .prompts import Conditioning
 from .settings import RefineSettings
 
@@ -18,12 +20,12 @@ StepCallback = Callable[[int, Tensor], None]
 
 
 class LatentPipeline(StableDiffusionXLImg2ImgPipeline):
-    """The pipeline without its ends: text and pictures are encoded outside, by the stages.
+    """The pipeline without its ends: text and images are encoded outside, by the stages.
 
-    Overriding three methods keeps its denoising loop, which is the part worth sharing: diffusers
-    would otherwise draw the noise itself (then tiles could not share one field of it), cast the
+    Overriding three methods keeps its denoising loop, which is worth sharing: diffusers would
+    otherwise draw the noise itself (then tiles could not share one field of it), cast the
     conditioning to the type of weights that may rest in another type, and take the device from
-    whichever part happens to be first.
+    whichever component happens to be first.
     """
 
     run_device: torch.device
@@ -54,19 +56,19 @@ class LatentPipeline(StableDiffusionXLImg2ImgPipeline):
         return self.scheduler.add_noise(image, self.noise, timestep)
 
 
-def build_pipeline(parts: Parts, device: torch.device) -> LatentPipeline:
-    """Build the pipeline around parts whose weights somebody else moves."""
+def build_pipeline(components: Components, device: torch.device) -> LatentPipeline:
+    """Build the pipeline around components whose weights somebody else moves."""
     absent: Any = None  # diffusers allows it, but its annotations do not
     pipeline = LatentPipeline(
-        vae=parts.vae,  # for its configuration; it is not run here
+        vae=components.vae,  # for its configuration; it is not run here
         text_encoder=absent,
         text_encoder_2=absent,
         tokenizer=absent,
         tokenizer_2=absent,
-        unet=parts.unet,
-        scheduler=parts.scheduler,
-        requires_aesthetics_score=parts.requires_aesthetics_score,
-        force_zeros_for_empty_prompt=parts.force_zeros_for_empty_prompt,
+        unet=components.unet,
+        scheduler=components.scheduler,
+        requires_aesthetics_score=components.requires_aesthetics_score,
+        force_zeros_for_empty_prompt=components.force_zeros_for_empty_prompt,
         # None would mean: if the watermarking library happens to be installed.
         add_watermarker=False,
     )
@@ -136,7 +138,7 @@ def denoise(
 
 @contextmanager
 def _watching(scheduler: Any) -> Iterator[dict[str, Tensor]]:
-    """Keep the clean picture that the sampler guesses at each step, for previews."""
+    """Keep the clean image that the sampler guesses at each step, for previews."""
     guess: dict[str, Tensor] = {}
     step = scheduler.step
 

@@ -1,8 +1,10 @@
-"""Pictures of three kinds (PIL, numpy, tensor) in, the same kind out; floats in between.
+"""Images of three kinds (PIL, numpy, tensor) in, the same kind out; floats in between.
 
-Between the two edges a picture is a tensor (B, C, H, W), float32, 0 to 1, on the CPU. Arrays and
+Between the two edges an image is a tensor (B, C, H, W), float32, 0 to 1, on the CPU. Arrays and
 tensors make no detour through 8 bits.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,21 +22,21 @@ from .errors import ImageError
 Picture = TypeVar("Picture", Image.Image, np.ndarray, Tensor)
 
 NEUTRAL = 0.5
-"""What stands behind transparent pixels while the model works: mid-grey."""
-_FAR_OUT = 2.0
+"""What stands behind transparent pixels while the model works: mid-gray."""
+_MAX_VALUE = 2.0
 # Modes of the input that the output has too; for the others it is RGB or RGBA.
 _BACK_TO = {"L": "L", "LA": "LA", "1": "L"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A picture taken apart.
+    """An image taken apart.
 
     Args:
-        rgb: (B, 3, H, W) float32; what the picture holds, untouched by its alpha.
-        alpha: (B, 1, H, W) float32, or None for an opaque picture.
-        restore: Makes a picture of the original kind from new rgb (B, 3, h, w) and alpha. Where
-            `kept` (B, 1, h, w) is True, and for the alpha of a picture of unchanged size, the
+        rgb: (B, 3, H, W) float32; what the image holds, untouched by its alpha.
+        alpha: (B, 1, H, W) float32, or None for an opaque image.
+        restore: Makes an image of the original kind from new rgb (B, 3, h, w) and alpha. Where
+            `kept` (B, 1, h, w) is True, and for the alpha of an image of unchanged size, the
             original's own values are used, bit for bit.
     """
 
@@ -44,21 +46,21 @@ class Source:
 
     @cached_property
     def composite(self) -> Tensor:
-        """The picture over mid-grey: what the model sees, (B, 3, H, W)."""
+        """The image over mid-gray: what the model sees, (B, 3, H, W)."""
         if self.alpha is None:
             return self.rgb
         return self.rgb * self.alpha + NEUTRAL * (1 - self.alpha)
 
 
-def take_apart(image: Image.Image | np.ndarray | Tensor) -> Source:
-    """Turn a picture into floats, and remember how to turn floats into such a picture.
+def to_planes(image: Image.Image | np.ndarray | Tensor) -> Source:
+    """Turn an image into floats, and remember how to turn floats into such an image.
 
     Args:
         image: A PIL image; or an array or tensor (H, W, C) or (B, H, W, C) with 1, 3 or 4
             channels, float 0 to 1 (or uint8 0 to 255).
 
     Raises:
-        ImageError: another type, shape or range, an empty picture, or NaN in it.
+        ImageError: another type, shape or range, an empty image, or NaN in it.
     """
     if isinstance(image, Image.Image):
         return _from_pil(image)
@@ -72,18 +74,18 @@ def take_apart(image: Image.Image | np.ndarray | Tensor) -> Source:
 
 
 def picture_shape(image: Image.Image | np.ndarray | Tensor) -> tuple[int, int, int]:
-    """Check a picture, and return how many it holds, their height and their width.
+    """Check an image, and return how many it holds, their height and their width.
 
     Args:
-        image: As `take_apart` takes it.
+        image: As `to_planes` takes it.
 
     Raises:
-        ImageError: as `take_apart` does.
+        ImageError: as `to_planes` does.
     """
     if isinstance(image, Image.Image):
         upright = _read_pil(image)  # a damaged file is found now
         return 1, upright.height, upright.width
-    count, _, height, width = take_apart(image).rgb.shape
+    count, _, height, width = to_planes(image).rgb.shape
     return count, height, width
 
 
@@ -93,11 +95,11 @@ def read_mask(
     """Turn a mask into a tensor (count, 1, H, W), float32, 0 (keep) to 1 (refine).
 
     Args:
-        mask: A PIL image (its grey value); or an array or tensor (H, W), (B, H, W) or
+        mask: A PIL image (its gray value); or an array or tensor (H, W), (B, H, W) or
             (B, H, W, 1), float 0 to 1 or bool.
-        count: How many pictures the mask is for; one mask serves them all.
-        height: The pictures' height; the mask must have the same size.
-        width: The pictures' width.
+        count: How many images the mask is for; one mask serves them all.
+        height: The images' height; the mask must have the same size.
+        width: The images' width.
 
     Raises:
         ImageError: the mask has another shape, size or range.
@@ -252,7 +254,7 @@ def _check_range(floats: Tensor) -> None:
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
         raise ImageError("The image holds NaN or infinity, so it cannot be refined.")
     # Resizers overshoot a little, which does no harm; 0 to 255 or a latent is a mistake.
-    if low < -1.0 or high > _FAR_OUT:
+    if low < -1.0 or high > _MAX_VALUE:
         raise ImageError(
             f"A float image runs from 0 to 1, this one from {low:g} to {high:g}: scale it first."
         )

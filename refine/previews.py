@@ -1,8 +1,10 @@
-"""Step previews without the VAE: colours fitted to the very picture that is being refined.
+"""Step previews without the VAE: colors fitted to the very image that is being refined.
 
-The picture and its latents are both at hand, so the colour of a latent need not be guessed from
+The image and its latents are both at hand, so the color of a latent need not be guessed from
 constants: least squares finds it, for any VAE, in about a millisecond.
 """
+
+from __future__ import annotations
 
 import torch
 from PIL import Image
@@ -11,49 +13,49 @@ from torch.nn import functional
 
 from .geometry import LATENT, Box
 
-_SAMPLES = 4096
+_MAX_SAMPLES = 4096
 
 
-def fit_colours(latents: Tensor, pixels: Tensor) -> Tensor:
-    """Return the map from latents to colours (5, 3): four channels and a constant.
+def fit_colors(latents: Tensor, pixels: Tensor) -> Tensor:
+    """Return the map from latents to colors (5, 3): four channels and a constant.
 
     Args:
         latents: (1, 4, h, w).
-        pixels: (1, 3, 8 h, 8 w), 0 to 1; the same picture.
+        pixels: (1, 3, 8 h, 8 w), 0 to 1; the same image.
     """
     known = functional.avg_pool2d(pixels, LATENT)[0].flatten(1).T
     rows = _with_constant(latents)
-    stride = max(1, len(rows) // _SAMPLES)
+    stride = max(1, len(rows) // _MAX_SAMPLES)
     rows, known = rows[::stride], known[::stride]
-    # A trace of ridge: the latents of a flat picture span no space, and lstsq would refuse them.
+    # A trace of ridge: the latents of a flat image span no space, and lstsq would refuse them.
     ridge = 1e-4 * len(rows) * torch.eye(rows.shape[1])
     return torch.linalg.solve(rows.T @ rows + ridge, rows.T @ known)
 
 
-def paint(latents: Tensor, colours: Tensor) -> Tensor:
-    """Return the picture that latents (1, 4, h, w) show, (1, 3, h, w), 0 to 1."""
+def paint(latents: Tensor, colors: Tensor) -> Tensor:
+    """Return the image that latents (1, 4, h, w) show, (1, 3, h, w), 0 to 1."""
     height, width = latents.shape[-2:]
-    return (_with_constant(latents) @ colours).T.reshape(1, 3, height, width).clamp(0, 1)
+    return (_with_constant(latents) @ colors).T.reshape(1, 3, height, width).clamp(0, 1)
 
 
 class Canvas:
-    """A small picture of the work: the input at an eighth of its size, tiles painted over it.
+    """A small image of the work: the input at an eighth of its size, tiles painted over it.
 
     Args:
         pixels: (1, 3, H, W), 0 to 1; sides are multiples of 8.
     """
 
     def __init__(self, pixels: Tensor) -> None:
-        self._picture = functional.avg_pool2d(pixels, LATENT)
+        self._image = functional.avg_pool2d(pixels, LATENT)
 
-    def put(self, box: Box, latents: Tensor, colours: Tensor) -> None:
+    def put(self, box: Box, latents: Tensor, colors: Tensor) -> None:
         """Paint a tile's latents where the tile lies; `box` is in the work's pixels."""
         rows, columns = box.divided(LATENT).slices
-        self._picture[..., rows, columns] = paint(latents, colours)
+        self._image[..., rows, columns] = paint(latents, colors)
 
     def image(self) -> Image.Image:
-        """Return the picture as it is now."""
-        array = (self._picture[0].movedim(0, -1).clamp(0, 1) * 255).round().to(torch.uint8)
+        """Return the image as it is now."""
+        array = (self._image[0].movedim(0, -1).clamp(0, 1) * 255).round().to(torch.uint8)
         return Image.fromarray(array.numpy())
 
 

@@ -1,5 +1,7 @@
 """What a caller is told while an image is refined."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -43,7 +45,7 @@ class Progress:
     )
 
     def preview(self) -> Image.Image | None:
-        """Return a small picture of the work so far, or None where there is none yet.
+        """Return a small image of the work so far, or None where there is none yet.
 
         It is made when asked for (a millisecond or two), one pixel for eight.
         """

@@ -1,5 +1,7 @@
 """Prompts to conditioning, of any length: 75 tokens at a time."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .parts import Parts
+from .components import Components
 
 CHUNK = 75
 """A text encoder reads 77 tokens; two of them mark the beginning and the end."""
@@ -49,7 +51,7 @@ def split_tokens(tokenizer: Any, text: str) -> list[list[int]]:
 
 
 def encode_prompts(
-    parts: Parts, device: torch.device, prompt: str, negative_prompt: str | None
+    components: Components, device: torch.device, prompt: str, negative_prompt: str | None
 ) -> Conditioning:
     """Encode a prompt and, if it is not None, a negative prompt.
 
@@ -58,11 +60,11 @@ def encode_prompts(
     counts as not given: SDXL base then takes zeros, as diffusers does. The text encoders must be
     ready on `device`.
     """
-    pairs = _encoders(parts)
+    pairs = _encoders(components)
     embeds, pooled = _encode(pairs, prompt, device)
     if negative_prompt is None:
         return Conditioning(embeds, pooled)
-    if not negative_prompt and parts.force_zeros_for_empty_prompt:
+    if not negative_prompt and components.force_zeros_for_empty_prompt:
         return Conditioning(embeds, pooled, torch.zeros_like(embeds), torch.zeros_like(pooled))
     negative, negative_pooled = _encode(pairs, negative_prompt, device)
     length = math.lcm(embeds.shape[1], negative.shape[1])
@@ -70,8 +72,11 @@ def encode_prompts(
     return Conditioning(embeds, pooled, negative, negative_pooled)
 
 
-def _encoders(parts: Parts) -> list[tuple[Any, Any]]:
-    both = [(parts.tokenizer, parts.text_encoder), (parts.tokenizer_2, parts.text_encoder_2)]
+def _encoders(components: Components) -> list[tuple[Any, Any]]:
+    both = [
+        (components.tokenizer, components.text_encoder),
+        (components.tokenizer_2, components.text_encoder_2),
+    ]
     return [(tokenizer, encoder) for tokenizer, encoder in both if encoder is not None]
 
 

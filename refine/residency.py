@@ -5,6 +5,8 @@ here, `LocalResidency`, owns them itself; a host with a memory manager of its ow
 another one with the same methods, and the rest of the code stays the same.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import gc
@@ -17,13 +19,13 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from .parts import Parts, Weights, own_tensors
+from .components import Components, Weights, own_tensors
 from .settings import MemoryMode
 
 log = logging.getLogger(__name__)
 
 LOW_VRAM_BYTES = 3 * 2**29
-"""How much of a streamed part stays on the device in low_vram mode: 1.5 GiB."""
+"""How much of a streamed component stays on the device in low_vram mode: 1.5 GiB."""
 SPARE_BYTES = 2**29
 """What `auto` leaves free for the driver's workspace and other programs: 0.5 GiB."""
 
@@ -37,11 +39,11 @@ class Residency(Protocol):
 
     device: torch.device
 
-    def use(self, part: str, working_bytes: int) -> AbstractContextManager[None]:
-        """Make a part ready to run on `device`, in the type `Parts.dtypes` says, for a while.
+    def use(self, component: str, working_bytes: int) -> AbstractContextManager[None]:
+        """Make a component ready to run on `device`, in its type of `Components.dtypes`.
 
         Args:
-            part: One of PART_NAMES.
+            component: One of COMPONENT_NAMES.
             working_bytes: Roughly what the stage needs beside the weights.
         """
         ...
@@ -59,54 +61,56 @@ class Residency(Protocol):
         ...
 
 
-ResidencyFactory = Callable[[Parts, torch.device], Residency]
+ResidencyFactory = Callable[[Components, torch.device], Residency]
 
 
 class LocalResidency:
     """Owns the weights and moves them itself; see docs/memory.md for the modes and their peaks.
 
     Args:
-        parts: The loaded checkpoint, its dtypes chosen.
+        components: The loaded checkpoint, its dtypes chosen.
         device: Where the stages run.
-        mode: "gpu" keeps everything on the device, "offload" only the part that works,
+        mode: "gpu" keeps everything on the device, "offload" only the component that works,
             "low_vram" streams the UNet's layers as well; "auto" looks at the free memory at the
             start and steps down when memory runs out.
     """
 
-    def __init__(self, parts: Parts, device: torch.device, mode: MemoryMode = "auto") -> None:
+    def __init__(
+        self, components: Components, device: torch.device, mode: MemoryMode = "auto"
+    ) -> None:
         self.device = device
         self.mode: MemoryMode = mode
         self._is_auto = mode == "auto"
         self._most_working_bytes = 0
-        self._parts = parts
+        self._components = components
         self._weights = {
             name: [(leaf, Weights(leaf)) for leaf in module.modules() if any(own_tensors(leaf))]
-            for name, module in parts.modules().items()
+            for name, module in components.modules().items()
         }
         self._streams: list[torch.utils.hooks.RemovableHandle] = []
 
     @contextlib.contextmanager
-    def use(self, part: str, working_bytes: int) -> Iterator[None]:
+    def use(self, component: str, working_bytes: int) -> Iterator[None]:
         """See Residency."""
         self._most_working_bytes = max(self._most_working_bytes, working_bytes)
-        if self.mode == "auto" and part == "unet":
+        if self.mode == "auto" and component == "unet":
             # The VAE has encoded by now, so its hunger, the greatest of all, is known.
             free = free_bytes(self.device) + self.held_bytes()
-            sizes = self._parts.weight_bytes()
+            sizes = self._components.weight_bytes()
             self.mode = choose_mode(free, sizes, self._most_working_bytes)
             log.info("Refiner memory mode: %s (%.1f GiB free).", self.mode, free / 2**30)
         try:
-            self._move_in(part)
+            self._move_in(component)
             yield
         finally:
             if self.mode != "gpu":
-                self._move_out(part)
+                self._move_out(component)
 
     def has_room(self, working_bytes: int) -> bool:
         """See Residency."""
         if self.mode == "low_vram":
             return working_bytes <= LOW_VRAM_BYTES
-        # A computer swaps rather than fails, and tiles change the picture a little.
+        # A computer swaps rather than fails, and tiles change the image a little.
         return self.device.type == "cpu" or working_bytes <= free_bytes(self.device)
 
     def shrink(self) -> bool:
@@ -122,8 +126,8 @@ class LocalResidency:
     def release(self) -> int:
         """See Residency."""
         freed = self.held_bytes()
-        for part in self._weights:
-            self._move_out(part)
+        for component in self._weights:
+            self._move_out(component)
         free_cache(self.device)
         self.mode = "auto" if self._is_auto else self.mode
         return freed
@@ -132,11 +136,11 @@ class LocalResidency:
         """Return the bytes of the weights' copies, on the device or as another type in RAM."""
         return sum(w.held_bytes() for leaves in self._weights.values() for _, w in leaves)
 
-    def _move_in(self, part: str) -> None:
-        dtype = self._parts.dtypes[part]
+    def _move_in(self, component: str) -> None:
+        dtype = self._components.dtypes[component]
         # Only the UNet is worth streaming; the VAE asks its own weights for their type.
-        room = LOW_VRAM_BYTES if self.mode == "low_vram" and part == "unet" else None
-        for leaf, weights in self._weights[part]:
+        room = LOW_VRAM_BYTES if self.mode == "low_vram" and component == "unet" else None
+        for leaf, weights in self._weights[component]:
             size = weights.resting_bytes(dtype)
             if room is not None and size > room:
                 self._stream(leaf, weights, dtype)
@@ -144,11 +148,11 @@ class LocalResidency:
             weights.move(self.device, dtype)
             room = None if room is None else room - size
 
-    def _move_out(self, part: str) -> None:
+    def _move_out(self, component: str) -> None:
         while self._streams:
             self._streams.pop().remove()
-        for _, weights in self._weights[part]:
-            weights.rest()
+        for _, weights in self._weights[component]:
+            weights.restore()
 
     def _stream(self, leaf: nn.Module, weights: Weights, dtype: torch.dtype) -> None:
         """Let a layer bring its weights for each of its calls, and drop them after it."""
@@ -157,7 +161,7 @@ class LocalResidency:
             weights.move(self.device, dtype)
 
         def drop(*_: object) -> None:
-            weights.rest()
+            weights.restore()
 
         self._streams.append(leaf.register_forward_pre_hook(bring))
         self._streams.append(leaf.register_forward_hook(drop))
@@ -168,7 +172,7 @@ def choose_mode(free: int, weight_bytes: dict[str, int], working_bytes: int) -> 
 
     Args:
         free: Free bytes on the device.
-        weight_bytes: What each part's weights take there.
+        weight_bytes: What each component's weights take there.
         working_bytes: What the hungriest stage needs beside them.
     """
     room = free - working_bytes - SPARE_BYTES

@@ -1,5 +1,7 @@
 """The settings of one refinement, checked once, before any weight is loaded."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
@@ -31,16 +33,16 @@ class RefineSettings:
         guidance_scale: 0 to 100; how strongly the prompt pulls. 1 or less switches it off and
             halves the work.
         num_inference_steps: 1 to 1000; `int(num_inference_steps * strength)` of them run.
-        prompt: What the picture shows; longer than 77 tokens is fine. May be empty.
+        prompt: What the image shows; longer than 77 tokens is fine. May be empty.
         negative_prompt: What it should not look like. Empty means none.
         aesthetic_score: 0 to 10; the quality asked for (refiner checkpoints only).
         negative_aesthetic_score: 0 to 10; the quality to move away from (refiner only).
         seed: 0 to 2**64 - 1; image i of a batch uses `seed + i`.
         guidance_end: 0 to 1; the share of the steps that are guided, counted from the first.
-        working_size: "auto" enlarges small pictures to about one megapixel for the work;
-            "as it is" keeps the picture's own size.
-        output_size: "original", or "working" to get the enlarged picture.
-        keep_colours: Carry the input's low frequencies (its colours) over to the output.
+        working_size: "auto" enlarges small images to about one megapixel for the work;
+            "as it is" keeps the image's own size.
+        output_size: "original", or "working" to get the enlarged image.
+        keep_colours: Carry the input's low frequencies (its colors) over to the output.
 
     Raises:
         SettingsError: a value is of the wrong type or out of range, or no step would run.
@@ -90,7 +92,7 @@ class RefineSettings:
         return math.ceil(self.steps * self.guidance_end - 1e-9)
 
     def describe(self) -> dict[str, str | int | float | bool]:
-        """Return all settings by name, for a log line or a picture's metadata."""
+        """Return all settings by name, for a log line or an image's metadata."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 

@@ -1,8 +1,10 @@
-"""The stages of a refinement, each with only the part that it needs on the device.
+"""The stages of a refinement, each with only the component that it needs on the device.
 
 text encoders -> VAE encode -> UNet steps -> VAE decode. Run one after another they give the very
 numbers of diffusers' single call, at the memory of the largest stage instead of their sum.
 """
+
+from __future__ import annotations
 
 import logging
 from collections.abc import Callable
@@ -11,18 +13,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .components import Components
 from .errors import DeviceMemoryError, NotFiniteError
-from .parts import Parts
 from .pipeline import LatentPipeline, build_pipeline, denoise
 from .prompts import Conditioning, encode_prompts
 from .residency import Residency, free_cache, is_out_of_memory
 from .settings import RefineSettings
-from .tile import Tile
+from .work import Tile
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-# Bytes of activations per pixel of the working picture, computed for the real architecture (see
+# Bytes of activations per pixel of the working image, computed for the real architecture (see
 # docs/memory.md): the UNet with guidance in fp16, the VAE in two-byte floats.
 UNET_BYTES_PER_PIXEL = 379
 ENCODE_BYTES_PER_PIXEL = 1286
@@ -34,21 +36,21 @@ VAE_TILES = (None, 512, 256)
 
 
 class Stages:
-    """Runs the stages over a checkpoint's parts.
+    """Runs the stages over a checkpoint's components.
 
     Args:
-        parts: The checkpoint, its dtypes chosen.
+        components: The checkpoint, its dtypes chosen.
         residency: Who moves its weights.
         check: Called before every layer's work; an exception from it ends the work at once.
     """
 
     def __init__(
-        self, parts: Parts, residency: Residency, check: Callable[[], None] | None = None
+        self, components: Components, residency: Residency, check: Callable[[], None] | None = None
     ) -> None:
-        self.parts = parts
+        self.components = components
         self.residency = residency
         self.check = check
-        self._pipeline: LatentPipeline = build_pipeline(parts, residency.device)
+        self._pipeline: LatentPipeline = build_pipeline(components, residency.device)
         self._vae_tile: int | None = None
 
     @torch.no_grad()
@@ -56,11 +58,11 @@ class Stages:
         """Encode the prompts; the result rests on the CPU. None: no guidance is wanted."""
 
         def encode() -> Conditioning:
-            result = encode_prompts(self.parts, self.residency.device, prompt, negative_prompt)
-            return Conditioning(**result.to(torch.device("cpu"), self.parts.dtypes["unet"]))
+            result = encode_prompts(self.components, self.residency.device, prompt, negative_prompt)
+            return Conditioning(**result.to(torch.device("cpu"), self.components.dtypes["unet"]))
 
         # The base model has two encoders; each is small beside the UNet, so both may be there.
-        if self.parts.text_encoder is None:
+        if self.components.text_encoder is None:
             return self._run("text_encoder_2", TEXT_BYTES, encode)
         return self._run(
             "text_encoder", TEXT_BYTES, lambda: self._run("text_encoder_2", TEXT_BYTES, encode)
@@ -74,16 +76,18 @@ class Stages:
             tiles: Their `latents` are filled.
             before: Called with each tile's number (from 0) before its turn.
         """
-        dtype = self.parts.dtypes["vae"]
+        dtype = self.components.dtypes["vae"]
 
         def encode_all() -> None:
             for index, tile in enumerate(tiles):
                 before(index)
                 pixels = (tile.pixels.to(self.residency.device, dtype) * 2).sub_(1)
-                posterior = self._with_tiles(lambda p=pixels: self.parts.vae.encode(p)).latent_dist
+                posterior = self._with_tiles(
+                    lambda p=pixels: self.components.vae.encode(p)
+                ).latent_dist
                 sample = posterior.mean + posterior.std * tile.latent_noise.to(pixels)
-                _require_finite(sample, "The VAE", self.parts)
-                tile.latents = sample.cpu() * self.parts.vae.config.scaling_factor
+                _require_finite(sample, "The VAE", self.components)
+                tile.latents = sample.cpu() * self.components.vae.config.scaling_factor
                 tile.input_latents = tile.latents
 
         self._run_vae(tiles, ENCODE_BYTES_PER_PIXEL, encode_all)
@@ -105,7 +109,7 @@ class Stages:
             on_step: Called with a tile's number (from 0), the step (from 1; 0 before the first)
                 and the clean latents guessed so far.
         """
-        dtype = self.parts.dtypes["unet"]
+        dtype = self.components.dtypes["unet"]
         device = self.residency.device
         remaining = list(range(len(tiles)))  # a second try goes on where the first one stopped
 
@@ -123,7 +127,7 @@ class Stages:
                     tile.generator,
                     lambda step, clean, i=index: on_step(i, step, clean),
                 )
-                _require_finite(result, "The UNet", self.parts)
+                _require_finite(result, "The UNet", self.components)
                 tile.latents = result.cpu()
                 remaining.pop(0)
 
@@ -134,29 +138,29 @@ class Stages:
     @torch.no_grad()
     def decode(self, tiles: list[Tile], before: Callable[[int], None]) -> list[Tensor]:
         """Turn the tiles' latents into pixels (1, 3, H, W), 0 to 1, float32, on the CPU."""
-        dtype = self.parts.dtypes["vae"]
+        dtype = self.components.dtypes["vae"]
         device = self.residency.device
 
         def decode_all() -> list[Tensor]:
             results = []
             for index, tile in enumerate(tiles):
                 before(index)
-                latents = tile.latents.to(device, dtype) / self.parts.vae.config.scaling_factor
+                latents = tile.latents.to(device, dtype) / self.components.vae.config.scaling_factor
                 decoded = self._with_tiles(
-                    lambda z=latents: self.parts.vae.decode(z, return_dict=False)[0]
+                    lambda z=latents: self.components.vae.decode(z, return_dict=False)[0]
                 )
-                _require_finite(decoded, "The VAE", self.parts)
-                # In place: fresh memory for a whole picture costs more than the arithmetic.
+                _require_finite(decoded, "The VAE", self.components)
+                # In place: fresh memory for a whole image costs more than the arithmetic.
                 results.append(decoded.div_(2).add_(0.5).clamp_(0, 1).to("cpu", torch.float32))
             return results
 
         return self._run_vae(tiles, DECODE_BYTES_PER_PIXEL, decode_all)
 
-    def _run(self, part: str, working_bytes: int, work: Callable[[], Result]) -> Result:
-        """Do some work with a part on the device; when memory runs out, with less of it there."""
+    def _run(self, component: str, working_bytes: int, work: Callable[[], Result]) -> Result:
+        """Do some work with a component on the device; out of memory: with less of it there."""
         while True:
             try:
-                with self.residency.use(part, working_bytes), self._checked(part):
+                with self.residency.use(component, working_bytes), self._checked(component):
                     return work()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -165,15 +169,15 @@ class Stages:
             # Outside the handler: the exception's frames hold tensors until it is left.
             if not self.residency.shrink():
                 raise DeviceMemoryError(
-                    f"Memory ran out on {self.residency.device} while the refiner's {part} worked "
-                    f"({reason}), although every smaller way was tried: close other programs, "
-                    "choose memory_mode low_vram, or refine a smaller picture."
+                    f"Memory ran out on {self.residency.device} while the refiner's {component} "
+                    f"worked ({reason}), although every smaller way was tried: close other "
+                    "programs, choose memory_mode low_vram, or refine a smaller image."
                 )
 
     def _with_tiles(self, work: Callable[[], Result]) -> Result:
         """Run the VAE; when memory runs out, in tiles of its own, which then stay."""
         while True:
-            _set_vae_tile(self.parts.vae, self._vae_tile)
+            _set_vae_tile(self.components.vae, self._vae_tile)
             try:
                 return work()
             except (RuntimeError, MemoryError) as error:
@@ -193,7 +197,7 @@ class Stages:
         computer's memory, a hundred times slower.
         """
         pixels = max(tile.pixels[0, 0].numel() for tile in tiles)
-        wide = 2 if self.parts.dtypes["vae"] == torch.float32 else 1
+        wide = 2 if self.components.dtypes["vae"] == torch.float32 else 1
         working_bytes = pixels * bytes_per_pixel * wide
 
         def work_in_room() -> Result:
@@ -203,8 +207,8 @@ class Stages:
 
         return self._run("vae", working_bytes, work_in_room)
 
-    def _checked(self, part: str) -> "_Checked":
-        return _Checked(self.parts.modules()[part], self.check)
+    def _checked(self, component: str) -> _Checked:
+        return _Checked(self.components.modules()[component], self.check)
 
 
 class _Checked:
@@ -242,11 +246,11 @@ def _set_vae_tile(vae: Any, side: int | None) -> None:
     vae.tile_latent_min_size = side // 8
 
 
-def _require_finite(result: Tensor, who: str, parts: Parts) -> None:
+def _require_finite(result: Tensor, who: str, components: Components) -> None:
     # NaN and infinity survive in a sum, which takes no memory; a finite sum in fp32 has room for
-    # far more than the values of any picture.
+    # far more than the values of any image.
     if not bool(torch.isfinite(result.sum(dtype=torch.float32))):
         raise NotFiniteError(
-            f"{who} of {parts.origin} produced NaN or infinity, which would be a black picture: "
+            f"{who} of {components.origin} produced NaN or infinity, which would be a black image: "
             "try use_fp16=False, or another copy of the checkpoint."
         )

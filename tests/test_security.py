@@ -23,7 +23,7 @@ MAY_CONNECT = {
     "llm/errors.py",  # HTTP's words for a status
     "ollama_client/failures.py",  # the same
     "refine/loading.py",  # the hub id of the specification, where no file is given
-    "refine/vocabulary.py",  # the hub's cache on this disk
+    "refine/tokenizer_files.py",  # the hub's cache on this disk
 }
 
 

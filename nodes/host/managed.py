@@ -1,9 +1,9 @@
 """The refiner's weights in the hands of ComfyUI's model manager.
 
-Here ComfyUI decides how much of a part is on the device, as it does for its own models. What makes
-that possible: every layer with weights becomes ComfyUI's kind, which computes wherever its weights
-lie. When a layer leaves the device its weights go back to where they rest (usually the mapped
-checkpoint file) instead of being copied back.
+Here ComfyUI decides how much of a component is on the device, as it does for its own models. That
+is possible because every layer with weights becomes ComfyUI's kind, which computes wherever its
+weights lie. When a layer leaves the device its weights go back to where they rest (usually the
+mapped checkpoint file) instead of being copied back.
 """
 
 from __future__ import annotations
@@ -11,29 +11,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...memory import comfyui
+from ...refine.components import Components
+from ...refine.residency import LOW_VRAM_BYTES
 
 log = logging.getLogger(__name__)
 
-LOW_VRAM_BYTES = 3 * 2**29
-"""How much of a part stays on the device in low_vram mode: 1.5 GiB."""
-
 _LEAVES = ("Linear", "Conv2d", "GroupNorm", "LayerNorm", "Embedding")
 _CPU = torch.device("cpu")
-
-
-class Parts(Protocol):
-    """What is needed of the refine package's Parts."""
-
-    dtypes: dict[str, torch.dtype]
-
-    def modules(self) -> Mapping[str, nn.Module]: ...
 
 
 class ManagedResidency:
@@ -42,24 +33,24 @@ class ManagedResidency:
     To be made outside torch's inference mode, whose tensors could not be moved outside it.
 
     Args:
-        parts: The loaded checkpoint, its dtypes chosen; its layers are changed in place.
+        components: The loaded checkpoint, its dtypes chosen; its layers are changed in place.
         device: ComfyUI's compute device.
-        mode: "auto" leaves everything to ComfyUI; "gpu" loads parts whole; "offload" does too,
-            and takes each off after its stage; "low_vram" keeps at most 1.5 GiB of a part there.
+        mode: "auto" leaves everything to ComfyUI; "gpu" loads components whole; "offload" does
+            too, and unloads each after its stage; "low_vram" keeps at most 1.5 GiB of each there.
     """
 
-    def __init__(self, parts: Parts, device: torch.device, mode: str = "auto") -> None:
+    def __init__(self, components: Components, device: torch.device, mode: str = "auto") -> None:
         self.device = device
         self._asked_mode = self._mode = mode
-        self._parts = {
-            name: _Part(name, module, parts.dtypes[name], device)
-            for name, module in parts.modules().items()
+        self._components = {
+            name: _Managed(name, module, components.dtypes[name], device)
+            for name, module in components.modules().items()
         }
 
     @contextlib.contextmanager
-    def use(self, part: str, working_bytes: int) -> Iterator[None]:
-        """Have a part loaded; see Residency."""
-        ours = self._parts[part]
+    def use(self, component: str, working_bytes: int) -> Iterator[None]:
+        """Have a component loaded; see Residency."""
+        ours = self._components[component]
         ours.patcher.limit_bytes = LOW_VRAM_BYTES if self._mode == "low_vram" else None
         whole = self._mode in ("gpu", "offload") or not ours.can_be_partial
         comfyui.load_patcher(ours.patcher, working_bytes, whole=whole)
@@ -86,13 +77,15 @@ class ManagedResidency:
         return True
 
     def release(self) -> int:
-        """Take our parts off the device, and nobody else's; return the bytes freed."""
+        """Take our components off the device, and nobody else's; return the bytes freed."""
         self._mode = self._asked_mode
-        return comfyui.unload_patchers([part.patcher for part in self._parts.values()])
+        return comfyui.unload_patchers(
+            [component.patcher for component in self._components.values()]
+        )
 
 
-class _Part:
-    """One part, and the patcher by which ComfyUI knows it.
+class _Managed:
+    """One component, and the patcher by which ComfyUI knows it.
 
     The models of diffusers and transformers do not let ComfyUI set their `device`, so a plain
     module stands between.
@@ -108,7 +101,7 @@ class _Part:
         self.patcher = comfyui.new_patcher(holder, device, _CPU, None)
 
     def place_buffers(self, device: torch.device) -> None:
-        """Move what is no weight; ComfyUI does not do so for a part that it loads partially."""
+        """Move the buffers, which ComfyUI leaves behind where it loads a component partially."""
         for owner in self._with_buffers:
             for name, buffer in list(owner.named_buffers(recurse=False)):
                 if buffer.device != device:
@@ -116,11 +109,11 @@ class _Part:
 
 
 class _Holder(nn.Module):
-    """What ComfyUI manages: it sets `device`, and reads the type in which the part computes."""
+    """What ComfyUI manages: it sets `device` and reads the type in which to compute."""
 
-    def __init__(self, part: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, component: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.part = part
+        self.component = component
         self.device: Any = _CPU
         self.manual_cast_dtype: Any = dtype
 
@@ -129,11 +122,11 @@ def _adopt(module: nn.Module, dtype: torch.dtype, *, must_match: bool) -> bool:
     """Make ComfyUI's kind of every layer; say whether all could be.
 
     Args:
-        module: One part of the checkpoint.
+        module: One component of the checkpoint.
         dtype: The type in which it computes.
         must_match: Convert all weights to it now. The VAE reads the type in which to compute from
-            its weights; it is small. For other parts only wider weights are converted; narrower
-            ones (fp16 on a CPU) are widened for each call, and stay mapped from the file.
+            its weights; it is small. Otherwise only wider weights are converted; narrower ones
+            (fp16 on a CPU) are widened for each call, and stay mapped from the file.
     """
     complete = True
     for leaf in module.modules():

@@ -147,7 +147,7 @@ def pins():
     model.device = model.manual_cast_dtype = None
     core = importlib.import_module("comfy.model_patcher").ModelPatcher(model, cpu, cpu)
     refiner = make("auto")
-    ours = [part.patcher for part in refiner._stages.residency._parts.values()]
+    ours = [part.patcher for part in refiner._stages.residency._components.values()]
     try:
         return {"can_pin": was is not None, "core": pinned_by(core), "ours": pinned_by(*ours)}
     finally:
@@ -196,7 +196,7 @@ def neighbours():
 def rests():
     """After a round trip to another type and back, every weight is the mapped one again."""
     refiner = make("auto")
-    unet = refiner._stages.parts.unet
+    unet = refiner._stages.components.unet
     before = {name: weight.data_ptr() for name, weight in unet.named_parameters()}
     with torch.inference_mode():
         unet.to(torch.float64)
@@ -210,7 +210,7 @@ def rests():
 def out_of_memory():
     """An error in the middle of the first step: the device is cleared, and the work goes on."""
     refiner = make("auto")
-    parts = refiner._stages.parts
+    parts = refiner._stages.components
     layer, failures = parts.unet.conv_out, []
 
     def fail(*_):
@@ -229,7 +229,7 @@ def owner():
     first = kept.keep_refiner("a", lambda: make("auto"))
     run(first)
     again = kept.keep_refiner("a", lambda: make("auto"))
-    watched = weakref.ref(first._stages.parts.unet)
+    watched = weakref.ref(first._stages.components.unet)
     same = first is again
     del first, again
     gc.collect()

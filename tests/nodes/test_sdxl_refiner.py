@@ -249,7 +249,7 @@ def test_memory_that_runs_out_in_every_mode_is_one_sentence(
 
     execute(node, image(), unload_after=False)  # so that there is a checkpoint to break
     unet = next(
-        one.model.model.part
+        one.model.model.component
         for one in management.current_loaded_models
         if type(one.model.model).__name__ == "RefinerUnet"
     )

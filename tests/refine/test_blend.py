@@ -43,7 +43,7 @@ def test_keep_colours_takes_a_tint_back_and_leaves_detail() -> None:
     detail[..., ::2] = 0.1
     detail[..., 1::2] = -0.1
     tinted = original + detail + torch.tensor([0.2, -0.1, 0.05])[None, :, None, None]
-    kept = blend.keep_colours(tinted, original)
+    kept = blend.keep_colors(tinted, original)
     assert torch.allclose(kept, original + detail, atol=1e-4)
 
 

@@ -6,12 +6,12 @@ import math
 import pytest
 from hypothesis import given, settings, strategies
 from image_refinery.refine.geometry import (
-    LARGE_AREA,
     LATENT,
+    MAX_SINGLE_TILE_AREA_PX,
+    MAX_TILE_SIDE_PX,
     MEGAPIXEL,
+    MIN_TILE_OVERLAP_PX,
     MULTIPLE,
-    TILE_OVERLAP,
-    TILE_SIDE,
     Box,
     padded_size,
     region_box,
@@ -60,7 +60,7 @@ def test_tiles_cover_everything_overlap_enough_and_fit_the_model(rows: int, colu
     boxes = tile_boxes(height, width)
     if len(boxes) == 1:
         assert boxes == [Box(0, 0, height, width)]
-        if height * width > LARGE_AREA:
+        if height * width > MAX_SINGLE_TILE_AREA_PX:
             pytest.fail("a large picture in one tile")
         return
     assert {box.size for box in boxes} == {boxes[0].size}
@@ -68,9 +68,13 @@ def test_tiles_cover_everything_overlap_enough_and_fit_the_model(rows: int, colu
         spans = sorted({(box[start], box[end]) for box in boxes})
         assert spans[0][0] == 0
         assert spans[-1][1] == length
-        assert all(one[1] - other[0] >= TILE_OVERLAP for one, other in itertools.pairwise(spans))
+        assert all(
+            one[1] - other[0] >= MIN_TILE_OVERLAP_PX for one, other in itertools.pairwise(spans)
+        )
         assert all(low % LATENT == 0 for low, _ in spans)
-        assert all((high - low) % MULTIPLE == 0 and high - low <= TILE_SIDE for low, high in spans)
+        assert all(
+            (high - low) % MULTIPLE == 0 and high - low <= MAX_TILE_SIDE_PX for low, high in spans
+        )
 
 
 def test_a_photograph_of_six_megapixels_takes_twelve_tiles() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from image_refinery.refine import CheckpointError, HubError, ImageRefiner
-from image_refinery.refine.loading import is_cached, load_parts
+from image_refinery.refine.loading import is_cached, load_components
 from PIL import Image
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -107,7 +107,7 @@ def test_a_hub_id_is_downloaded_once_and_then_asks_nothing(hub: Hub) -> None:
 def test_whether_weights_are_here_is_known_without_asking(hub: Hub) -> None:
     assert not is_cached("somebody/tiny")
     assert hub.requests == []
-    load_parts("somebody/tiny")
+    load_components("somebody/tiny")
     hub.requests.clear()
     assert is_cached("somebody/tiny")
     assert hub.requests == []
@@ -122,7 +122,7 @@ def test_half_precision_files_are_preferred(hub: Hub) -> None:
         if name.endswith(".safetensors")
     }
     hub.files |= halves
-    load_parts("somebody/tiny")
+    load_components("somebody/tiny")
     fetched = [request for request in hub.requests if ".safetensors" in request]
     assert fetched
     assert all(".fp16." in request for request in fetched)
@@ -130,9 +130,9 @@ def test_half_precision_files_are_preferred(hub: Hub) -> None:
 
 def test_a_licence_that_was_not_accepted_is_named(hub: Hub) -> None:
     with pytest.raises(HubError, match="only to people who accepted its licence"):
-        load_parts("somebody/gated")
+        load_components("somebody/gated")
 
 
 def test_a_name_that_the_hub_does_not_know_is_named(hub: Hub) -> None:
     with pytest.raises(HubError, match="no folder somebody/nothing here and no such model"):
-        load_parts("somebody/nothing")
+        load_components("somebody/nothing")

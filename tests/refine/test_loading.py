@@ -16,8 +16,8 @@ from image_refinery.refine import (
     VocabularyError,
     read_checkpoint,
 )
-from image_refinery.refine.loading import load_parts, shipped_config
-from image_refinery.refine.vocabulary import find_vocabulary
+from image_refinery.refine.loading import load_components, shipped_config
+from image_refinery.refine.tokenizer_files import find_tokenizer_files
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -83,11 +83,11 @@ def test_a_hub_id_without_network_is_one_sentence(
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(HubError, match=r"^somebody/nothing could not be fetched .* check the conn"):
-        load_parts("somebody/nothing")
+        load_components("somebody/nothing")
     assert no_network
     before = len(no_network)
     with pytest.raises(HubError, match="downloads are switched off"):
-        load_parts("somebody/nothing", local_files_only=True)
+        load_components("somebody/nothing", local_files_only=True)
     assert len(no_network) == before
 
 
@@ -144,7 +144,7 @@ UNET = "model.diffusion_model.input_blocks.0.0.weight"
 def test_other_models_are_named(tmp_path: Path, shapes: dict, words: str) -> None:
     path = write_header(tmp_path / "model.safetensors", shapes)
     with pytest.raises(CheckpointError) as caught:
-        load_parts(path)
+        load_components(path)
     message = str(caught.value)
     assert message.startswith(f"{path} is {words}, which cannot refine images: choose")
     assert message.count(". ") == 0
@@ -160,7 +160,7 @@ def test_a_checkpoint_with_a_part_missing_says_which(
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(left_out)}
     save_file(kept, tmp_path / "part.safetensors")
     with pytest.raises(CheckpointError, match=words):
-        load_parts(tmp_path / "part.safetensors")
+        load_components(tmp_path / "part.safetensors")
 
 
 def test_an_inpainting_checkpoint_is_refused(tiny_file: Path, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_an_inpainting_checkpoint_is_refused(tiny_file: Path, tmp_path: Path) ->
     tensors[UNET] = torch.zeros(24, 9, 3, 3)
     save_file(tensors, tmp_path / "inpaint.safetensors")
     with pytest.raises(CheckpointError, match="an inpainting or editing model"):
-        load_parts(tmp_path / "inpaint.safetensors")
+        load_components(tmp_path / "inpaint.safetensors")
 
 
 def test_missing_unet_weights_are_one_sentence(tiny_file: Path, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_missing_unet_weights_are_one_sentence(tiny_file: Path, tmp_path: Path) 
     save_file(kept, tmp_path / "holes.safetensors")
     shutil.copytree(tiny_file.with_suffix(""), tmp_path / "holes")
     with pytest.raises(CheckpointError, match=r"could not be loaded as an SDXL checkpoint \(.+\):"):
-        load_parts(tmp_path / "holes.safetensors")
+        load_components(tmp_path / "holes.safetensors")
 
 
 def test_a_checkpoint_of_other_dimensions_misses_its_folder(
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_other_dimensions_misses_its_folder(
     lone = shutil.copy2(tiny_file, tmp_path / "lone.safetensors")
     vocabulary = tiny_file.with_suffix("") / "tokenizer_2"
     with pytest.raises(CheckpointError, match=r"needs its folder lone of JSON beside it\.$"):
-        load_parts(lone, vocabulary=vocabulary)
+        load_components(lone, vocabulary=vocabulary)
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, 20_000, -1])
@@ -194,7 +194,7 @@ def test_a_truncated_file_is_named_as_such(tiny_file: Path, tmp_path: Path, leng
     path = tmp_path / "cut.safetensors"
     path.write_bytes(tiny_file.read_bytes()[:length])
     with pytest.raises(CheckpointError, match="damaged or not fully downloaded"):
-        load_parts(path)
+        load_components(path)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_json_that_is_no_header_is_named_as_such(tmp_path: Path, header: str) ->
     path = tmp_path / "odd.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
     with pytest.raises(CheckpointError, match="it has no safetensors header"):
-        load_parts(path)
+        load_components(path)
 
 
 def test_a_part_without_all_its_weights_says_what_it_lacks(tiny_file: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_part_without_all_its_weights_says_what_it_lacks(tiny_file: Path, tmp_
     save_file(tensors, tmp_path / "lacks.safetensors")
     shutil.copytree(tiny_file.with_suffix(""), tmp_path / "lacks")
     with pytest.raises(CheckpointError, match=r"lacks weights of its text_encoder_2 \(for one, "):
-        load_parts(tmp_path / "lacks.safetensors")
+        load_components(tmp_path / "lacks.safetensors")
 
 
 def test_junk_is_named_as_such(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_junk_is_named_as_such(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.safetensors"
         path.write_bytes(junk)
         with pytest.raises(CheckpointError, match="damaged"):
-            load_parts(path)
+            load_components(path)
 
 
 def test_pickles_are_refused_unopened(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_pickles_are_refused_unopened(tmp_path: Path) -> None:
     (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"")
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(CheckpointError, match="pickled weights are not loaded"):
-        load_parts(tmp_path)
+        load_components(tmp_path)
 
 
 def test_missing_paths_are_found_at_once(tmp_path: Path) -> None:
@@ -243,9 +243,9 @@ def test_missing_paths_are_found_at_once(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="There is no checkpoint at"):
         ImageRefiner("cpu", model=tmp_path / "none")
     with pytest.raises(CheckpointError, match=r"no model_index\.json"):
-        load_parts(tmp_path)
+        load_components(tmp_path)
     with pytest.raises(CheckpointError, match="no hub id"):
-        load_parts("three/part/name")
+        load_components("three/part/name")
 
 
 def test_the_vocabulary_is_found_beside_in_comfyui_and_in_the_hubs_cache(
@@ -260,18 +260,18 @@ def test_the_vocabulary_is_found_beside_in_comfyui_and_in_the_hubs_cache(
     shutil.copytree(files, cached)
     (cached.parents[2] / "refs").mkdir()
     (cached.parents[2] / "refs" / "main").write_text("0")
-    assert find_vocabulary(checkpoint) == cached
+    assert find_tokenizer_files(checkpoint) == cached
 
     comfy = ModuleType("comfy")
     comfy.__path__ = [str(tmp_path / "ComfyUI" / "comfy")]
     monkeypatch.setitem(sys.modules, "comfy", comfy)
-    assert find_vocabulary(checkpoint) == cached
+    assert find_tokenizer_files(checkpoint) == cached
     shutil.copytree(files, tmp_path / "ComfyUI" / "comfy" / "sd1_tokenizer")
-    assert find_vocabulary(checkpoint) == tmp_path / "ComfyUI" / "comfy" / "sd1_tokenizer"
+    assert find_tokenizer_files(checkpoint) == tmp_path / "ComfyUI" / "comfy" / "sd1_tokenizer"
 
     shutil.copytree(files, tmp_path / "models" / "alone" / "tokenizer_2")
-    assert find_vocabulary(checkpoint) == tmp_path / "models" / "alone" / "tokenizer_2"
-    assert find_vocabulary(checkpoint, files) == files
+    assert find_tokenizer_files(checkpoint) == tmp_path / "models" / "alone" / "tokenizer_2"
+    assert find_tokenizer_files(checkpoint, files) == files
 
 
 def test_without_a_vocabulary_one_sentence_says_where_to_put_it(
@@ -279,10 +279,10 @@ def test_without_a_vocabulary_one_sentence_says_where_to_put_it(
 ) -> None:
     shutil.copy(tiny_file, tmp_path / "alone.safetensors")
     with pytest.raises(VocabularyError) as caught:
-        load_parts(tmp_path / "alone.safetensors")
+        load_components(tmp_path / "alone.safetensors")
     assert str(tmp_path / "alone" / "tokenizer_2") in str(caught.value)
     with pytest.raises(VocabularyError, match=r"holds no vocab\.json"):
-        load_parts(tmp_path / "alone.safetensors", vocabulary=tmp_path)
+        load_components(tmp_path / "alone.safetensors", vocabulary=tmp_path)
     assert no_network == []
 
 
@@ -318,7 +318,7 @@ def test_turbo_and_lightning_are_told_by_name_and_advised(
     settings = {"guidance_scale": 1.0, "num_inference_steps": 8, "working_size": "as it is"}
     first = refiner.refine(image, **settings)
     assert first.tobytes() == refiner.refine(image, **settings).tobytes()
-    assert refiner._stages.parts.scheduler.config.timestep_spacing == "trailing"
+    assert refiner._stages.components.scheduler.config.timestep_spacing == "trailing"
     assert info.advice in caplog.text
 
 
@@ -336,8 +336,8 @@ def test_a_checkpoint_is_named_by_a_path_or_a_text(tiny_file: Path, tmp_path: Pa
 
 
 def test_weights_stay_mapped_in_their_stored_type(tiny_file: Path) -> None:
-    parts = load_parts(tiny_file)
-    assert {p.dtype for module in parts.modules().values() for p in module.parameters()} == {
+    components = load_components(tiny_file)
+    assert {p.dtype for module in components.modules().values() for p in module.parameters()} == {
         torch.float16
     }
     if sys.platform == "linux":
@@ -349,5 +349,5 @@ def test_json_beside_a_file_overrides_what_ships(tiny_file: Path, tmp_path: Path
     shutil.copytree(tiny_file.with_suffix(""), tmp_path / "other")
     scheduler = tmp_path / "other" / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "steps_offset": 0}))
-    assert load_parts(tmp_path / "other.safetensors").scheduler.config.steps_offset == 0
-    assert load_parts(tiny_file).scheduler.config.steps_offset == 1
+    assert load_components(tmp_path / "other.safetensors").scheduler.config.steps_offset == 0
+    assert load_components(tiny_file).scheduler.config.steps_offset == 1

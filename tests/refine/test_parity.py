@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from image_refinery.refine import ImageRefiner, RefineSettings
-from image_refinery.refine.pixels import take_apart
+from image_refinery.refine.pixels import to_planes
 from PIL import Image
 
 Draw = Callable[[int, tuple[int, int]], Image.Image]
@@ -13,7 +13,7 @@ OneCall = Callable[..., torch.Tensor]
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
-    return take_apart(image).rgb.movedim(1, -1)
+    return to_planes(image).rgb.movedim(1, -1)
 
 
 def test_about_the_working_size_nothing_differs(
@@ -68,7 +68,7 @@ def test_row_i_of_a_batch_is_the_single_run_with_seed_plus_i(
 def test_guidance_end_halves_the_rest_of_the_work(refiner: ImageRefiner, draw: Draw) -> None:
     image = draw(2, (128, 128))
     refiner.load()
-    unet = refiner._stages.parts.unet
+    unet = refiner._stages.components.unet
     sizes: list[int] = []
     handle = unet.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[0]))
     try:
@@ -115,7 +115,7 @@ def test_a_shorter_prompt_is_repeated_and_counts_as_if_it_were_not(
             "text_embeds": both.pooled_prompt_embeds,
             "time_ids": torch.tensor([[128.0, 128, 0, 0, 6]]),
         }
-        unet = stages.parts.unet
+        unet = stages.components.unet
         return unet(latents, 200, encoder_hidden_states=embeds, added_cond_kwargs=more).sample
 
     with torch.no_grad(), stages.residency.use("unet", 1):
@@ -127,7 +127,7 @@ def test_a_prompt_of_one_row_is_what_diffusers_makes_of_it(refiner: ImageRefiner
     from image_refinery.refine.prompts import split_tokens
 
     refiner.load()
-    tokenizer = refiner._stages.parts.tokenizer_2
+    tokenizer = refiner._stages.components.tokenizer_2
     for text in ("", "a cup", "x" * 75):
         expected = tokenizer(text, padding="max_length", max_length=77, truncation=True)
         assert split_tokens(tokenizer, text) == [expected.input_ids]

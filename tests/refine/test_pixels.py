@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from image_refinery.refine.errors import ImageError
-from image_refinery.refine.pixels import picture_shape, read_mask, take_apart
+from image_refinery.refine.pixels import picture_shape, read_mask, to_planes
 from PIL import Image
 
 RNG = np.random.default_rng(1)
@@ -19,7 +19,7 @@ def random_pil(mode: str) -> Image.Image:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
 def test_a_pil_image_survives_unchanged(mode: str) -> None:
     image = random_pil(mode)
-    source = take_apart(image)
+    source = to_planes(image)
     back = source.restore(source.rgb, source.alpha, None)
     assert back.mode == mode
     assert back.tobytes() == image.tobytes()
@@ -32,7 +32,7 @@ def test_a_palette_image_with_a_transparent_colour_comes_back_as_rgba() -> None:
     image.putpalette([0, 0, 0, 200, 10, 10])
     image.putpixel((1, 1), 1)
     image.info["transparency"] = 0
-    back = take_apart(image).restore(*_unchanged(image), None)
+    back = to_planes(image).restore(*_unchanged(image), None)
     assert back.mode == "RGBA"
     assert back.getpixel((0, 0))[3] == 0
     assert back.getpixel((1, 1)) == (200, 10, 10, 255)
@@ -51,7 +51,7 @@ def test_other_modes_come_back_as_the_nearest_that_every_format_can_hold(
 ) -> None:
     image = Image.new(mode, (6, 4))
     image.info["icc_profile"] = bytes(16) + b"Lab " + bytes(108)
-    restored = take_apart(image).restore(*_unchanged(image), None)
+    restored = to_planes(image).restore(*_unchanged(image), None)
     assert (restored.mode, restored.size) == (back, (6, 4))
     kept = restored.info.get(
         "icc_profile", bytes(16) + b"RGB "
@@ -62,7 +62,7 @@ def test_other_modes_come_back_as_the_nearest_that_every_format_can_hold(
 def test_16_bit_gray_is_scaled() -> None:
     image = Image.fromarray(np.array([[0, 32896, 65535]], np.uint16))
     assert image.mode == "I;16"
-    source = take_apart(image)
+    source = to_planes(image)
     assert torch.equal(source.rgb[0, 0, 0], torch.tensor([0, 128, 255]) / 255)
 
 
@@ -80,7 +80,7 @@ def test_a_photo_comes_apart_upright_and_comes_back_without_the_tag() -> None:
     upright = random_pil("RGB")
     image = turned(upright)
     assert picture_shape(image) == (1, 7, 5)
-    back = take_apart(image).restore(*_unchanged(image), None)
+    back = to_planes(image).restore(*_unchanged(image), None)
     assert back.tobytes() == upright.tobytes()
     assert back.getexif().get(0x0112, 1) == 1
     assert back.getexif()[0x010F] == "A maker"
@@ -94,7 +94,7 @@ def test_a_mask_with_an_orientation_is_upright_too() -> None:
 
 
 def _unchanged(image: Image.Image) -> tuple[torch.Tensor, torch.Tensor | None]:
-    source = take_apart(image)
+    source = to_planes(image)
     return source.rgb, source.alpha
 
 
@@ -106,7 +106,7 @@ def test_a_tensor_survives_with_its_shape_and_dtype(
 ) -> None:
     image = torch.rand(*shape, channels, generator=torch.Generator().manual_seed(1))
     image = (image * 255).to(dtype) if dtype == torch.uint8 else image.to(dtype)
-    source = take_apart(image)
+    source = to_planes(image)
     back = source.restore(source.rgb, source.alpha, None)
     assert (back.shape, back.dtype) == (image.shape, image.dtype)
     assert torch.allclose(back.double(), image.double(), atol=1e-6)
@@ -114,7 +114,7 @@ def test_a_tensor_survives_with_its_shape_and_dtype(
 
 def test_a_float_array_takes_no_detour_through_8_bits() -> None:
     image = RNG.random((6, 4, 3), np.float32)
-    source = take_apart(image)
+    source = to_planes(image)
     back = source.restore(source.rgb, source.alpha, None)
     assert isinstance(back, np.ndarray)
     assert (back == image).all()
@@ -122,13 +122,13 @@ def test_a_float_array_takes_no_detour_through_8_bits() -> None:
 
 def test_arrays_read_backwards_are_taken() -> None:
     image = RNG.random((6, 4, 3), np.float32)[::-1, :, ::-1]
-    source = take_apart(image)
+    source = to_planes(image)
     assert (source.restore(source.rgb, None, None) == image).all()
 
 
 def test_kept_pixels_and_alpha_are_the_originals_bit_for_bit() -> None:
     image = torch.rand(1, 6, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    source = take_apart(image)
+    source = to_planes(image)
     kept = torch.zeros(1, 1, 6, 4, dtype=torch.bool)
     kept[..., :2] = True
     assert source.alpha is not None
@@ -140,7 +140,7 @@ def test_kept_pixels_and_alpha_are_the_originals_bit_for_bit() -> None:
 
 def test_transparent_pixels_stand_on_grey() -> None:
     image = torch.tensor([1.0, 0.0, 0.0, 0.5]).expand(2, 2, 4)
-    assert torch.allclose(take_apart(image).composite[0, :, 0, 0], torch.tensor([0.75, 0.25, 0.25]))
+    assert torch.allclose(to_planes(image).composite[0, :, 0, 0], torch.tensor([0.75, 0.25, 0.25]))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_transparent_pixels_stand_on_grey() -> None:
 )
 def test_what_is_no_picture_is_refused_in_one_sentence(image: object, words: str) -> None:
     with pytest.raises(ImageError) as caught:
-        take_apart(image)
+        to_planes(image)
     assert words in str(caught.value)
 
 

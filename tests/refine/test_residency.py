@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from image_refinery.refine import (
+    Components,
     DeviceMemoryError,
     ImageRefiner,
     LocalResidency,
     NotFiniteError,
-    Parts,
 )
 from image_refinery.refine import residency as residency_module
 from image_refinery.refine.residency import choose_mode, is_out_of_memory
@@ -72,7 +72,7 @@ def test_unload_frees_the_copies_and_refining_goes_on(tiny_file: Path, draw: Dra
     assert refiner.unload() == 0
     image = draw(0, (64, 64))
     first = refiner.refine(image, **SMALL)
-    weight = refiner._stages.parts.unet.conv_in.weight
+    weight = refiner._stages.components.unet.conv_in.weight
     copies = weakref.ref(weight.data.untyped_storage())
     freed = refiner.unload()
     gc.collect()
@@ -91,7 +91,7 @@ def test_encoded_prompts_survive_unload_but_not_close(tiny_file: Path, draw: Dra
     def encoders_calls() -> int:
         calls: list[int] = []
         refiner.load()
-        encoder = refiner._stages.parts.text_encoder_2
+        encoder = refiner._stages.components.text_encoder_2
         hook = encoder.register_forward_hook(lambda *_: calls.append(1))
         refiner.refine(image, prompt="a cup", **SMALL)
         hook.remove()
@@ -107,7 +107,7 @@ def test_encoded_prompts_survive_unload_but_not_close(tiny_file: Path, draw: Dra
 def test_leaving_the_context_forgets_the_checkpoint(tiny_file: Path, draw: Draw) -> None:
     with ImageRefiner("cpu", model=tiny_file) as refiner:
         refiner.refine(draw(0, (64, 64)), **SMALL)
-        unet = weakref.ref(refiner._stages.parts.unet)
+        unet = weakref.ref(refiner._stages.components.unet)
     gc.collect()
     assert unet() is None
 
@@ -152,10 +152,10 @@ def test_another_owner_of_the_weights_is_asked_for_each_part(tiny_file: Path, dr
 def test_the_owner_of_the_weights_is_made_outside_inference_mode(tiny_file: Path) -> None:
     modes: list[bool] = []
 
-    def make(parts: Parts, device: torch.device) -> LocalResidency:
+    def make(components: Components, device: torch.device) -> LocalResidency:
         modes.append(torch.is_inference_mode_enabled())
-        assert not any(p.is_inference() for p in parts.unet.parameters())
-        return LocalResidency(parts, device)
+        assert not any(p.is_inference() for p in components.unet.parameters())
+        return LocalResidency(components, device)
 
     with torch.inference_mode():
         ImageRefiner("cpu", model=tiny_file, residency=make).load()
@@ -183,7 +183,7 @@ def test_out_of_memory_in_the_unet_steps_down_and_goes_on(
     short = ImageRefiner("cpu", model=tiny_file)
     short.load()
     shortage = Shortage(
-        short._stages.parts.unet.mid_block, lambda: short._stages.residency.mode != "low_vram"
+        short._stages.components.unet.mid_block, lambda: short._stages.residency.mode != "low_vram"
     )
     out = short.refine(images, **SMALL)
     assert shortage.calls == 2
@@ -198,7 +198,7 @@ def test_out_of_memory_in_the_vae_goes_on_in_its_tiles(
     image = torch.from_numpy(np.array(draw(0, (640, 576)), np.float32) / 255)
     short = ImageRefiner("cpu", model=tiny_file)
     short.load()
-    vae = short._stages.parts.vae
+    vae = short._stages.components.vae
     Shortage(vae.decoder.mid_block, lambda: not vae.use_tiling)
     out = short.refine(image, keep_colours=False, **SMALL)
     assert "the VAE goes on in tiles of 512 px" in caplog.text
@@ -211,7 +211,7 @@ def test_where_there_is_no_room_the_vae_works_in_tiles_from_the_start(
     monkeypatch.setattr(residency_module, "LOW_VRAM_BYTES", 512 * 512 * 3072)
     refiner = ImageRefiner("cpu", model=tiny_file, memory_mode="low_vram")
     refiner.load()
-    vae = refiner._stages.parts.vae
+    vae = refiner._stages.components.vae
     seen: list[bool] = []
     vae.decoder.register_forward_pre_hook(lambda *_: seen.append(vae.use_tiling))
     refiner.refine(draw(0, (512, 512)), **SMALL)
@@ -227,7 +227,7 @@ def test_out_of_memory_after_every_fallback_is_one_sentence(
 ) -> None:
     refiner = ImageRefiner("cpu", model=tiny_file, memory_mode=mode)
     refiner.load()
-    Shortage(refiner._stages.parts.unet.mid_block, lambda: True)
+    Shortage(refiner._stages.components.unet.mid_block, lambda: True)
     with pytest.raises(DeviceMemoryError, match=r"Memory ran out on cpu while the refiner's unet"):
         refiner.refine(draw(0, (64, 64)), **SMALL)
     assert refiner._stages.residency.held_bytes() == 0
@@ -239,7 +239,7 @@ def test_nan_is_an_error_not_a_black_picture(
 ) -> None:
     refiner = ImageRefiner("cpu", model=tiny_file)
     refiner.load()
-    module = getattr(refiner._stages.parts, part)
+    module = getattr(refiner._stages.components, part)
     layer = module.conv_out if part == "unet" else module.decoder.conv_out
     layer.register_forward_hook(lambda _, __, out: out * float("nan"))
     with pytest.raises(NotFiniteError, match=f"^{who} of .* produced NaN"):

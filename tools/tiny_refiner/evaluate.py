@@ -37,7 +37,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     refiner = load_pack().ImageRefiner("cpu", model=arguments.weights)
     refiner.load()
-    vae = refiner._stages.parts.vae.float()
+    vae = refiner._stages.components.vae.float()
     for side in (SIDE, 2 * SIDE):
         values = []
         for seed in HELD_OUT_SEEDS[: arguments.scenes]:

@@ -1,4 +1,6 @@
-"""One picture's way: cut out, enlarge, pad and tile before the model; all of it undone after."""
+"""One image's way: cut out, enlarge, pad and tile before the model; all of it undone after."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field
 
@@ -9,19 +11,39 @@ from torch import Tensor
 from . import blend
 from .geometry import LATENT, Box, Size, padded_size, region_box, tile_boxes, working_size
 from .pixels import Source
-from .previews import Canvas, fit_colours
+from .previews import Canvas, fit_colors
 from .settings import RefineSettings
-from .tile import Tile
 
 LATENT_CHANNELS = 4
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where one picture is worked on, and at which size.
+@dataclass
+class Tile:
+    """One piece of work for the model.
 
     Args:
-        region: The part of the picture that is worked on.
+        pixels: (1, 3, H, W), 0 to 1; sides are multiples of 64.
+        latent_noise: (1, 4, H / 8, W / 8); what the VAE's posterior is sampled with.
+        start_noise: The same shape; what is added before the first step.
+        generator: For samplers that add noise at every step.
+        input_latents: (1, 4, H / 8, W / 8), scaled; filled by `Stages.encode`.
+        latents: The same at first, then replaced by `Stages.refine`.
+    """
+
+    pixels: Tensor
+    latent_noise: Tensor
+    start_noise: Tensor
+    generator: torch.Generator
+    input_latents: Tensor = field(default_factory=lambda: torch.empty(0))
+    latents: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where one image is worked on, and at which size.
+
+    Args:
+        region: The part of the image that is worked on.
         size: The size at which it is worked on, before padding.
         boxes: The tiles of the padded work.
     """
@@ -33,10 +55,10 @@ class Layout:
 
 @dataclass
 class Job:
-    """What is to be done to one picture.
+    """What is to be done to one image.
 
     Args:
-        composite: (1, 3, H, W); the picture over grey.
+        composite: (1, 3, H, W); the image over gray.
         mask: (1, 1, H, W), or None: refine everything.
         layout: Where and how large.
         work: (1, 3, h, w); cut out, enlarged and padded.
@@ -49,23 +71,23 @@ class Job:
     work: Tensor
     tiles: list[Tile]
     _canvas: Canvas | None = None
-    _colours: dict[int, Tensor] = field(default_factory=dict)
+    _colors: dict[int, Tensor] = field(default_factory=dict)
 
     def preview(self, index: int, clean: Tensor) -> Image.Image:
         """Paint a tile's clean latents into the preview and return the whole of it."""
         if self._canvas is None:
             self._canvas = Canvas(self.work)
-        if index not in self._colours:
+        if index not in self._colors:
             tile = self.tiles[index]
-            self._colours[index] = fit_colours(tile.input_latents, tile.pixels)
-        self._canvas.put(self.layout.boxes[index], clean, self._colours[index])
+            self._colors[index] = fit_colors(tile.input_latents, tile.pixels)
+        self._canvas.put(self.layout.boxes[index], clean, self._colors[index])
         return self._canvas.image()
 
 
-def lay_out(
+def plan_work(
     height: int, width: int, mask: Tensor | None, settings: RefineSettings
 ) -> Layout | None:
-    """Return where a picture is worked on, or None if its mask (1, 1, H, W) marks nothing."""
+    """Return where an image is worked on, or None if its mask (1, 1, H, W) marks nothing."""
     region = Box(0, 0, height, width)
     if mask is not None:
         marked = blend.marked_box(mask)
@@ -76,16 +98,16 @@ def lay_out(
     return Layout(region, size, tile_boxes(*padded_size(*size)))
 
 
-def prepare(
+def crop_and_tile(
     composite: Tensor, mask: Tensor | None, layout: Layout, seed: int, dtype: torch.dtype
 ) -> Job:
-    """Cut out, enlarge, pad and tile one picture.
+    """Cut out, enlarge, pad and tile one image.
 
     Args:
         composite: (1, 3, H, W), 0 to 1.
         mask: (1, 1, H, W), 0 to 1, or None.
         layout: Where and how large.
-        seed: The picture's own.
+        seed: The image's own.
         dtype: The UNet's type, in which diffusers would draw the noise.
     """
     work = blend.resize(composite[(..., *layout.region.slices)], layout.size)
@@ -93,14 +115,14 @@ def prepare(
     return Job(composite, mask, layout, work, _cut(work, layout.boxes, seed, dtype))
 
 
-def finish(job: Job, refined: list[Tensor], settings: RefineSettings) -> Tensor:
+def stitch(job: Job, refined: list[Tensor], settings: RefineSettings) -> Tensor:
     """Put a job's refined tiles together: (1, 3, h, w), 0 to 1, at the output size."""
     work = blend.join_tiles(refined, job.layout.boxes)[
         ..., : job.layout.size.height, : job.layout.size.width
     ]
     original = job.composite[(..., *job.layout.region.slices)]
     if settings.keep_colours:
-        work = blend.keep_colours(work, blend.resize(original, job.layout.size))
+        work = blend.keep_colors(work, blend.resize(original, job.layout.size))
     if job.mask is None:
         is_working = settings.output_size == "working"
         return (work if is_working else blend.resize(work, job.layout.region.size)).clamp(0, 1)
@@ -112,10 +134,10 @@ def finish(job: Job, refined: list[Tensor], settings: RefineSettings) -> Tensor:
 
 
 def restore_transparency(source: Source, refined: Tensor, index: int) -> Tensor:
-    """Return the colours of a picture that was refined over grey, without the grey.
+    """Return the colors of an image that was refined over gray, without the gray.
 
-    What the refinement changed is added to the picture's own colours; where nothing is visible
-    they stay. So no fringe of grey gets into half transparent pixels.
+    What the refinement changed is added to the image's own colors; where nothing is visible
+    they stay. So no fringe of gray gets into half transparent pixels.
     """
     if source.alpha is None:
         return refined
@@ -130,7 +152,7 @@ def restore_transparency(source: Source, refined: Tensor, index: int) -> Tensor:
 def _cut(work: Tensor, boxes: list[Box], seed: int, dtype: torch.dtype) -> list[Tile]:
     """Cut the padded work into tiles that share one field of noise.
 
-    The noise is drawn as diffusers draws it for the whole picture: first for the VAE's
+    The noise is drawn as diffusers draws it for the whole image: first for the VAE's
     posterior, then for the start. Where tiles overlap they see the same noise, and so agree.
     """
     generator = torch.Generator().manual_seed(seed)

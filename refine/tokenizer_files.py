@@ -1,5 +1,7 @@
 """Where the CLIP vocabulary is: a checkpoint file holds the text encoder, but not its words."""
 
+from __future__ import annotations
+
 import os
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ _HUB_COPIES = (
 )
 
 
-def find_vocabulary(checkpoint: Path, given: Path | None = None) -> Path:
+def find_tokenizer_files(checkpoint: Path, given: Path | None = None) -> Path:
     """Return a folder that holds vocab.json and merges.txt; nothing is asked of the network.
 
     Looked at in this order: the folder that the caller names, the folder beside the checkpoint
@@ -36,7 +38,7 @@ def find_vocabulary(checkpoint: Path, given: Path | None = None) -> Path:
         *_comfyui_copies(),
     ]
     for place in places:
-        if place is not None and holds_vocabulary(place):
+        if place is not None and holds_tokenizer_files(place):
             return place
         if place is not None and place == given:
             raise VocabularyError(f"{given} holds no vocab.json and merges.txt: check the folder.")
@@ -49,7 +51,7 @@ def find_vocabulary(checkpoint: Path, given: Path | None = None) -> Path:
     )
 
 
-def holds_vocabulary(folder: Path) -> bool:
+def holds_tokenizer_files(folder: Path) -> bool:
     """Say whether a folder holds both files of the vocabulary."""
     return all((folder / name).is_file() for name in _FILES)
 
@@ -71,6 +73,6 @@ def _hub_copy() -> Path | None:
 
     for repo_id, folder in _HUB_COPIES:
         found = try_to_load_from_cache(repo_id, f"{folder}/vocab.json".lstrip("/"))
-        if isinstance(found, str) and holds_vocabulary(Path(found).parent):
+        if isinstance(found, str) and holds_tokenizer_files(Path(found).parent):
             return Path(found).parent
     return None

@@ -1,4 +1,6 @@
-"""The parts of a loaded checkpoint, and how their weights move without being copied back."""
+"""The components of a loaded checkpoint, and how their weights move without being copied back."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PART_NAMES = ("text_encoder", "text_encoder_2", "unet", "vae")
+COMPONENT_NAMES = ("text_encoder", "text_encoder_2", "unet", "vae")
 
 
 @dataclass(kw_only=True)
-class Parts:
+class Components:
     """A checkpoint of the SDXL family, taken apart.
 
     Args:
@@ -24,7 +26,7 @@ class Parts:
         scheduler: The sampler, as the checkpoint's configuration says.
         requires_aesthetics_score: True for a refiner.
         force_zeros_for_empty_prompt: True for SDXL base: no negative prompt means zeros.
-        origin: Where the parts come from, for messages.
+        origin: Where the components come from, for messages.
         advice: A sentence on settings that this checkpoint needs, or "".
     """
 
@@ -40,25 +42,25 @@ class Parts:
     origin: str
     advice: str = ""
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
-    """The type in which each part computes, by part name; set by `choose_dtypes`."""
+    """The type in which each component computes, by component name; set by `choose_dtypes`."""
 
     def modules(self) -> dict[str, nn.Module]:
-        """Return the parts that have weights, by name (of PART_NAMES)."""
-        named = {name: getattr(self, name) for name in PART_NAMES}
+        """Return the components that have weights, by name (of COMPONENT_NAMES)."""
+        named = {name: getattr(self, name) for name in COMPONENT_NAMES}
         return {name: module for name, module in named.items() if module is not None}
 
     def choose_dtypes(self, device: torch.device, use_fp16: bool) -> None:
-        """Set the type in which each part computes.
+        """Set the type in which each component computes.
 
         Half precision for everything but the VAE, which overflows in fp16: it computes in bf16
         where the device has it, else in fp32. A CPU computes in fp32: fp16 is slower there.
         """
         half = use_fp16 and device.type != "cpu"
-        self.dtypes = dict.fromkeys(PART_NAMES, torch.float16 if half else torch.float32)
+        self.dtypes = dict.fromkeys(COMPONENT_NAMES, torch.float16 if half else torch.float32)
         self.dtypes["vae"] = torch.bfloat16 if half and has_bf16(device) else torch.float32
 
     def weight_bytes(self) -> dict[str, int]:
-        """Return the bytes that each part's weights take in the type in which it computes."""
+        """Return the bytes that each component's weights take in the type in which it computes."""
         return {
             name: sum(p.numel() for p in module.parameters()) * self.dtypes[name].itemsize
             for name, module in self.modules().items()
@@ -102,7 +104,7 @@ class Weights:
                 copied += moved.nbytes if moved is not resting else 0
         return copied
 
-    def rest(self) -> None:
+    def restore(self) -> None:
         """Put the resting tensors back; their copies are dropped."""
         with torch.inference_mode(False):
             for tensor, resting in self._resting:
