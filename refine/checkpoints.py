@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
-import struct
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
+
+from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError
 
-Header = dict[str, dict[str, Any]]
-"""Tensor name to dtype, shape and data_offsets."""
 Family = Literal["refiner", "base", "ssd-1b"]
 Variant = Literal["", "turbo", "lightning"]
 
 SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _UNET = "model.diffusion_model."
 _VAE = "first_stage_model."
 _TEXT = "conditioner.embedders."
@@ -41,11 +40,22 @@ _PART_KINDS = (
 )
 
 
+class TensorInfo(NamedTuple):
+    """A tensor's dtype, as safetensors writes it ("F16"), and its shape."""
+
+    dtype: str
+    shape: list[int]
+
+
+Header = dict[str, TensorInfo]
+"""What a checkpoint file holds, by the tensors' names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
     """What a checkpoint's header says.
 
-    Args:
+    Attributes:
         path: The file.
         family: Which member of the SDXL family it is.
         variant: "turbo" or "lightning" where the file's name says so (the header does not).
@@ -90,7 +100,7 @@ def read_checkpoint(path: str | Path) -> CheckpointInfo:
 
 
 def read_header(path: Path) -> Header:
-    """Return a safetensors file's header.
+    """Return the tensors that a safetensors file holds.
 
     Raises:
         CheckpointError: the file is missing, pickled, truncated, or no safetensors file.
@@ -100,50 +110,30 @@ def read_header(path: Path) -> Header:
             f"{path} is a pickled checkpoint, which can run code when it is opened: "
             "use the .safetensors file of the same model."
         )
-    size = 0
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            text = file.read(length) if 2 <= length <= _MAX_HEADER_BYTES else b""
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: TensorInfo(s.get_dtype(), s.get_shape()) for name, s in slices.items()}
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no checkpoint file at {path}: check the path.") from error
-    except struct.error as error:
-        raise CheckpointError(_damaged(path, f"it holds only {size} bytes")) from error
+    except SafetensorError as error:
+        why = "it has no safetensors header"
+        if re.search("small|length|incomplete", str(error), re.IGNORECASE):
+            why = f"its {path.stat().st_size} bytes are not as many as its header says"
+        raise CheckpointError(
+            f"{path} is damaged or not fully downloaded ({why}): download it again."
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}).") from error
-    if len(text) < length and 2 <= length <= _MAX_HEADER_BYTES:
-        raise CheckpointError(_damaged(path, f"it ends within its header, after {size} bytes"))
-    try:
-        header: Header = json.loads(text)
-        header.pop("__metadata__", None)
-        ends = [_end(entry) for entry in header.values()]
-    # UnicodeDecodeError is a ValueError; the others: it is JSON, but of something else.
-    except (ValueError, RecursionError, AttributeError, TypeError) as error:
-        raise CheckpointError(_damaged(path, "it has no safetensors header")) from error
-    expected = 8 + length + max(ends, default=0)
-    if size < expected:
-        raise CheckpointError(_damaged(path, f"it holds {size} of {expected} bytes"))
-    return header
-
-
-def _end(entry: Any) -> int:
-    """Where a tensor's bytes end."""
-    match entry:
-        case {"dtype": str(), "shape": list(), "data_offsets": [int(), int(end)]}:
-            return end
-        case _:
-            raise ValueError("not an entry of a safetensors header")
 
 
 def stored_dtype(header: Header, prefix: str = "") -> str:
-    """Return the dtype in which most of the bytes of the tensors under `prefix` are stored."""
-    weights: dict[str, int] = {}
-    for name, entry in header.items():
+    """Return the dtype of most of the weights under `prefix`, as safetensors writes it."""
+    counts: Counter[str] = Counter()
+    for name, tensor in header.items():
         if name.startswith(prefix):
-            start, end = entry["data_offsets"]
-            weights[entry["dtype"]] = weights.get(entry["dtype"], 0) + end - start
-    return max(weights, key=weights.__getitem__) if weights else "F16"
+            counts[tensor.dtype] += math.prod(tensor.shape)
+    return counts.most_common(1)[0][0] if counts else "F16"
 
 
 def _family_of(path: Path, header: Header) -> Family:
@@ -162,7 +152,7 @@ def _family_of(path: Path, header: Header) -> Family:
                 f"{path} holds no {part}: use a full checkpoint of the same model."
             )
     first_convolution = header.get(f"{_UNET}input_blocks.0.0.weight")
-    if first_convolution and first_convolution["shape"][1:2] != [4]:
+    if first_convolution and first_convolution.shape[1:2] != [4]:
         raise CheckpointError(_wrong_kind(path, "an inpainting or editing model"))
     if f"{_TEXT}1.model.token_embedding.weight" not in header:
         return "refiner"
@@ -187,7 +177,3 @@ def _variant_of(path: Path) -> Variant:
 
 def _wrong_kind(path: Path, kind: str) -> str:
     return f"{path} is {kind}, which cannot refine images: choose a checkpoint of {_SUPPORTED}."
-
-
-def _damaged(path: Path, why: str) -> str:
-    return f"{path} is damaged or not fully downloaded ({why}): download it again."

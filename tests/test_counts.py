@@ -282,12 +282,9 @@ def test_evaluations_of_a_refinement(
 
 def test_a_second_run_opens_nothing(refiner: Any, checkpoints: Path, opened: list[str]) -> None:
     """Not the checkpoint, not its description, nothing of the package; unload_after is on."""
-    counts: list[int] = []
-    for _ in range(2):
-        opened.clear()
-        refiner(torch.rand(1, 64, 64, 3))
-        counts.append(sum(name == str(checkpoints / TINY) for name in opened))
-    assert counts == [2, 0]  # the header, to look what it is, and the weights
+    refiner(torch.rand(1, 64, 64, 3))
+    opened.clear()
+    refiner(torch.rand(1, 64, 64, 3))
     assert [name for name in opened if name.startswith((str(checkpoints), str(ROOT)))] == []
 
 
