@@ -20,10 +20,10 @@ from .pixels import Picture
 from .progress import Progress, ProgressCallback
 from .residency import LocalResidency, Residency, ResidencyFactory, free_cache
 from .settings import MemoryMode, OutputSize, RefineSettings, WorkingSize, check_choice
+from .stages import Stages
 
 if TYPE_CHECKING:
     from .prompts import Conditioning
-    from .stages import Stages
 
 log = logging.getLogger(__name__)
 
@@ -256,9 +256,6 @@ class ImageRefiner:
         components.choose_dtypes(self.device, self.use_fp16)
         if components.advice:
             log.warning("%s", components.advice)
-        # After the checkpoint, whose loading keeps diffusers quiet while it is first imported.
-        from .stages import Stages
-
         make = self._make_residency or self._own_residency
         with torch.inference_mode(False):
             return Stages(components, make(components, self.device))

@@ -267,6 +267,11 @@ def _take_components(pipeline: Any, origin: str, advice: str) -> Components:
         raise CheckpointError(
             f"{origin} shifts its latents, as Playground 2.5 does: choose another SDXL checkpoint."
         )
+    if pipeline.unet.config.time_cond_proj_dim is not None:
+        raise CheckpointError(
+            f"{origin} takes guidance as an embedding, as LCM models do: choose another SDXL "
+            "checkpoint."
+        )
     components = Components(
         unet=pipeline.unet,
         vae=pipeline.vae,

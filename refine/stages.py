@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .components import Components
+from .denoising import denoise
 from .errors import DeviceMemoryError, NotFiniteError
-from .pipeline import LatentPipeline, build_pipeline, denoise
 from .prompts import Conditioning, encode_prompts
 from .residency import Residency, free_cache, is_out_of_memory
 from .settings import RefineSettings
@@ -50,7 +50,6 @@ class Stages:
         self.components = components
         self.residency = residency
         self.check = check
-        self._pipeline: LatentPipeline = build_pipeline(components, residency.device)
         self._vae_tile: int | None = None
 
     @torch.no_grad()
@@ -119,7 +118,7 @@ class Stages:
                 tile = tiles[index]
                 on_step(index, 0, tile.latents)
                 result = denoise(
-                    self._pipeline,
+                    self.components,
                     tile.latents.to(device, dtype),
                     tile.start_noise.to(device, dtype),
                     conditionings[index],
