@@ -4,11 +4,12 @@ RefineError
   SettingsError        a setting is out of range, or the settings leave nothing to do
   ImageError           the image or the mask cannot be refined as it is
   CheckpointError      the weights are missing, damaged, or of a kind that cannot refine
-    VocabularyError    the CLIP vocabulary was found nowhere
-    HubError           the model hub could not be reached, or refuses the download
+    VocabularyError    no CLIP vocabulary was found
+    HubError           Hugging Face could not be reached, or refuses the download
   DeviceMemoryError    memory ran out after every fallback
   NotFiniteError       the model produced NaN or infinity
-  RefineCancelled      the caller asked to stop
+
+RefineCancelled is no error and of no family: the caller asked to stop.
 
 Every message is one sentence that says what was tried, where, and what to do next.
 """
@@ -33,11 +34,11 @@ class CheckpointError(RefineError):
 
 
 class VocabularyError(CheckpointError):
-    """The CLIP vocabulary, which a single checkpoint file does not hold, was found nowhere."""
+    """The CLIP vocabulary, which a single checkpoint file lacks, was not found."""
 
 
 class HubError(CheckpointError):
-    """The model hub could not be reached, or it refuses to hand the model out."""
+    """Hugging Face could not be reached, or it refuses the download."""
 
 
 class DeviceMemoryError(RefineError):
@@ -48,5 +49,9 @@ class NotFiniteError(RefineError):
     """The model produced NaN or infinity instead of an image."""
 
 
-class RefineCancelled(RefineError):
+class RefineCancelled(Exception):
     """The caller asked to stop; nothing is left running."""
+
+
+PER_IMAGE_ERRORS = (ImageError, NotFiniteError, DeviceMemoryError)
+"""Errors that another image of the same call need not have."""

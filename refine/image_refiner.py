@@ -9,21 +9,20 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 
+from .batch import Batch
+from .batch_run import BatchRun, PromptCache
 from .checkpoints import PICKLE_SUFFIXES, SUFFIXES, read_header
 from .components import Components
-from .errors import CheckpointError, RefineCancelled, SettingsError
-from .pixels import Picture
+from .errors import CheckpointError, RefineCancelled
+from .pixels import AnyImage
 from .progress import Progress, ProgressCallback
 from .residency import LocalResidency, Residency, ResidencyFactory, free_cache
-from .settings import MemoryMode, OutputSize, RefineSettings, WorkingSize, check_choice
-from .stages import Stages
-
-if TYPE_CHECKING:
-    from .prompts import Conditioning
+from .settings import MemoryMode, RefineSettings, check_choice, settings_from
+from .stages import Stages, checked_layers
 
 log = logging.getLogger(__name__)
 
@@ -77,47 +76,31 @@ class ImageRefiner:
         self._make_residency = residency
         self._lock = threading.RLock()
         self._stages: Stages | None = None
-        self._prompts: dict[tuple[str, str | None], Conditioning] = {}
+        self._prompts: PromptCache = {}
 
     def refine(
         self,
-        image: Picture,
+        image: AnyImage,
         strength: float = 0.3,
         guidance_scale: float = 7.5,
         num_inference_steps: int = 20,
         *,
         mask: Any = None,
-        prompt: str = "",
-        negative_prompt: str = "",
-        aesthetic_score: float = 6.0,
-        negative_aesthetic_score: float = 2.5,
-        seed: int = 0,
-        guidance_end: float = 1.0,
-        working_size: WorkingSize = "auto",
-        output_size: OutputSize = "original",
-        keep_colours: bool = True,
         on_progress: ProgressCallback | None = None,
         should_stop: Callable[[], bool] | None = None,
-    ) -> Picture:
+        **more: Any,
+    ) -> AnyImage:
         """Refine one image, or a batch in one array or tensor.
 
         Args:
             image: A PIL image; or a numpy array or tensor (H, W, C) or (B, H, W, C), 0 to 1.
-            strength: See RefineSettings, as for all settings that follow.
+            strength: See RefineSettings.
             guidance_scale: See RefineSettings.
             num_inference_steps: See RefineSettings.
             mask: Refine only where it is above 0; see `refine_batch`.
-            prompt: See RefineSettings.
-            negative_prompt: See RefineSettings.
-            aesthetic_score: See RefineSettings.
-            negative_aesthetic_score: See RefineSettings.
-            seed: See RefineSettings.
-            guidance_end: See RefineSettings.
-            working_size: See RefineSettings.
-            output_size: See RefineSettings.
-            keep_colours: See RefineSettings.
             on_progress: See `refine_batch`.
             should_stop: See `refine_batch`.
+            **more: Any other setting of RefineSettings, by name.
 
         Returns:
             A new image of the same kind, size and transparency (the very same object where
@@ -125,79 +108,79 @@ class ImageRefiner:
 
         Raises:
             RefineError: one of its children, each with one sentence; see errors.py.
+            RefineCancelled: `should_stop` returned True.
+            TypeError: a keyword is the name of no setting.
         """
-        settings = RefineSettings(
+        settings = settings_from(
+            more,
             strength=strength,
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            aesthetic_score=aesthetic_score,
-            negative_aesthetic_score=negative_aesthetic_score,
-            seed=seed,
-            guidance_end=guidance_end,
-            working_size=working_size,
-            output_size=output_size,
-            keep_colours=keep_colours,
         )
-        return self.refine_batch(
-            [image],
-            settings,
-            masks=None if mask is None else [mask],
-            on_progress=on_progress,
-            should_stop=should_stop,
-        )[0]
+        masks = None if mask is None else [mask]
+        batch = Batch([image], settings, masks=masks)
+        return self.refine_items(batch, on_progress=on_progress, should_stop=should_stop)[0]
 
     def refine_batch(
         self,
-        images: Sequence[Picture],
+        images: Sequence[AnyImage],
         settings: RefineSettings | None = None,
         *,
-        prompts: Sequence[str] | None = None,
+        prompts: Sequence[str | Sequence[str]] | None = None,
         masks: Sequence[Any] | None = None,
         on_progress: ProgressCallback | None = None,
         should_stop: Callable[[], bool] | None = None,
-    ) -> list[Picture]:
+    ) -> list[AnyImage]:
         """Refine several images of any kinds and sizes; image i uses `settings.seed + i`.
 
         Args:
             images: As `refine` takes them. An array or tensor with a batch counts as its rows.
             settings: How to refine them.
-            prompts: One per entry of `images`, in place of `settings.prompt`.
+            prompts: One per entry of `images`, in place of `settings.prompt`. For a batch it may
+                be a list: one for each of its rows.
             masks: One per entry of `images` (None for none): a PIL image's gray value, or an
                 array or tensor (H, W) or (B, H, W), 0 (keep) to 1 (refine). Pixels where it is 0
                 come back bit for bit.
             on_progress: Called with a Progress at every stage and step. What it raises ends the
                 work and reaches the caller.
-            should_stop: Asked before every layer; True ends the work with RefineCancelled.
+            should_stop: Called before every layer; True ends the work with RefineCancelled.
 
         Returns:
             One image per entry, each of its entry's kind.
 
         Raises:
             RefineError: one of its children, each with one sentence; see errors.py.
+            RefineCancelled: `should_stop` returned True.
         """
-        from .batch import Batch
+        batch = Batch(images, settings or RefineSettings(), prompts=prompts, masks=masks)
+        return self.refine_items(batch, on_progress=on_progress, should_stop=should_stop)
 
-        settings = settings or RefineSettings()
-        for name, others in (("prompts", prompts), ("masks", masks)):
-            if others is not None and len(others) != len(images):
-                raise SettingsError(f"{len(images)} images came with {len(others)} {name}.")
-        if any(not isinstance(prompt, str) for prompt in prompts or ()):
-            raise SettingsError("A prompt is a text.")
-        if settings.strength == 0:
-            return list(images)
-        batch = Batch(images, settings, prompts, masks)
-        if not images:
-            return []
-        tell = on_progress or _tell_nobody
+    def refine_items(
+        self,
+        batch: Batch,
+        *,
+        on_progress: ProgressCallback | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Any]:
+        """Refine the images of a Batch: `refine_batch` in two parts, for hosts.
+
+        A Batch finds every mistake of its inputs before anything is loaded, and can let one bad
+        image cost only itself (its `on_image_error`).
+        """
+        if not batch.items:
+            return batch.join({})
+        report = on_progress or _ignore
+        check = _raise_if(should_stop)
         with self._lock:
-            return batch.run(self._ready_stages(tell, should_stop), self._prompts, tell)
+            check()
+            stages = self._ready_stages(report)
+            with checked_layers(stages.components, check):
+                return batch.join(BatchRun(batch, stages, self._prompts, report).refine())
 
     def load(self) -> None:
         """Load the weights now rather than at the first refinement."""
         with self._lock:
-            self._ready_stages(_tell_nobody, None)
+            self._ready_stages(_ignore)
 
     def unload(self) -> int:
         """Free the device and every copy of the weights; return the bytes freed.
@@ -232,17 +215,11 @@ class ImageRefiner:
     ) -> None:
         self.close()
 
-    def _ready_stages(
-        self, tell: ProgressCallback, should_stop: Callable[[], bool] | None
-    ) -> Stages:
+    def _ready_stages(self, report: ProgressCallback) -> Stages:
         """Return the stages over the loaded checkpoint, loading it if need be."""
-        check = None if should_stop is None else _stopper(should_stop)
-        if check is not None:
-            check()
         if self._stages is None:
-            tell(Progress(stage="load"))
+            report(Progress(stage="load"))
             self._stages = self._load()
-        self._stages.check = check
         return self._stages
 
     def _load(self) -> Stages:
@@ -285,13 +262,13 @@ def _check_there(model: str | Path) -> None:
         raise CheckpointError(f"There is no checkpoint at {path}: check the path.")
 
 
-def _stopper(should_stop: Callable[[], bool]) -> Callable[[], None]:
+def _raise_if(should_stop: Callable[[], bool] | None) -> Callable[[], None]:
     def check() -> None:
-        if should_stop():
+        if should_stop is not None and should_stop():
             raise RefineCancelled("The refinement was cancelled; nothing is left running.")
 
     return check
 
 
-def _tell_nobody(_: Progress) -> None:
+def _ignore(_: Progress) -> None:
     pass

@@ -1,7 +1,8 @@
 """Images of three kinds (PIL, numpy, tensor) in, the same kind out; floats in between.
 
-Between the two edges an image is a tensor (B, C, H, W), float32, 0 to 1, on the CPU. Arrays and
-tensors make no detour through 8 bits.
+The pixels of a caller's image are kept as they are, (1, H, W, C) in their own type. Around the
+model they are planes: tensors (1, C, H, W), float32, 0 to 1, on the CPU. Arrays and tensors are
+never converted to 8 bits on the way.
 """
 
 from __future__ import annotations
@@ -19,74 +20,131 @@ from torch import Tensor
 from ..files import UnknownRange, normalized, with_8_bits
 from .errors import ImageError
 
-Picture = TypeVar("Picture", Image.Image, np.ndarray, Tensor)
+AnyImage = TypeVar("AnyImage", Image.Image, np.ndarray, Tensor)
 
-NEUTRAL = 0.5
-"""What stands behind transparent pixels while the model works: mid-gray."""
-_MAX_VALUE = 2.0
+BACKGROUND = 0.5
+"""The gray behind transparent pixels while the model works."""
+_MIN_VALUE, _MAX_VALUE = -1.0, 2.0
+"""Resizers overshoot a little, which is harmless; 0 to 255 or latents are a mistake."""
 # Modes of the input that the output has too; for the others it is RGB or RGBA.
 _BACK_TO = {"L": "L", "LA": "LA", "1": "L"}
 
 
 @dataclass(frozen=True)
-class Source:
-    """An image taken apart.
+class Pixels:
+    """What a caller passed as one image or batch.
 
-    Args:
-        rgb: (B, 3, H, W) float32; what the image holds, untouched by its alpha.
-        alpha: (B, 1, H, W) float32, or None for an opaque image.
-        restore: Makes an image of the original kind from new rgb (B, 3, h, w) and alpha. Where
-            `kept` (B, 1, h, w) is True, and for the alpha of an image of unchanged size, the
-            original's own values are used, bit for bit.
+    Attributes:
+        rows: Each image of it, (1, H, W, C) with C 1, 3 or 4, in the caller's type and on its
+            device: a view where possible.
+        join: Makes an object of the caller's kind from as many tensors (1, h, w, C).
+    """
+
+    rows: list[Tensor]
+    join: Callable[[list[Tensor]], Image.Image | np.ndarray | Tensor]
+
+
+@dataclass(frozen=True)
+class Planes:
+    """One image as floats, 0 to 1.
+
+    Attributes:
+        rgb: (1, 3, H, W); what the image holds, untouched by its alpha.
+        alpha: (1, 1, H, W), or None for an opaque image.
     """
 
     rgb: Tensor
     alpha: Tensor | None
-    restore: Callable[[Tensor, Tensor | None, Tensor | None], Image.Image | np.ndarray | Tensor]
 
     @cached_property
     def composite(self) -> Tensor:
-        """The image over mid-gray: what the model sees, (B, 3, H, W)."""
+        """The image over gray, (1, 3, H, W): what the model gets."""
         if self.alpha is None:
             return self.rgb
-        return self.rgb * self.alpha + NEUTRAL * (1 - self.alpha)
+        return self.rgb * self.alpha + BACKGROUND * (1 - self.alpha)
 
 
-def to_planes(image: Image.Image | np.ndarray | Tensor) -> Source:
-    """Turn an image into floats, and remember how to turn floats into such an image.
+def read_image(image: Image.Image | np.ndarray | Tensor) -> Pixels:
+    """Return an image's pixels, unconverted; `check_values` checks them.
 
     Args:
         image: A PIL image; or an array or tensor (H, W, C) or (B, H, W, C) with 1, 3 or 4
             channels, float 0 to 1 (or uint8 0 to 255).
 
     Raises:
-        ImageError: another type, shape or range, an empty image, or NaN in it.
+        ImageError: another type or shape, or an image without pixels.
     """
     if isinstance(image, Image.Image):
-        return _from_pil(image)
+        return _read_pil(image)
     if isinstance(image, np.ndarray):
-        return _from_array(image)
+        return _read_array(image)
     if isinstance(image, Tensor):
-        return _from_tensor(image)
+        return _read_tensor(image)
     raise ImageError(
         f"An image is a PIL image, a numpy array or a torch tensor, not {type(image).__name__}."
     )
 
 
-def picture_shape(image: Image.Image | np.ndarray | Tensor) -> tuple[int, int, int]:
-    """Check an image, and return how many it holds, their height and their width.
+def count_images(image: object) -> int:
+    """Return how many images an entry of a caller's list holds, whether it can be read or not."""
+    return len(image) if isinstance(image, (np.ndarray, Tensor)) and image.ndim == 4 else 1
 
-    Args:
-        image: As `to_planes` takes it.
+
+def check_values(pixels: Tensor) -> None:
+    """Check the values of an image, (1, H, W, C).
 
     Raises:
-        ImageError: as `to_planes` does.
+        ImageError: NaN or infinity, or floats far from 0 to 1.
     """
-    if isinstance(image, Image.Image):
-        upright = _read_pil(image)  # a damaged file is found now
-        return 1, upright.height, upright.width
-    count, _, height, width = to_planes(image).rgb.shape
-    return count, height, width
+    if pixels.dtype == torch.uint8:
+        return
+    low, high = pixels.aminmax()
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        raise ImageError("The image holds NaN or infinity, so it cannot be refined.")
+    if low < _MIN_VALUE or high > _MAX_VALUE:
+        raise ImageError(
+            f"A float image runs from 0 to 1, this one from {low:g} to {high:g}: scale it first."
+        )
+
+
+def to_planes(pixels: Tensor) -> Planes:
+    """Convert an image, (1, H, W, C), to floats."""
+    floats = pixels.to("cpu", torch.float32)
+    if pixels.dtype == torch.uint8:
+        floats = floats / 255
+    planes = floats.movedim(-1, 1)
+    if planes.shape[1] == 1:
+        return Planes(planes.expand(-1, 3, -1, -1), None)
+    return Planes(planes[:, :3], planes[:, 3:] if planes.shape[1] == 4 else None)
+
+
+def from_planes(planes: Planes, like: Tensor, mask: Tensor | None) -> Tensor:
+    """Convert floats back to pixels of an image's own type.
+
+    Args:
+        planes: Of any size; with alpha if `like` has it.
+        like: The image that was refined, (1, H, W, C). Its alpha is copied bit for bit where the
+            size is the same.
+        mask: (1, 1, H, W); where it is 0 the pixels of `like` are copied bit for bit.
+
+    Returns:
+        (1, h, w, C), a new tensor, in the type and on the device of `like`.
+    """
+    rgb, alpha = planes.rgb, planes.alpha
+    pixels = (rgb if alpha is None else torch.cat([rgb, alpha], dim=1)).movedim(1, -1)
+    if like.shape[-1] == 1:
+        pixels = pixels.contiguous().mean(dim=-1, keepdim=True)
+    if like.dtype == torch.uint8:
+        pixels = pixels.clamp(0, 1).mul_(255).round_()
+    # The order of the channels changes after the type: bytes are a quarter of the floats.
+    result = pixels.to(like.device, like.dtype).contiguous()
+    if result.shape == like.shape:
+        if like.shape[-1] == 4:
+            result[..., 3] = like[..., 3]
+        if mask is not None:
+            kept = (mask[:, 0] == 0).to(like.device)
+            result[kept] = like[kept]
+    return result
 
 
 def read_mask(
@@ -97,7 +155,7 @@ def read_mask(
     Args:
         mask: A PIL image (its gray value); or an array or tensor (H, W), (B, H, W) or
             (B, H, W, 1), float 0 to 1 or bool.
-        count: How many images the mask is for; one mask serves them all.
+        count: How many images the mask is for; one mask is used for all of them.
         height: The images' height; the mask must have the same size.
         width: The images' width.
 
@@ -105,7 +163,7 @@ def read_mask(
         ImageError: the mask has another shape, size or range.
     """
     if isinstance(mask, Image.Image):
-        gray = _read_pil(mask).convert("L")
+        gray = _upright(mask).convert("L")
         values = torch.from_numpy(np.asarray(gray, np.float32) / 255)
     elif isinstance(mask, (np.ndarray, Tensor)):
         values = torch.as_tensor(mask).detach().to("cpu", torch.float32)
@@ -132,26 +190,24 @@ def read_mask(
     return values[:, None].expand(count, 1, height, width)
 
 
-def _from_pil(image: Image.Image) -> Source:
-    image = _read_pil(image)
-    original = np.asarray(_as_mode(image, "RGBA" if image.has_transparency_data else "RGB"))
+def _read_pil(image: Image.Image) -> Pixels:
+    upright = _upright(image)
+    mode = upright.mode
+    info: dict[str | tuple[int, int], Any] = {
+        k: v for k, v in upright.info.items() if k in ("exif", "icc_profile", "dpi")
+    }
+    own = _as_mode(upright, "RGBA" if upright.has_transparency_data else "RGB")
 
-    def restore(rgb: Tensor, alpha: Tensor | None, kept: Tensor | None) -> Image.Image:
-        array = _to_bytes(_join(rgb, alpha))[0]
-        if array.shape == original.shape:
-            _put_back(array[None], original[None], kept)
-        result = Image.fromarray(array)
-        result = _as_mode(result, _BACK_TO.get(image.mode, result.mode))
-        result.info = {k: v for k, v in image.info.items() if k in ("exif", "icc_profile", "dpi")}
+    def join(rows: list[Tensor]) -> Image.Image:
+        result = Image.fromarray(rows[0][0].numpy())
+        result = _as_mode(result, _BACK_TO.get(mode, result.mode))
+        result.info = info
         return result
 
-    floats = original.astype(np.float32)
-    floats /= 255
-    rgb, alpha = _split(torch.from_numpy(floats)[None])
-    return Source(rgb, alpha, restore)
+    return Pixels([torch.from_numpy(np.array(own))[None]], join)
 
 
-def _read_pil(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
     """Return the image upright, with 8 bits a channel; see docs/python-api.md for each mode."""
     if image.width == 0 or image.height == 0:
         raise ImageError("The image is empty: it has no pixels.")
@@ -169,71 +225,31 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _from_array(image: np.ndarray) -> Source:
+def _read_array(image: np.ndarray) -> Pixels:
     if not (np.issubdtype(image.dtype, np.floating) or image.dtype == np.uint8):
         raise ImageError(_type_message("array", str(image.dtype)))
     # ascontiguousarray: from_numpy refuses arrays that are read backwards.
-    source = _from_tensor(torch.from_numpy(np.ascontiguousarray(image)))
+    pixels = _read_tensor(torch.from_numpy(np.ascontiguousarray(image)))
 
-    def restore(rgb: Tensor, alpha: Tensor | None, kept: Tensor | None) -> np.ndarray:
-        result = source.restore(rgb, alpha, kept)
+    def join(rows: list[Tensor]) -> np.ndarray:
+        result = pixels.join(rows)
         assert isinstance(result, Tensor)
         return result.numpy()
 
-    return Source(source.rgb, source.alpha, restore)
+    return Pixels(pixels.rows, join)
 
 
-def _from_tensor(image: Tensor) -> Source:
+def _read_tensor(image: Tensor) -> Pixels:
     if not (image.is_floating_point() or image.dtype == torch.uint8):
         raise ImageError(_type_message("tensor", str(image.dtype).removeprefix("torch.")))
     _check_shape(tuple(image.shape))
-    original = (image if image.ndim == 4 else image[None]).detach()
-    floats = original.to("cpu", torch.float32)
-    if image.dtype == torch.uint8:
-        floats = floats / 255
-    _check_range(floats)
+    is_batch = image.ndim == 4
 
-    def restore(rgb: Tensor, alpha: Tensor | None, kept: Tensor | None) -> Tensor:
-        result = _join(rgb, alpha).contiguous()
-        if original.shape[-1] == 1:
-            result = result.mean(dim=-1, keepdim=True)
-        if image.dtype == torch.uint8:
-            result = torch.from_numpy(_to_bytes(result))
-        result = result.to(original.device, original.dtype)
-        if result.shape == original.shape:
-            _put_back(result, original, None if kept is None else kept.to(original.device))
-        return result if image.ndim == 4 else result[0]
+    def join(rows: list[Tensor]) -> Tensor:
+        result = rows[0] if len(rows) == 1 else torch.cat(rows)
+        return result if is_batch else result[0]
 
-    rgb, alpha = _split(floats)
-    return Source(rgb, alpha, restore)
-
-
-def _split(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Split BHWC into rgb (B, 3, H, W) and alpha (B, 1, H, W)."""
-    planes = pixels.movedim(-1, 1)
-    if planes.shape[1] == 1:
-        return planes.expand(-1, 3, -1, -1), None
-    return planes[:, :3], planes[:, 3:] if planes.shape[1] == 4 else None
-
-
-def _join(rgb: Tensor, alpha: Tensor | None) -> Tensor:
-    """Join rgb and alpha (B, C, H, W) to BHWC."""
-    planes = rgb if alpha is None else torch.cat([rgb, alpha], dim=1)
-    return planes.movedim(1, -1)
-
-
-def _put_back(result: Any, original: Any, kept: Tensor | None) -> None:
-    """Copy the original's alpha, and its pixels where `kept` is True, into a BHWC result."""
-    if original.shape[-1] == 4:
-        result[..., 3] = original[..., 3]
-    if kept is not None:
-        chosen = kept[:, 0] if isinstance(result, Tensor) else kept[:, 0].numpy()
-        result[chosen] = original[chosen]
-
-
-def _to_bytes(pixels: Tensor) -> np.ndarray:
-    # Put in order (channels last) as bytes, which are a quarter of the floats.
-    return pixels.clamp(0, 1).mul_(255).round_().to(torch.uint8).contiguous().numpy()
+    return Pixels(list((image if is_batch else image[None]).detach().split(1)), join)
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
@@ -247,17 +263,6 @@ def _check_shape(shape: tuple[int, ...]) -> None:
         )
     if 0 in shape:
         raise ImageError(f"The image is empty: its shape is {shape}.")
-
-
-def _check_range(floats: Tensor) -> None:
-    low, high = floats.aminmax()
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise ImageError("The image holds NaN or infinity, so it cannot be refined.")
-    # Resizers overshoot a little, which does no harm; 0 to 255 or a latent is a mistake.
-    if low < -1.0 or high > _MAX_VALUE:
-        raise ImageError(
-            f"A float image runs from 0 to 1, this one from {low:g} to {high:g}: scale it first."
-        )
 
 
 def _type_message(kind: str, dtype: str) -> str:

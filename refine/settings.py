@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .errors import SettingsError
 
@@ -12,7 +13,8 @@ WorkingSize = Literal["auto", "as it is"]
 OutputSize = Literal["original", "working"]
 MemoryMode = Literal["auto", "gpu", "offload", "low_vram"]
 
-_MAX_SEED = 2**64 - 1
+SEEDS = 2**64
+"""Seeds run from 0 to one less than this."""
 
 
 def count_steps(num_inference_steps: int, strength: float) -> int:
@@ -28,9 +30,9 @@ def count_steps(num_inference_steps: int, strength: float) -> int:
 class RefineSettings:
     """How an image is refined; names as in diffusers where diffusers has them.
 
-    Args:
+    Attributes:
         strength: 0 to 1; how much noise is added and removed again. 0 returns the input.
-        guidance_scale: 0 to 100; how strongly the prompt pulls. 1 or less switches it off and
+        guidance_scale: 0 to 100; how closely to follow the prompt. 1 or less turns guidance off and
             halves the work.
         num_inference_steps: 1 to 1000; `int(num_inference_steps * strength)` of them run.
         prompt: What the image shows; longer than 77 tokens is fine. May be empty.
@@ -69,7 +71,7 @@ class RefineSettings:
         _check_text("negative_prompt", self.negative_prompt)
         _check_number("aesthetic_score", self.aesthetic_score, 0.0, 10.0)
         _check_number("negative_aesthetic_score", self.negative_aesthetic_score, 0.0, 10.0)
-        _check_whole("seed", self.seed, 0, _MAX_SEED)
+        _check_whole("seed", self.seed, 0, SEEDS - 1)
         _check_number("guidance_end", self.guidance_end, 0.0, 1.0)
         check_choice("working_size", self.working_size, get_args(WorkingSize))
         check_choice("output_size", self.output_size, get_args(OutputSize))
@@ -94,6 +96,20 @@ class RefineSettings:
     def describe(self) -> dict[str, str | int | float | bool]:
         """Return all settings by name, for a log line or an image's metadata."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def settings_from(more: Mapping[str, Any], **values: Any) -> RefineSettings:
+    """Return settings made of `values` and of the keywords that a caller added.
+
+    Raises:
+        SettingsError: as RefineSettings.
+        TypeError: `more` names no setting, or one of `values`.
+    """
+    names = [field.name for field in fields(RefineSettings) if field.name not in values]
+    for name in more:
+        if name not in names:
+            raise TypeError(f"{name} is no setting. The settings are {', '.join(names)}.")
+    return RefineSettings(**values, **more)
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -6,8 +6,9 @@ numbers of diffusers' single call, at the memory of the largest stage instead of
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -41,15 +42,11 @@ class Stages:
     Args:
         components: The checkpoint, its dtypes chosen.
         residency: Who moves its weights.
-        check: Called before every layer's work; an exception from it ends the work at once.
     """
 
-    def __init__(
-        self, components: Components, residency: Residency, check: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, components: Components, residency: Residency) -> None:
         self.components = components
         self.residency = residency
-        self.check = check
         self._vae_tile: int | None = None
 
     @torch.no_grad()
@@ -159,7 +156,7 @@ class Stages:
         """Do some work with a component on the device; out of memory: with less of it there."""
         while True:
             try:
-                with self.residency.use(component, working_bytes), self._checked(component):
+                with self.residency.use(component, working_bytes):
                     return work()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -180,12 +177,12 @@ class Stages:
             try:
                 return work()
             except (RuntimeError, MemoryError) as error:
-                place = VAE_TILES.index(self._vae_tile) + 1
-                if not is_out_of_memory(error) or place == len(VAE_TILES):
+                smaller = VAE_TILES.index(self._vae_tile) + 1
+                if not is_out_of_memory(error) or smaller == len(VAE_TILES):
                     raise
             free_cache(self.residency.device)
-            self._vae_tile = VAE_TILES[place]
-            log.warning("Out of memory: the VAE goes on in tiles of %d px.", self._vae_tile)
+            self._vae_tile = VAE_TILES[smaller]
+            log.warning("Out of memory: the VAE continues in tiles of %d px.", self._vae_tile)
 
     def _run_vae(
         self, tiles: list[Tile], bytes_per_pixel: int, work: Callable[[], Result]
@@ -206,32 +203,23 @@ class Stages:
 
         return self._run("vae", working_bytes, work_in_room)
 
-    def _checked(self, component: str) -> _Checked:
-        return _Checked(self.components.modules()[component], self.check)
 
+@contextlib.contextmanager
+def checked_layers(components: Components, check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` before every linear and convolution layer; what it raises ends the work.
 
-class _Checked:
-    """Calls `check` before every linear and convolution layer, so that a cancel need not wait.
-
-    One step of the real UNet takes over half a minute on a CPU.
+    One step of the real UNet takes over half a minute on a CPU, which a cancel need not wait for.
     """
-
-    def __init__(self, module: torch.nn.Module, check: Callable[[], None] | None) -> None:
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._module = module
-        self._check = check
-
-    def __enter__(self) -> None:
-        check = self._check
-        if check is None:
-            return
-        check()
-        for layer in self._module.modules():
-            if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
-                self._handles.append(layer.register_forward_pre_hook(lambda *_: check()))
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
+    handles = [
+        layer.register_forward_pre_hook(lambda *_: check())
+        for module in components.modules().values()
+        for layer in module.modules()
+        if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
             handle.remove()
 
 

@@ -1,4 +1,4 @@
-"""One image's way: cut out, enlarge, pad and tile before the model; all of it undone after."""
+"""The work on one image: crop, enlarge, pad and tile before the model, and the way back."""
 
 from __future__ import annotations
 
@@ -10,18 +10,33 @@ from torch import Tensor
 
 from . import blend
 from .geometry import LATENT, Box, Size, padded_size, region_box, tile_boxes, working_size
-from .pixels import Source
+from .pixels import Planes
 from .previews import Canvas, fit_colors
 from .settings import RefineSettings
 
 LATENT_CHANNELS = 4
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Where an image is worked on, and at which size.
+
+    Attributes:
+        region: The part of the image that is worked on.
+        size: The size at which it is worked on, before padding.
+        boxes: The tiles of the padded work.
+    """
+
+    region: Box
+    size: Size
+    boxes: list[Box]
+
+
 @dataclass
 class Tile:
     """One piece of work for the model.
 
-    Args:
+    Attributes:
         pixels: (1, 3, H, W), 0 to 1; sides are multiples of 64.
         latent_noise: (1, 4, H / 8, W / 8); what the VAE's posterior is sampled with.
         start_noise: The same shape; what is added before the first step.
@@ -38,37 +53,22 @@ class Tile:
     latents: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where one image is worked on, and at which size.
-
-    Args:
-        region: The part of the image that is worked on.
-        size: The size at which it is worked on, before padding.
-        boxes: The tiles of the padded work.
-    """
-
-    region: Box
-    size: Size
-    boxes: list[Box]
-
-
 @dataclass
-class Job:
-    """What is to be done to one image.
+class Work:
+    """One image on its way through the model.
 
-    Args:
-        composite: (1, 3, H, W); the image over gray.
-        mask: (1, 1, H, W), or None: refine everything.
-        layout: Where and how large.
-        work: (1, 3, h, w); cut out, enlarged and padded.
+    Attributes:
+        planes: The image.
+        mask: (1, 1, H, W), 0 to 1, or None: refine everything.
+        plan: Where and how large.
+        padded: (1, 3, h, w); cut out, enlarged and padded.
         tiles: What the model gets.
     """
 
-    composite: Tensor
+    planes: Planes
     mask: Tensor | None
-    layout: Layout
-    work: Tensor
+    plan: Plan
+    padded: Tensor
     tiles: list[Tile]
     _canvas: Canvas | None = None
     _colors: dict[int, Tensor] = field(default_factory=dict)
@@ -76,17 +76,17 @@ class Job:
     def preview(self, index: int, clean: Tensor) -> Image.Image:
         """Paint a tile's clean latents into the preview and return the whole of it."""
         if self._canvas is None:
-            self._canvas = Canvas(self.work)
+            self._canvas = Canvas(self.padded)
         if index not in self._colors:
             tile = self.tiles[index]
             self._colors[index] = fit_colors(tile.input_latents, tile.pixels)
-        self._canvas.put(self.layout.boxes[index], clean, self._colors[index])
+        self._canvas.put(self.plan.boxes[index], clean, self._colors[index])
         return self._canvas.image()
 
 
 def plan_work(
     height: int, width: int, mask: Tensor | None, settings: RefineSettings
-) -> Layout | None:
+) -> Plan | None:
     """Return where an image is worked on, or None if its mask (1, 1, H, W) marks nothing."""
     region = Box(0, 0, height, width)
     if mask is not None:
@@ -95,68 +95,72 @@ def plan_work(
             return None
         region = region_box(marked, height, width)
     size = working_size(*region.size, settings.working_size)
-    return Layout(region, size, tile_boxes(*padded_size(*size)))
+    return Plan(region, size, tile_boxes(*padded_size(*size)))
 
 
 def crop_and_tile(
-    composite: Tensor, mask: Tensor | None, layout: Layout, seed: int, dtype: torch.dtype
-) -> Job:
+    planes: Planes, mask: Tensor | None, plan: Plan, seed: int, dtype: torch.dtype
+) -> Work:
     """Cut out, enlarge, pad and tile one image.
 
     Args:
-        composite: (1, 3, H, W), 0 to 1.
+        planes: The image.
         mask: (1, 1, H, W), 0 to 1, or None.
-        layout: Where and how large.
+        plan: Where and how large.
         seed: The image's own.
         dtype: The UNet's type, in which diffusers would draw the noise.
     """
-    work = blend.resize(composite[(..., *layout.region.slices)], layout.size)
-    work = blend.pad(work, padded_size(*layout.size))
-    return Job(composite, mask, layout, work, _cut(work, layout.boxes, seed, dtype))
+    padded = blend.resize(planes.composite[(..., *plan.region.slices)], plan.size)
+    padded = blend.pad(padded, padded_size(*plan.size))
+    return Work(planes, mask, plan, padded, _cut(padded, plan.boxes, seed, dtype))
 
 
-def stitch(job: Job, refined: list[Tensor], settings: RefineSettings) -> Tensor:
-    """Put a job's refined tiles together: (1, 3, h, w), 0 to 1, at the output size."""
-    work = blend.join_tiles(refined, job.layout.boxes)[
-        ..., : job.layout.size.height, : job.layout.size.width
-    ]
-    original = job.composite[(..., *job.layout.region.slices)]
+def stitch(work: Work, refined: list[Tensor], settings: RefineSettings) -> Planes:
+    """Return the refined image at the output size.
+
+    Args:
+        work: The image.
+        refined: Its tiles, (1, 3, h, w), 0 to 1, float32.
+        settings: Output size and color keeping.
+    """
+    plan, composite = work.plan, work.planes.composite
+    original = composite[(..., *plan.region.slices)]
+    result = blend.join_tiles(refined, plan.boxes)[..., : plan.size.height, : plan.size.width]
     if settings.keep_colours:
-        work = blend.keep_colors(work, blend.resize(original, job.layout.size))
-    if job.mask is None:
-        is_working = settings.output_size == "working"
-        return (work if is_working else blend.resize(work, job.layout.region.size)).clamp(0, 1)
-    work = blend.resize(work, job.layout.region.size)
-    shown = blend.feather(job.mask)[(..., *job.layout.region.slices)]
-    result = job.composite.clone()
-    result[(..., *job.layout.region.slices)] = original + (work - original) * shown
-    return result.clamp(0, 1)
+        result = blend.keep_colors(result, blend.resize(original, plan.size))
+    if work.mask is not None:
+        region = blend.resize(result, plan.region.size)
+        shown = blend.feather(work.mask)[(..., *plan.region.slices)]
+        result = composite.clone()
+        result[(..., *plan.region.slices)] = original + (region - original) * shown
+    elif settings.output_size == "original":
+        result = blend.resize(result, plan.region.size)
+    return _with_transparency(work.planes, result.clamp(0, 1))
 
 
-def restore_transparency(source: Source, refined: Tensor, index: int) -> Tensor:
-    """Return the colors of an image that was refined over gray, without the gray.
+def _with_transparency(planes: Planes, refined: Tensor) -> Planes:
+    """Return the image that was refined over gray, without the gray.
 
     What the refinement changed is added to the image's own colors; where nothing is visible
     they stay. So no fringe of gray gets into half transparent pixels.
     """
-    if source.alpha is None:
-        return refined
+    if planes.alpha is None:
+        return Planes(refined, None)
     size = Size(*refined.shape[-2:])
     rgb, alpha, composite = (
-        blend.resize(some[index : index + 1], size)
-        for some in (source.rgb, source.alpha, source.composite)
+        blend.resize(some, size) for some in (planes.rgb, planes.alpha, planes.composite)
     )
-    return (rgb + (refined - composite) * (alpha > 0)).clamp(0, 1)
+    return Planes((rgb + (refined - composite) * (alpha > 0)).clamp(0, 1), alpha.clamp(0, 1))
 
 
-def _cut(work: Tensor, boxes: list[Box], seed: int, dtype: torch.dtype) -> list[Tile]:
+def _cut(padded: Tensor, boxes: list[Box], seed: int, dtype: torch.dtype) -> list[Tile]:
     """Cut the padded work into tiles that share one field of noise.
 
     The noise is drawn as diffusers draws it for the whole image: first for the VAE's
-    posterior, then for the start. Where tiles overlap they see the same noise, and so agree.
+    posterior, then for the start. Where tiles overlap they get the same noise, and so agree.
     """
     generator = torch.Generator().manual_seed(seed)
-    shape = (1, LATENT_CHANNELS, *(side // LATENT for side in work.shape[-2:]))
+    shape = (1, LATENT_CHANNELS, *(side // LATENT for side in padded.shape[-2:]))
     latent_noise = torch.randn(shape, generator=generator)
     start_noise = torch.randn(shape, generator=generator, dtype=dtype)
     tiles = []
@@ -166,7 +170,7 @@ def _cut(work: Tensor, boxes: list[Box], seed: int, dtype: torch.dtype) -> list[
         own.set_state(generator.get_state())
         tiles.append(
             Tile(
-                pixels=work[(..., *box.slices)],
+                pixels=padded[(..., *box.slices)],
                 latent_noise=latent_noise[(..., *cells)],
                 start_noise=start_noise[(..., *cells)],
                 generator=own,

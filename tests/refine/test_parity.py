@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from image_refinery.refine import ImageRefiner, RefineSettings
-from image_refinery.refine.pixels import to_planes
+from image_refinery.refine.pixels import read_image, to_planes
 from PIL import Image
 
 Draw = Callable[[int, tuple[int, int]], Image.Image]
@@ -13,7 +13,7 @@ OneCall = Callable[..., torch.Tensor]
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
-    return to_planes(image).rgb.movedim(1, -1)
+    return to_planes(read_image(image).rows[0]).rgb.movedim(1, -1)
 
 
 def test_about_the_working_size_nothing_differs(

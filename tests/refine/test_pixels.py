@@ -1,13 +1,28 @@
 """Pictures of three kinds: what comes apart must come together again, bit for bit."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from image_refinery.refine.errors import ImageError
-from image_refinery.refine.pixels import picture_shape, read_mask, to_planes
+from image_refinery.refine.pixels import (
+    Planes,
+    check_values,
+    from_planes,
+    read_image,
+    read_mask,
+    to_planes,
+)
 from PIL import Image
 
 RNG = np.random.default_rng(1)
+
+
+def there_and_back(image: Any) -> Any:
+    """Take an image apart and put it together again."""
+    pixels = read_image(image)
+    return pixels.join([from_planes(to_planes(row), row, None) for row in pixels.rows])
 
 
 def random_pil(mode: str) -> Image.Image:
@@ -19,12 +34,12 @@ def random_pil(mode: str) -> Image.Image:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
 def test_a_pil_image_survives_unchanged(mode: str) -> None:
     image = random_pil(mode)
-    source = to_planes(image)
-    back = source.restore(source.rgb, source.alpha, None)
+    back = there_and_back(image)
     assert back.mode == mode
     assert back.tobytes() == image.tobytes()
-    assert source.rgb.dtype == torch.float32
-    assert source.rgb.shape == (1, 3, 7, 5)
+    planes = to_planes(read_image(image).rows[0])
+    assert planes.rgb.dtype == torch.float32
+    assert planes.rgb.shape == (1, 3, 7, 5)
 
 
 def test_a_palette_image_with_a_transparent_colour_comes_back_as_rgba() -> None:
@@ -32,7 +47,7 @@ def test_a_palette_image_with_a_transparent_colour_comes_back_as_rgba() -> None:
     image.putpalette([0, 0, 0, 200, 10, 10])
     image.putpixel((1, 1), 1)
     image.info["transparency"] = 0
-    back = to_planes(image).restore(*_unchanged(image), None)
+    back = there_and_back(image)
     assert back.mode == "RGBA"
     assert back.getpixel((0, 0))[3] == 0
     assert back.getpixel((1, 1)) == (200, 10, 10, 255)
@@ -51,7 +66,7 @@ def test_other_modes_come_back_as_the_nearest_that_every_format_can_hold(
 ) -> None:
     image = Image.new(mode, (6, 4))
     image.info["icc_profile"] = bytes(16) + b"Lab " + bytes(108)
-    restored = to_planes(image).restore(*_unchanged(image), None)
+    restored = there_and_back(image)
     assert (restored.mode, restored.size) == (back, (6, 4))
     kept = restored.info.get(
         "icc_profile", bytes(16) + b"RGB "
@@ -62,8 +77,8 @@ def test_other_modes_come_back_as_the_nearest_that_every_format_can_hold(
 def test_16_bit_gray_is_scaled() -> None:
     image = Image.fromarray(np.array([[0, 32896, 65535]], np.uint16))
     assert image.mode == "I;16"
-    source = to_planes(image)
-    assert torch.equal(source.rgb[0, 0, 0], torch.tensor([0, 128, 255]) / 255)
+    planes = to_planes(read_image(image).rows[0])
+    assert torch.equal(planes.rgb[0, 0, 0], torch.tensor([0, 128, 255]) / 255)
 
 
 def turned(image: Image.Image) -> Image.Image:
@@ -79,8 +94,8 @@ def turned(image: Image.Image) -> Image.Image:
 def test_a_photo_comes_apart_upright_and_comes_back_without_the_tag() -> None:
     upright = random_pil("RGB")
     image = turned(upright)
-    assert picture_shape(image) == (1, 7, 5)
-    back = to_planes(image).restore(*_unchanged(image), None)
+    assert [row.shape for row in read_image(image).rows] == [(1, 7, 5, 3)]
+    back = there_and_back(image)
     assert back.tobytes() == upright.tobytes()
     assert back.getexif().get(0x0112, 1) == 1
     assert back.getexif()[0x010F] == "A maker"
@@ -93,11 +108,6 @@ def test_a_mask_with_an_orientation_is_upright_too() -> None:
     assert torch.equal(read_mask(turned(mask), 1, 7, 5), read_mask(mask, 1, 7, 5))
 
 
-def _unchanged(image: Image.Image) -> tuple[torch.Tensor, torch.Tensor | None]:
-    source = to_planes(image)
-    return source.rgb, source.alpha
-
-
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.uint8])
@@ -106,33 +116,30 @@ def test_a_tensor_survives_with_its_shape_and_dtype(
 ) -> None:
     image = torch.rand(*shape, channels, generator=torch.Generator().manual_seed(1))
     image = (image * 255).to(dtype) if dtype == torch.uint8 else image.to(dtype)
-    source = to_planes(image)
-    back = source.restore(source.rgb, source.alpha, None)
+    back = there_and_back(image)
     assert (back.shape, back.dtype) == (image.shape, image.dtype)
     assert torch.allclose(back.double(), image.double(), atol=1e-6)
 
 
 def test_a_float_array_takes_no_detour_through_8_bits() -> None:
     image = RNG.random((6, 4, 3), np.float32)
-    source = to_planes(image)
-    back = source.restore(source.rgb, source.alpha, None)
+    back = there_and_back(image)
     assert isinstance(back, np.ndarray)
     assert (back == image).all()
 
 
 def test_arrays_read_backwards_are_taken() -> None:
     image = RNG.random((6, 4, 3), np.float32)[::-1, :, ::-1]
-    source = to_planes(image)
-    assert (source.restore(source.rgb, None, None) == image).all()
+    assert (there_and_back(image) == image).all()
 
 
 def test_kept_pixels_and_alpha_are_the_originals_bit_for_bit() -> None:
     image = torch.rand(1, 6, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    source = to_planes(image)
-    kept = torch.zeros(1, 1, 6, 4, dtype=torch.bool)
-    kept[..., :2] = True
-    assert source.alpha is not None
-    back = source.restore(torch.zeros_like(source.rgb), source.alpha * 0.5, kept)
+    planes = to_planes(image)
+    mask = torch.ones(1, 1, 6, 4)
+    mask[..., :2] = 0
+    assert planes.alpha is not None
+    back = from_planes(Planes(torch.zeros_like(planes.rgb), planes.alpha * 0.5), image, mask)
     assert torch.equal(back[:, :, :2], image[:, :, :2])
     assert torch.equal(back[..., 3], image[..., 3])
     assert bool((back[:, :, 2:, :3] == 0).all())
@@ -140,7 +147,9 @@ def test_kept_pixels_and_alpha_are_the_originals_bit_for_bit() -> None:
 
 def test_transparent_pixels_stand_on_grey() -> None:
     image = torch.tensor([1.0, 0.0, 0.0, 0.5]).expand(2, 2, 4)
-    assert torch.allclose(to_planes(image).composite[0, :, 0, 0], torch.tensor([0.75, 0.25, 0.25]))
+    assert torch.allclose(
+        to_planes(image[None]).composite[0, :, 0, 0], torch.tensor([0.75, 0.25, 0.25])
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,7 +169,7 @@ def test_transparent_pixels_stand_on_grey() -> None:
 )
 def test_what_is_no_picture_is_refused_in_one_sentence(image: object, words: str) -> None:
     with pytest.raises(ImageError) as caught:
-        to_planes(image)
+        check_values(read_image(image).rows[0])
     assert words in str(caught.value)
 
 

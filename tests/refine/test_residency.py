@@ -201,7 +201,7 @@ def test_out_of_memory_in_the_vae_goes_on_in_its_tiles(
     vae = short._stages.components.vae
     Shortage(vae.decoder.mid_block, lambda: not vae.use_tiling)
     out = short.refine(image, keep_colours=False, **SMALL)
-    assert "the VAE goes on in tiles of 512 px" in caplog.text
+    assert "the VAE continues in tiles of 512 px" in caplog.text
     assert (out - refiner.refine(image, keep_colours=False, **SMALL)).abs().mean() < 0.05
 
 

@@ -1,5 +1,6 @@
 """The specification's Python snippet runs as it stands, with a stand-in for the 3D pipeline."""
 
+import inspect
 import runpy
 import sys
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_the_snippet_runs(
     assert refiner.refine(names["image"], strength=0.1, num_inference_steps=10).size == (518, 518)
 
 
-def test_importing_the_package_imports_neither_torch_nor_diffusers() -> None:
+def test_importing_the_package_imports_neither_diffusers_nor_transformers() -> None:
     import subprocess
 
     root = Path(__file__).resolve().parents[2]
@@ -75,23 +76,35 @@ import importlib.util, sys
 spec = importlib.util.spec_from_file_location(
     "pack", {str(root / "__init__.py")!r}, submodule_search_locations=[{str(root)!r}])
 sys.modules["pack"] = importlib.util.module_from_spec(spec)
-import pack.refine
-from pack.refine import CheckpointInfo, RefineError, RefineSettings, count_steps, read_checkpoint
-RefineSettings()
-heavy = {{"torch", "diffusers", "transformers", "numpy", "PIL"}} & set(sys.modules)
-assert not heavy, heavy
-from pack.refine import ImageRefiner
-heavy = {{"diffusers", "transformers"}} & set(sys.modules)
+from pack.refine import ImageRefiner, RefineSettings, read_checkpoint
+heavy = {{"diffusers", "transformers", "huggingface_hub", "requests"}} & set(sys.modules)
 assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
+def test_the_refiner_is_called_as_the_page_says() -> None:
+    """Its positional parameters and their defaults; the rest is by keyword."""
+    made = inspect.signature(ImageRefiner)
+    called = inspect.signature(ImageRefiner.refine)
+
+    def positional(signature: inspect.Signature) -> dict[str, object]:
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        return {n: p.default for n, p in signature.parameters.items() if p.kind is kind}
+
+    assert positional(made) == {"device": "cuda", "use_fp16": True}
+    first, *settings = positional(called).items()
+    assert first[0] == "self"
+    assert settings[1:] == [("strength", 0.3), ("guidance_scale", 7.5), ("num_inference_steps", 20)]
+
+
+def test_a_keyword_that_is_no_setting_is_named(tiny_file: Path) -> None:
+    refiner = ImageRefiner("cpu", model=tiny_file)
+    with pytest.raises(TypeError, match=r"negativ_prompt is no setting\. The settings are "):
+        refiner.refine(Image.new("RGB", (8, 8)), negativ_prompt="blurry")
+
+
 def test_every_public_name_is_there() -> None:
-    names = image_refinery.refine.__all__
-    assert set(names) == set(image_refinery.refine._HOMES)
-    for name in names:
+    for name in image_refinery.refine.__all__:
         assert getattr(image_refinery.refine, name) is not None
-    with pytest.raises(AttributeError):
-        image_refinery.refine.nothing  # noqa: B018
