@@ -34,8 +34,9 @@ from image_refinery.nodes.load_folder import LoadImagesFromFolder
 from image_refinery.nodes.ollama_options import OllamaOptions
 from image_refinery.nodes.ollama_process import OllamaProcess
 from image_refinery.nodes.ready_instructions import ReadyInstructions
+from image_refinery.nodes.refiner_inputs import ON_ERROR
 from image_refinery.nodes.save_caption import SaveCaption
-from image_refinery.nodes.sdxl_refiner import ON_ERROR, SDXLRefiner
+from image_refinery.nodes.sdxl_refiner import SDXLRefiner
 from image_refinery.nodes.text_to_filename import TextToFilename
 from image_refinery.nodes.wildcard_processor import WildcardProcessor
 from image_refinery.ollama_client import OllamaClient, Server, Timeouts

@@ -58,71 +58,11 @@ def pixels(image: torch.Tensor) -> Callable[[], NDArray[np.uint8]]:
     return convert
 
 
-def rejoin(batches: list[torch.Tensor], singles: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Undo `single_images`: one batch for each of `batches`, of the images that became of them.
-
-    Where nothing became of a whole batch, the very same object comes back.
-    """
-    import torch
-
-    joined: list[torch.Tensor] = []
-    first = 0
-    for batch in batches:
-        rows = singles[first : first + batch.shape[0]]
-        first += batch.shape[0]
-        untouched = all(
-            row.data_ptr() == batch[index].data_ptr() and row.shape == batch[:1].shape
-            for index, row in enumerate(rows)
-        )
-        joined.append(batch if untouched else rows[0] if len(rows) == 1 else torch.cat(rows))
-    return joined
-
-
-def single_masks(masks: list[torch.Tensor], batches: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return one mask (1, H, W) for each image of a list of batches, at the image's size.
-
-    Args:
-        masks: (H, W) or (M, H, W), 0 to 1: one mask for all images; or as many as there are images,
-            in order; or one entry (of one mask, or of as many as the batch has images) for each
-            batch, or for all batches.
-        batches: (B, H, W, C) each.
-
-    Raises:
-        ValueError: masks and images cannot be paired; the message says how many there are.
-    """
-    singles = single_images(batches)
-    given = [mask if mask.ndim == 3 else mask[None] for mask in masks]
-    rows = [mask[i : i + 1] for mask in given for i in range(mask.shape[0])]
-    if len(rows) == 1:
-        rows = rows * len(singles)
-    elif len(rows) != len(singles):
-        each = given * len(batches) if len(given) == 1 else given
-        pairs = list(zip(each, batches, strict=False))
-        fits = all(mask.shape[0] in (1, batch.shape[0]) for mask, batch in pairs)
-        if len(each) != len(batches) or not fits:
-            raise ValueError(f"{len(rows)} masks came for {len(singles)} images.")
-        rows = [mask[i % mask.shape[0]][None] for mask, b in pairs for i in range(b.shape[0])]
-    return [_at_size(row, *single.shape[1:3]) for row, single in zip(rows, singles, strict=True)]
-
-
 def empty_mask(batch: torch.Tensor) -> torch.Tensor:
     """Return a mask (B, H, W) of zeros for a batch (B, H, W, C)."""
     import torch
 
     return torch.zeros(batch.shape[:3])
-
-
-def _at_size(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Masks come in other sizes too: LoadImage gives 64 x 64 zeros for an opaque picture."""
-    if tuple(mask.shape[1:]) == (height, width):
-        return mask
-    if 0 in (height, width, *mask.shape[1:]):
-        return mask  # the refiner says what is wrong with the picture, or with the mask
-    from torch.nn import functional
-
-    return functional.interpolate(
-        mask[None].float(), size=(height, width), mode="bilinear", align_corners=False
-    )[0].clamp(0.0, 1.0)
 
 
 def image_tensor(picture: Image.Image) -> torch.Tensor:

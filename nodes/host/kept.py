@@ -7,34 +7,29 @@ weights would be gone after each run.
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 from collections.abc import Callable, Hashable
-from typing import Protocol, TypeVar
+from pathlib import Path
 
+from ... import memory
+from ...memory import comfyui
 from ...memory.cuda import free_cuda_cache
 from ...memory.report import Freed
+from ...refine import ImageRefiner
+from ...refine.residency import free_cache
+from ...refine.settings import MemoryMode
+from .checkpoints import find_checkpoint
+from .managed import ManagedResidency
 
-
-class Keepable(Protocol):
-    """What holds weights; in this package the refine package's ImageRefiner."""
-
-    def unload(self) -> int:
-        """Free the device; return the bytes."""
-        ...
-
-    def close(self) -> None:
-        """Free the device and forget the weights."""
-        ...
-
-
-K = TypeVar("K", bound=Keepable)
+log = logging.getLogger(__name__)
 
 _lock = threading.Lock()
-_kept: tuple[Hashable, Keepable] | None = None
+_kept: tuple[Hashable, ImageRefiner] | None = None
 
 
-def keep_refiner(key: Hashable, make: Callable[[], K]) -> K:
-    """Return the refiner that is kept under `key`; another one is closed and made anew.
+def keep_refiner(key: Hashable, make: Callable[[], ImageRefiner]) -> ImageRefiner:
+    """Return the refiner that is kept under `key`; any other is closed and a new one made.
 
     Args:
         key: Tells refiners apart: the checkpoint, and whatever else they were made with.
@@ -43,17 +38,55 @@ def keep_refiner(key: Hashable, make: Callable[[], K]) -> K:
     global _kept
     with _lock:
         if _kept is not None and _kept[0] == key:
-            return _kept[1]  # type: ignore[return-value]  # what `make` made under this key
+            return _kept[1]
         _close()
         refiner = make()
         _kept = (key, refiner)
         return refiner
 
 
+def loaded_refiner(checkpoint: str, mode: MemoryMode) -> ImageRefiner:
+    """Return a refiner with its weights loaded: the one that is kept, or a new one in its place.
+
+    Args:
+        checkpoint: As the checkpoint widget names it.
+        mode: As the memory_mode widget names it.
+
+    Raises:
+        CheckpointError: it is not here, or cannot be loaded.
+    """
+    model = find_checkpoint(checkpoint)
+    key: tuple[Hashable, ...] = (model, mode)
+    if isinstance(model, Path):
+        status = model.stat()
+        key += (status.st_size, status.st_mtime_ns)
+    refiner = keep_refiner(key, lambda: _make_refiner(model, mode))
+    refiner.load()
+    return refiner
+
+
+def unload_refiner(refiner: ImageRefiner) -> None:
+    """Free the device, and log how much that was."""
+    freed = Freed("the refiner", refiner.unload())
+    free_cache(refiner.device)  # on a CPU: ComfyUI's manager leaves freed memory to the C library
+    memory.log_freed(log, freed, free_cuda_cache())
+
+
 def free_refiner() -> Freed:
     """Take the refiner off the device and forget its weights; nothing where none is kept."""
     with _lock:
         return Freed("the refiner", _close())
+
+
+def _make_refiner(model: Path | str, mode: MemoryMode) -> ImageRefiner:
+    device = comfyui.compute_device()
+    return ImageRefiner(
+        device,
+        comfyui.computes_in_half(device),
+        model=model,
+        memory_mode=mode,
+        residency=lambda components, where: ManagedResidency(components, where, mode),
+    )
 
 
 def _close() -> int:
@@ -65,6 +98,6 @@ def _close() -> int:
     freed = refiner.unload()
     refiner.close()
     del refiner
-    gc.collect()  # a pipeline's parts refer to one another
+    gc.collect()  # a checkpoint's components refer to one another
     free_cuda_cache()
     return freed

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from image_refinery.refine.settings import RefineSettings, SettingsError
+from image_refinery.refine import Batch, RefineSettings, SettingsError
 from PIL import Image
 
 SIDES = st.integers(1, 9)
@@ -54,11 +54,12 @@ def test_batches_come_apart_and_together_again(shapes: list[tuple[int, int, int]
     singles = convert().single_images(batches)
     assert all(single.shape[0] == 1 for single in singles)
     assert len(singles) == sum(batch.shape[0] for batch in batches)
-    again = convert().rejoin(batches, singles)
-    assert [a is b for a, b in zip(again, batches, strict=True)] == [True] * len(batches)
-    changed = [single + 0.0 for single in singles]
-    for back, batch in zip(convert().rejoin(batches, changed), batches, strict=True):
-        assert back is not batch and torch.equal(back, batch)
+    batch = Batch(batches, RefineSettings())
+    assert all(torch.equal(i.pixels, one) for i, one in zip(batch.items, singles, strict=True))
+    assert [a is b for a, b in zip(batch.join({}), batches, strict=True)] == [True] * len(batches)
+    changed = {item.number: item.pixels + 0.0 for item in batch.items}
+    for back, before in zip(batch.join(changed), batches, strict=True):
+        assert back is not before and torch.equal(back, before)
 
 
 VALUES = st.one_of(st.integers(-3, 200), st.floats(), st.text(max_size=3), st.booleans(), st.none())

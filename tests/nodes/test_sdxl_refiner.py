@@ -62,7 +62,7 @@ def test_the_defaults_are_the_settings_own(node: Any) -> None:
 
 
 def test_refiners_come_first_and_pickles_not_at_all(node: Any, checkpoints: Path) -> None:
-    from image_refinery.nodes.sdxl_refiner import DOWNLOAD, checkpoints_to_choose
+    from image_refinery.nodes.host.checkpoints import DOWNLOAD, checkpoints_to_choose
 
     others = [checkpoints / name for name in ("a_base.safetensors", "z_REFINER.sft", "old.ckpt")]
     for file in others:
@@ -81,7 +81,7 @@ def test_any_checkpoint_passes_validation(node: Any) -> None:
 
 
 def test_a_windows_path_is_found(node: Any, checkpoints: Path) -> None:
-    from image_refinery.nodes.sdxl_refiner import find_checkpoint
+    from image_refinery.nodes.host.checkpoints import find_checkpoint
 
     (checkpoints / "sdxl").mkdir(exist_ok=True)
     (checkpoints / "sdxl" / "one.safetensors").write_bytes(b"")
@@ -155,21 +155,26 @@ def mask_of(*values: float) -> torch.Tensor:
 def test_masks_are_paired_with_images(
     node: Any, masks: list[torch.Tensor], sizes: list[int], expected: list[float]
 ) -> None:
-    from image_refinery.nodes.host import convert
+    from image_refinery.nodes.host.pairing import masks_for
 
     batches = [torch.zeros(size, 8, 6, 3) for size in sizes]
-    rows = convert.single_masks(masks, batches)
-    assert [tuple(row.shape) for row in rows] == [(1, 8, 6)] * len(expected)
+    paired = masks_for(masks, batches)
+    assert paired is not None
+    rows = []
+    for mask, size in zip(paired, sizes, strict=True):
+        assert mask.shape in ((1, 8, 6), (size, 8, 6))
+        rows += mask.expand(size, 8, 6)
     assert [float(row.mean()) for row in rows] == pytest.approx(expected)
 
 
 def test_masks_that_fit_no_way_are_refused(node: Any) -> None:
-    from image_refinery.nodes.host import convert
+    from image_refinery.nodes.host.pairing import masks_for
+    from image_refinery.refine import SettingsError
 
     batches = [torch.zeros(3, 8, 6, 3)]
     for masks in ([mask_of(0.1, 0.2)], [mask_of(0.1), mask_of(0.2)], [mask_of(*[0.1] * 4)]):
-        with pytest.raises(ValueError, match="masks came for 3 images"):
-            convert.single_masks(masks, batches)
+        with pytest.raises(SettingsError, match="masks came for 3 images"):
+            masks_for(masks, batches)
 
 
 @pytest.mark.parametrize(
@@ -201,11 +206,11 @@ def test_an_empty_picture_or_mask_is_one_sentence(
 def test_a_mask_that_does_not_fit_is_refused_before_the_checkpoint_loads(
     node: Any, monkeypatch: pytest.MonkeyPatch, mask: torch.Tensor, words: str
 ) -> None:
-    from image_refinery.nodes import sdxl_refiner
+    from image_refinery.nodes.host import kept
     from image_refinery.refine import RefineError
 
     loads: list[object] = []
-    monkeypatch.setattr(sdxl_refiner, "_loaded_refiner", lambda *names: loads.append(names))
+    monkeypatch.setattr(kept, "loaded_refiner", lambda *names: loads.append(names))
     with pytest.raises(RefineError, match=words):
         execute(node, image(), mask=mask)
     assert loads == []
@@ -271,7 +276,7 @@ def test_the_hub_s_licence_gate_is_one_sentence(node: Any, monkeypatch: pytest.M
     import httpx
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
-    from image_refinery.nodes.sdxl_refiner import DOWNLOAD
+    from image_refinery.nodes.host.checkpoints import DOWNLOAD
     from image_refinery.refine import HubError
 
     def refuse(repo_id: str, *, local_files_only: bool = False, **_: Any) -> str:
