@@ -13,6 +13,7 @@ WorkingSize = Literal["auto", "as it is"]
 OutputSize = Literal["original", "working"]
 MemoryMode = Literal["auto", "gpu", "offload", "low_vram"]
 
+MAX_STEPS = 1000
 SEEDS = 2**64
 """Seeds run from 0 to one less than this."""
 
@@ -66,7 +67,7 @@ class RefineSettings:
     def __post_init__(self) -> None:
         _check_number("strength", self.strength, 0.0, 1.0)
         _check_number("guidance_scale", self.guidance_scale, 0.0, 100.0)
-        _check_whole("num_inference_steps", self.num_inference_steps, 1, 1000)
+        _check_whole("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
         _check_text("prompt", self.prompt)
         _check_text("negative_prompt", self.negative_prompt)
         _check_number("aesthetic_score", self.aesthetic_score, 0.0, 10.0)
@@ -144,9 +145,7 @@ def _no_step_message(steps: int, strength: float) -> str:
         f"{steps} steps at strength {strength:g} leave no step to run "
         f"(int({steps} x {strength:g}) = 0): raise strength to {least_strength:g}"
     )
-    least_steps = math.ceil(1 / strength)
-    while count_steps(least_steps, strength) == 0:
-        least_steps += 1
-    if least_steps <= 1000:
-        message += f" or num_inference_steps to {least_steps}"
+    enough = [n for n in range(steps, MAX_STEPS + 1) if count_steps(n, strength) > 0]
+    if enough:
+        message += f" or num_inference_steps to {enough[0]}"
     return message + "."
