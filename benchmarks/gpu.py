@@ -315,12 +315,12 @@ def measure_ours(mode: Any, checkpoint: Path, side: int, steps: int, runs: int) 
     """Measure one memory mode of ImageRefiner."""
     from image_refinery.refine import ImageRefiner, LocalResidency
 
-    import_module("image_refinery.refine.stages")  # and diffusers with it, off the clock
+    import_module("image_refinery.refine.loading")  # and diffusers with it, off the clock
     device = take_device()
     made: list[Any] = []
 
-    def residency(parts: Any, where: torch.device) -> Any:
-        made.append(LocalResidency(parts, where, mode))
+    def residency(components: Any, where: torch.device) -> Any:
+        made.append(LocalResidency(components, where, mode))
         return made[0]
 
     def make() -> Way:

@@ -16,7 +16,7 @@ COMPONENT_NAMES = ("text_encoder", "text_encoder_2", "unet", "vae")
 class Components:
     """A checkpoint of the SDXL family, taken apart.
 
-    Args:
+    Attributes:
         unet: diffusers' UNet2DConditionModel.
         vae: diffusers' AutoencoderKL.
         text_encoder: The first text encoder; None in a refiner.
@@ -28,6 +28,7 @@ class Components:
         force_zeros_for_empty_prompt: True for SDXL base: no negative prompt means zeros.
         origin: Where the components come from, for messages.
         advice: A sentence on settings that this checkpoint needs, or "".
+        dtypes: The type in which each component computes, by name; set by `choose_dtypes`.
     """
 
     unet: Any
@@ -42,7 +43,6 @@ class Components:
     origin: str
     advice: str = ""
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
-    """The type in which each component computes, by component name; set by `choose_dtypes`."""
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the components that have weights, by name (of COMPONENT_NAMES)."""

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "stabilityai/stable-diffusion-xl-refiner-1.0"
 MODEL_VARIABLE = "IMAGE_REFINERY_REFINER"
-"""Names the model where the caller names none: a file, a folder or a hub id."""
+"""Names the model where the caller names none: a file, a folder or a Hugging Face id."""
 
 
 class ImageRefiner:
@@ -41,8 +41,9 @@ class ImageRefiner:
         device: Where to work: "cuda", "cuda:1", "mps", "xpu", "cpu". Without CUDA, "cuda" means
             the CPU, after one warning.
         use_fp16: Half precision (on a CPU always full). The VAE works in bf16 or fp32.
-        model: A .safetensors file, a diffusers folder, or a hub id; by default what the
-            environment's IMAGE_REFINERY_REFINER names, else the SDXL refiner 1.0 from the hub.
+        model: A .safetensors file, a diffusers folder, or a Hugging Face id; by default
+            what the environment's IMAGE_REFINERY_REFINER names, else the SDXL refiner 1.0 from
+            Hugging Face.
         memory_mode: "auto", "gpu", "offload" or "low_vram"; see docs/memory.md.
         vocabulary: A folder with CLIP's vocab.json and merges.txt, for a single file.
         local_files_only: Never download.
@@ -254,7 +255,7 @@ def _usable_device(device: str | torch.device) -> torch.device:
 
 
 def _check_there(model: str | Path) -> None:
-    """Find a mistyped path now, before hours of work; a hub id is looked up when it is needed."""
+    """Find a mistyped path now, before hours of work; ids are looked up when they are needed."""
     path = Path(model).expanduser()
     if path.suffix.lower() in {*SUFFIXES, *PICKLE_SUFFIXES}:
         read_header(path)

@@ -1,21 +1,29 @@
-"""From a file, a folder or a hub id to components in memory; local things load with no network.
+"""From a file, a folder or a Hugging Face id to components in memory; local ones need no network.
 
 A single checkpoint file holds weights only. Its JSON ships with this package (configs/), its
-vocabulary is found by vocabulary.py, and a folder of the checkpoint's own name beside it
+vocabulary is found by tokenizer_files.py, and a folder of the checkpoint's own name beside it
 overrides both.
+
+The only module that imports diffusers and transformers; it is imported when a checkpoint is loaded.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+import diffusers
+import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from transformers import CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from .checkpoints import (
     PICKLE_SUFFIXES,
@@ -26,13 +34,11 @@ from .checkpoints import (
     stored_dtype,
 )
 from .components import Components
-from .errors import CheckpointError, HubError
+from .errors import CheckpointError
+from .hugging_face import fetch, first_line, is_repo_id, not_a_model
 from .tokenizer_files import find_tokenizer_files, holds_tokenizer_files
 
-log = logging.getLogger(__name__)
-
 _CONFIGS = Path(__file__).parent / "configs"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _MAX_OVERRIDE_BYTES = 10_000_000  # JSON and vocabulary files are far smaller, weights far larger
 
 
@@ -42,38 +48,23 @@ def load_components(
     """Load a checkpoint's components to where they rest: mapped from disk, in their stored type.
 
     Args:
-        model: A .safetensors file, a diffusers folder, or a hub id such as "owner/name".
+        model: A .safetensors file, a diffusers folder, or a Hugging Face id such as "owner/name".
         vocabulary: A folder with vocab.json and merges.txt, for a single file.
-        local_files_only: Do not download; a hub id must then be in the hub's cache.
+        local_files_only: Do not download; a Hugging Face id must then be in its cache.
 
     Raises:
         CheckpointError: there is no such model, it is damaged, or of another kind.
-        VocabularyError: a single file's vocabulary was found nowhere.
-        HubError: a hub id could not be fetched.
+        VocabularyError: a single file's vocabulary was not found.
+        HubError: the model could not be downloaded.
     """
     path = Path(model).expanduser()
     if path.is_dir():
         return _load_folder(path, str(path))
     if path.suffix.lower() in {*SUFFIXES, *PICKLE_SUFFIXES} or path.is_file():
         return _load_file(read_checkpoint(path), vocabulary)
-    if _HUB_ID.fullmatch(str(model)):
-        return _load_folder(_fetch(str(model), local_files_only), str(model))
-    raise _not_a_model(model)
-
-
-def is_cached(hub_id: str) -> bool:
-    """Whether the weights of a hub id are here, so that they load without the network.
-
-    Raises:
-        CheckpointError: it is no hub id.
-    """
-    if not _HUB_ID.fullmatch(hub_id):
-        raise _not_a_model(hub_id)
-    try:
-        _fetch(hub_id, local_files_only=True)
-    except HubError:
-        return False
-    return True
+    if is_repo_id(str(model)):
+        return _load_folder(fetch(str(model), local_files_only), str(model))
+    raise not_a_model(model)
 
 
 def shipped_config(name: str) -> dict[str, dict[str, Any]]:
@@ -91,12 +82,6 @@ def merge_configs(
     return {name: {**base.get(name, {}), **changes.get(name, {})} for name in names}
 
 
-def _not_a_model(name: str | Path) -> CheckpointError:
-    return CheckpointError(
-        f"{name} is no .safetensors file, no diffusers folder and no hub id: check the path."
-    )
-
-
 def _load_file(info: CheckpointInfo, vocabulary: Path | None) -> Components:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="image-refinery-")))
@@ -104,8 +89,8 @@ def _load_file(info: CheckpointInfo, vocabulary: Path | None) -> Components:
         stack.enter_context(_quiet())
         description = info.path.with_suffix("")
         also = f"; one of other dimensions needs its folder {description.name} of JSON beside it"
-        stack.enter_context(_loading(str(info.path), "" if description.is_dir() else also))
-        pipeline = _pipeline_class().from_single_file(
+        stack.enter_context(_in_one_sentence(str(info.path), "" if description.is_dir() else also))
+        pipeline = diffusers.StableDiffusionXLImg2ImgPipeline.from_single_file(
             str(info.path),
             config=str(folder),
             local_files_only=True,
@@ -114,13 +99,6 @@ def _load_file(info: CheckpointInfo, vocabulary: Path | None) -> Components:
             **_tokenizers(folder),
         )
         return _take_components(pipeline, str(info.path), info.advice)
-
-
-def _pipeline_class() -> Any:
-    # Imported late, within _quiet(): without torchvision it prints notes about image processors.
-    from diffusers import StableDiffusionXLImg2ImgPipeline
-
-    return StableDiffusionXLImg2ImgPipeline
 
 
 def _write_description(info: CheckpointInfo, folder: Path, vocabulary: Path | None) -> None:
@@ -172,8 +150,6 @@ def _write_tokenizer(vocabulary: Path, folder: Path) -> None:
 
 def _tokenizers(folder: Path) -> dict[str, Any]:
     # Loaded here: through the pipeline, diffusers does not pass local_files_only on to them.
-    from transformers import CLIPTokenizer
-
     names = [name for name in ("tokenizer", "tokenizer_2") if holds_tokenizer_files(folder / name)]
     return {n: CLIPTokenizer.from_pretrained(folder / n, local_files_only=True) for n in names}
 
@@ -192,8 +168,8 @@ def _load_folder(folder: Path, origin: str) -> Components:
             "not loaded: get the model's safetensors files."
         )
     chosen = (halves or weights)[0]
-    with _quiet(), _loading(origin):
-        pipeline = _pipeline_class().from_pretrained(
+    with _quiet(), _in_one_sentence(origin):
+        pipeline = diffusers.StableDiffusionXLImg2ImgPipeline.from_pretrained(
             str(folder),
             variant="fp16" if halves else None,
             use_safetensors=True,
@@ -202,64 +178,6 @@ def _load_folder(folder: Path, origin: str) -> Components:
             torch_dtype=_torch_dtype(stored_dtype(read_header(chosen))),
         )
     return _take_components(pipeline, origin, "")
-
-
-def _fetch(repo_id: str, local_files_only: bool) -> Path:
-    """Return the folder of a hub model: from the hub's cache if it is there, else downloaded."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    patterns = ["*.json", "*/*.json", "*/*.txt", "*/*.fp16.safetensors"]
-    try:
-        folder = Path(snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True))
-        if any((folder / "unet").glob("*.safetensors")):
-            return folder
-    except LocalEntryNotFoundError:
-        pass
-    except HFValidationError as error:  # the hub allows less than _HUB_ID does: no "../x"
-        raise _not_a_model(repo_id) from error
-    if local_files_only:
-        raise HubError(
-            f"{repo_id} is not in the model hub's cache, and downloads are switched off."
-        )
-    log.info("Downloading %s from the model hub (once; about 6 GB for the SDXL refiner).", repo_id)
-    try:
-        folder = Path(snapshot_download(repo_id, allow_patterns=patterns))
-        if not any((folder / "unet").glob("*.safetensors")):
-            # No half-precision files: then the full ones.
-            patterns[-1] = "*/*.safetensors"
-            folder = Path(snapshot_download(repo_id, allow_patterns=patterns))
-        return folder
-    except GatedRepoError as error:
-        raise HubError(
-            f"The model hub hands {repo_id} out only to people who accepted its licence: accept "
-            "it on the model's page, log in with `hf auth login`, and try again."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise HubError(
-            f"There is no folder {repo_id} here and no such model on the hub: check the name."
-        ) from error
-    # Without a connection the hub's client raises its own, httpx's or requests' errors, by version.
-    except (HfHubHTTPError, OSError, *_connection_errors()) as error:
-        raise HubError(
-            f"{repo_id} could not be fetched from the model hub ({_first_line(error)}): check the "
-            "connection, or download its .safetensors file elsewhere and name that file (in "
-            "ComfyUI: put it into models/checkpoints and choose it)."
-        ) from error
-
-
-def _connection_errors() -> tuple[type[Exception], ...]:
-    try:
-        import httpx
-    except ImportError:  # huggingface_hub before 1.0 uses requests, whose errors are OSErrors
-        return ()
-    return (httpx.HTTPError,)
 
 
 def _take_components(pipeline: Any, origin: str, advice: str) -> Components:
@@ -299,19 +217,14 @@ def _take_components(pipeline: Any, origin: str, advice: str) -> Components:
 
 def _torch_dtype(stored: str) -> Any:
     """Return the type to load as: the stored one, so that weights stay mapped from the file."""
-    import torch
-
     known = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
     # fp8 and others are for storage only: they are widened once, to fp16.
     return known.get(stored, torch.float16)
 
 
 @contextmanager
-def _loading(origin: str, also: str = "") -> Iterator[None]:
+def _in_one_sentence(origin: str, also: str = "") -> Iterator[None]:
     """Turn what diffusers raises for weights that do not fit into one sentence."""
-    from diffusers.loaders.single_file_utils import SingleFileComponentError
-    from safetensors import SafetensorError
-
     try:
         yield
     except (
@@ -324,7 +237,7 @@ def _loading(origin: str, also: str = "") -> Iterator[None]:
         SingleFileComponentError,
     ) as error:
         raise CheckpointError(
-            f"{origin} could not be loaded as an SDXL checkpoint ({_first_line(error)}): "
+            f"{origin} could not be loaded as an SDXL checkpoint ({first_line(error)}): "
             f"download it again, or choose another one{also}."
         ) from error
 
@@ -332,9 +245,6 @@ def _loading(origin: str, also: str = "") -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep diffusers and transformers from printing bars and notes that help nobody here."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
     libraries = (diffusers_logging, transformers_logging)
     levels = [library.get_verbosity() for library in libraries]
     bars = [library.is_progress_bar_enabled() for library in libraries]
@@ -348,8 +258,3 @@ def _quiet() -> Iterator[None]:
             library.set_verbosity(level)
             if bar:
                 library.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".") if lines else type(error).__name__

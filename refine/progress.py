@@ -15,7 +15,7 @@ Stage = Literal["load", "prompt", "encode", "refine", "decode"]
 class Progress:
     """One event; sent at the start of every stage and after every step.
 
-    Args:
+    Attributes:
         stage: "load" (weights), "prompt" (text encoder), "encode" (VAE), "refine" (UNet) or
             "decode" (VAE).
         image: Which image is being worked on, counted from 1.

@@ -19,7 +19,7 @@ CHUNK = 75
 class Conditioning:
     """What the UNet is told, by diffusers' names.
 
-    Args:
+    Attributes:
         prompt_embeds: (1, 77 n, width).
         pooled_prompt_embeds: (1, projection width).
         negative_prompt_embeds: As prompt_embeds; None without guidance.

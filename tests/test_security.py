@@ -22,7 +22,7 @@ MAY_CONNECT = {
     "llm/servers.py",  # looks up whether a name is this machine
     "llm/errors.py",  # HTTP's words for a status
     "ollama_client/failures.py",  # the same
-    "refine/loading.py",  # the hub id of the specification, where no file is given
+    "refine/hugging_face.py",  # the hub id of the specification, where no file is given
     "refine/tokenizer_files.py",  # the hub's cache on this disk
 }
 

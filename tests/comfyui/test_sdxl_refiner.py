@@ -337,7 +337,7 @@ def test_a_path_out_of_the_folder_is_no_checkpoint(refinery: ComfyHost):
 
 def test_the_download_without_a_network_is_one_sentence(refinery: ComfyHost):
     run = finished(refinery, single(refinery, checkpoint=DOWNLOAD))
-    assert "could not be fetched from the model hub" in sentence(run)
+    assert "could not be fetched from Hugging Face" in sentence(run)
 
 
 def test_settings_that_leave_no_step_say_which_would(refinery: ComfyHost):

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
-from image_refinery.refine import ImageRefiner
+from image_refinery.refine import Components, ImageRefiner, LocalResidency
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,10 +62,36 @@ def draw() -> Callable[[int, tuple[int, int]], Image.Image]:
     return draw_scene
 
 
+class OpenRefiner(ImageRefiner):
+    """A refiner that shows what it loaded, which its `residency` argument gets."""
+
+    components: Components
+    residency: LocalResidency
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords, residency=self._open)
+
+    def _open(self, components: Components, device: torch.device) -> LocalResidency:
+        self.components = components
+        self.residency = LocalResidency(components, device, self.memory_mode)
+        return self.residency
+
+    def close(self) -> None:
+        super().close()
+        vars(self).pop("components", None)
+        vars(self).pop("residency", None)
+
+
 @pytest.fixture(scope="session")
-def refiner(tiny_file: Path) -> ImageRefiner:
+def open_refiner() -> type[OpenRefiner]:
+    """Makes a refiner that has `components` and `residency` as soon as it has loaded them."""
+    return OpenRefiner
+
+
+@pytest.fixture(scope="session")
+def refiner(tiny_file: Path) -> OpenRefiner:
     """A refiner that tests share; none may leave it in another state."""
-    return ImageRefiner("cpu", model=tiny_file)
+    return OpenRefiner("cpu", model=tiny_file)
 
 
 @pytest.fixture(scope="session")

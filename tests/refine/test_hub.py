@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from image_refinery.refine import CheckpointError, HubError, ImageRefiner
-from image_refinery.refine.loading import is_cached, load_components
+from image_refinery.refine.hugging_face import is_cached
+from image_refinery.refine.loading import load_components
 from PIL import Image
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -111,7 +112,7 @@ def test_whether_weights_are_here_is_known_without_asking(hub: Hub) -> None:
     hub.requests.clear()
     assert is_cached("somebody/tiny")
     assert hub.requests == []
-    with pytest.raises(CheckpointError, match="no hub id"):
+    with pytest.raises(CheckpointError, match="no Hugging Face id"):
         is_cached("no/such/folder")
 
 

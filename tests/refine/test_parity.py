@@ -6,6 +6,7 @@ import pytest
 import torch
 from image_refinery.refine import ImageRefiner, RefineSettings
 from image_refinery.refine.pixels import read_image, to_planes
+from image_refinery.refine.stages import Stages
 from PIL import Image
 
 Draw = Callable[[int, tuple[int, int]], Image.Image]
@@ -68,7 +69,7 @@ def test_row_i_of_a_batch_is_the_single_run_with_seed_plus_i(
 def test_guidance_end_halves_the_rest_of_the_work(refiner: ImageRefiner, draw: Draw) -> None:
     image = draw(2, (128, 128))
     refiner.load()
-    unet = refiner._stages.components.unet
+    unet = refiner.components.unet
     sizes: list[int] = []
     handle = unet.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[0]))
     try:
@@ -101,7 +102,7 @@ def test_a_shorter_prompt_is_repeated_and_counts_as_if_it_were_not(
     refiner: ImageRefiner, prompt: str, negative: str, repeats: tuple[int, int]
 ) -> None:
     refiner.load()
-    stages = refiner._stages
+    stages = Stages(refiner.components, refiner.residency)
     both = stages.encode_prompts(prompt, negative)
     alone = [stages.encode_prompts(text, None).prompt_embeds for text in (prompt, negative)]
     got = [both.prompt_embeds, both.negative_prompt_embeds]
@@ -127,7 +128,7 @@ def test_a_prompt_of_one_row_is_what_diffusers_makes_of_it(refiner: ImageRefiner
     from image_refinery.refine.prompts import split_tokens
 
     refiner.load()
-    tokenizer = refiner._stages.components.tokenizer_2
+    tokenizer = refiner.components.tokenizer_2
     for text in ("", "a cup", "x" * 75):
         expected = tokenizer(text, padding="max_length", max_length=77, truncation=True)
         assert split_tokens(tokenizer, text) == [expected.input_ids]

@@ -5,6 +5,7 @@ import platform
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ def test_auto_takes_the_fastest_mode_that_fits(free_gib: float, mode: str) -> No
 
 @pytest.mark.parametrize("mode", ["gpu", "offload", "low_vram", "auto"])
 def test_every_memory_mode_gives_the_same_picture(
+    open_refiner: Any,
     refiner: ImageRefiner,
     tiny_file: Path,
     draw: Draw,
@@ -45,34 +47,36 @@ def test_every_memory_mode_gives_the_same_picture(
     # A third of the tiny UNet stays, the rest is streamed, as with the real one.
     monkeypatch.setattr(residency_module, "LOW_VRAM_BYTES", 3_000_000)
     image = draw(0, (128, 128))
-    other = ImageRefiner("cpu", model=tiny_file, memory_mode=mode)
+    other = open_refiner("cpu", model=tiny_file, memory_mode=mode)
     assert other.refine(image, **SMALL).tobytes() == refiner.refine(image, **SMALL).tobytes()
-    held = other._stages.residency.held_bytes()
+    held = other.residency.held_bytes()
     assert held > 9_000_000 if mode in ("gpu", "auto") else held == 0
 
 
 def test_low_vram_holds_no_more_than_its_share(
-    tiny_file: Path, draw: Draw, monkeypatch: pytest.MonkeyPatch
+    open_refiner: Any, tiny_file: Path, draw: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(residency_module, "LOW_VRAM_BYTES", 3_000_000)
     held: list[int] = []
 
     def note(progress: object) -> None:
         if progress.stage == "refine" and progress.step:
-            held.append(refiner._stages.residency.held_bytes())
+            held.append(refiner.residency.held_bytes())
 
-    refiner = ImageRefiner("cpu", model=tiny_file, memory_mode="low_vram")
+    refiner = open_refiner("cpu", model=tiny_file, memory_mode="low_vram")
     refiner.refine(draw(0, (64, 64)), on_progress=note, **SMALL)
     assert held
     assert 1_500_000 < max(held) <= 3_000_000
 
 
-def test_unload_frees_the_copies_and_refining_goes_on(tiny_file: Path, draw: Draw) -> None:
-    refiner = ImageRefiner("cpu", model=tiny_file)
+def test_unload_frees_the_copies_and_refining_goes_on(
+    open_refiner: Any, tiny_file: Path, draw: Draw
+) -> None:
+    refiner = open_refiner("cpu", model=tiny_file)
     assert refiner.unload() == 0
     image = draw(0, (64, 64))
     first = refiner.refine(image, **SMALL)
-    weight = refiner._stages.components.unet.conv_in.weight
+    weight = refiner.components.unet.conv_in.weight
     copies = weakref.ref(weight.data.untyped_storage())
     freed = refiner.unload()
     gc.collect()
@@ -84,14 +88,16 @@ def test_unload_frees_the_copies_and_refining_goes_on(tiny_file: Path, draw: Dra
     assert refiner.refine(image, **SMALL).tobytes() == first.tobytes()
 
 
-def test_encoded_prompts_survive_unload_but_not_close(tiny_file: Path, draw: Draw) -> None:
-    refiner = ImageRefiner("cpu", model=tiny_file)
+def test_encoded_prompts_survive_unload_but_not_close(
+    open_refiner: Any, tiny_file: Path, draw: Draw
+) -> None:
+    refiner = open_refiner("cpu", model=tiny_file)
     image = draw(0, (64, 64))
 
     def encoders_calls() -> int:
         calls: list[int] = []
         refiner.load()
-        encoder = refiner._stages.components.text_encoder_2
+        encoder = refiner.components.text_encoder_2
         hook = encoder.register_forward_hook(lambda *_: calls.append(1))
         refiner.refine(image, prompt="a cup", **SMALL)
         hook.remove()
@@ -104,10 +110,12 @@ def test_encoded_prompts_survive_unload_but_not_close(tiny_file: Path, draw: Dra
     assert encoders_calls() == 2
 
 
-def test_leaving_the_context_forgets_the_checkpoint(tiny_file: Path, draw: Draw) -> None:
-    with ImageRefiner("cpu", model=tiny_file) as refiner:
+def test_leaving_the_context_forgets_the_checkpoint(
+    open_refiner: Any, tiny_file: Path, draw: Draw
+) -> None:
+    with open_refiner("cpu", model=tiny_file) as refiner:
         refiner.refine(draw(0, (64, 64)), **SMALL)
-        unet = weakref.ref(refiner._stages.components.unet)
+        unet = weakref.ref(refiner.components.unet)
     gc.collect()
     assert unet() is None
 
@@ -177,14 +185,16 @@ class Shortage:
 
 
 def test_out_of_memory_in_the_unet_steps_down_and_goes_on(
-    refiner: ImageRefiner, tiny_file: Path, draw: Draw, caplog: pytest.LogCaptureFixture
+    open_refiner: Any,
+    refiner: ImageRefiner,
+    tiny_file: Path,
+    draw: Draw,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     images = torch.stack([torch.full((64, 64, 3), shade) for shade in (0.2, 0.6, 0.9)])
-    short = ImageRefiner("cpu", model=tiny_file)
+    short = open_refiner("cpu", model=tiny_file)
     short.load()
-    shortage = Shortage(
-        short._stages.components.unet.mid_block, lambda: short._stages.residency.mode != "low_vram"
-    )
+    shortage = Shortage(short.components.unet.mid_block, lambda: short.residency.mode != "low_vram")
     out = short.refine(images, **SMALL)
     assert shortage.calls == 2
     assert torch.equal(out, refiner.refine(images, **SMALL))
@@ -193,12 +203,16 @@ def test_out_of_memory_in_the_unet_steps_down_and_goes_on(
 
 
 def test_out_of_memory_in_the_vae_goes_on_in_its_tiles(
-    refiner: ImageRefiner, tiny_file: Path, draw: Draw, caplog: pytest.LogCaptureFixture
+    open_refiner: Any,
+    refiner: ImageRefiner,
+    tiny_file: Path,
+    draw: Draw,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     image = torch.from_numpy(np.array(draw(0, (640, 576)), np.float32) / 255)
-    short = ImageRefiner("cpu", model=tiny_file)
+    short = open_refiner("cpu", model=tiny_file)
     short.load()
-    vae = short._stages.components.vae
+    vae = short.components.vae
     Shortage(vae.decoder.mid_block, lambda: not vae.use_tiling)
     out = short.refine(image, keep_colours=False, **SMALL)
     assert "the VAE continues in tiles of 512 px" in caplog.text
@@ -206,12 +220,12 @@ def test_out_of_memory_in_the_vae_goes_on_in_its_tiles(
 
 
 def test_where_there_is_no_room_the_vae_works_in_tiles_from_the_start(
-    tiny_file: Path, draw: Draw, monkeypatch: pytest.MonkeyPatch
+    open_refiner: Any, tiny_file: Path, draw: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(residency_module, "LOW_VRAM_BYTES", 512 * 512 * 3072)
-    refiner = ImageRefiner("cpu", model=tiny_file, memory_mode="low_vram")
+    refiner = open_refiner("cpu", model=tiny_file, memory_mode="low_vram")
     refiner.load()
-    vae = refiner._stages.components.vae
+    vae = refiner.components.vae
     seen: list[bool] = []
     vae.decoder.register_forward_pre_hook(lambda *_: seen.append(vae.use_tiling))
     refiner.refine(draw(0, (512, 512)), **SMALL)
@@ -223,23 +237,23 @@ def test_where_there_is_no_room_the_vae_works_in_tiles_from_the_start(
 
 @pytest.mark.parametrize("mode", ["auto", "gpu"])
 def test_out_of_memory_after_every_fallback_is_one_sentence(
-    tiny_file: Path, draw: Draw, mode: str
+    open_refiner: Any, tiny_file: Path, draw: Draw, mode: str
 ) -> None:
-    refiner = ImageRefiner("cpu", model=tiny_file, memory_mode=mode)
+    refiner = open_refiner("cpu", model=tiny_file, memory_mode=mode)
     refiner.load()
-    Shortage(refiner._stages.components.unet.mid_block, lambda: True)
+    Shortage(refiner.components.unet.mid_block, lambda: True)
     with pytest.raises(DeviceMemoryError, match=r"Memory ran out on cpu while the refiner's unet"):
         refiner.refine(draw(0, (64, 64)), **SMALL)
-    assert refiner._stages.residency.held_bytes() == 0
+    assert refiner.residency.held_bytes() == 0
 
 
 @pytest.mark.parametrize(("part", "who"), [("unet", "The UNet"), ("vae", "The VAE")])
 def test_nan_is_an_error_not_a_black_picture(
-    tiny_file: Path, draw: Draw, part: str, who: str
+    open_refiner: Any, tiny_file: Path, draw: Draw, part: str, who: str
 ) -> None:
-    refiner = ImageRefiner("cpu", model=tiny_file)
+    refiner = open_refiner("cpu", model=tiny_file)
     refiner.load()
-    module = getattr(refiner._stages.components, part)
+    module = getattr(refiner.components, part)
     layer = module.conv_out if part == "unet" else module.decoder.conv_out
     layer.register_forward_hook(lambda _, __, out: out * float("nan"))
     with pytest.raises(NotFiniteError, match=f"^{who} of .* produced NaN"):
