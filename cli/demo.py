@@ -15,7 +15,7 @@ from ..llm import llamacpp
 from ..llm.errors import LLMError, ModelNotFound, ServerConfigError
 from ..llm.servers import EMBEDDED, Server, find_server
 from ..ollama_client import OllamaClient
-from ..refine.errors import RefineCancelled, RefineError
+from ..refine import RefineError
 from .describe import make_job, run_on_files, source
 from .refine_demo import refine_demo
 from .terminal import message
@@ -60,8 +60,6 @@ def demo(image: Path | None, output: Path) -> int:
     try:
         written += refine_demo(picture, output, is_example=image is None)
     except RefineError as error:
-        if isinstance(error, RefineCancelled):
-            raise
         print(f"Error: {error}", file=sys.stderr)
         failed = True
     print("Written:", *(f"  {file}" for file in written), sep="\n")

@@ -15,9 +15,6 @@ from ..llm.errors import EndpointMissing, LLMError
 from ..llm.servers import config_path, find_server, server_names
 from ..memory.report import readable
 from ..ollama_client import OllamaClient
-from ..refine.checkpoints import PICKLE_SUFFIXES, SUFFIXES, read_checkpoint
-from ..refine.errors import CheckpointError, VocabularyError
-from ..refine.tokenizer_files import find_tokenizer_files
 from .describe import USUAL_MODELS, is_toy
 from .terminal import message
 
@@ -133,6 +130,7 @@ def _refiner() -> list[str]:
     Having none is no problem: the hub has them, and whoever only describes images needs none.
     """
     try:
+        from ..refine.checkpoints import PICKLE_SUFFIXES, SUFFIXES
         from ..refine.image_refiner import DEFAULT_MODEL, MODEL_VARIABLE
     except ImportError:
         return []  # _packages has said what is missing
@@ -159,6 +157,8 @@ def _refiner() -> list[str]:
 
 
 def _wrong_with(file: Path) -> list[str]:
+    from ..refine import CheckpointError, read_checkpoint
+
     try:
         info = read_checkpoint(file)
     except CheckpointError as error:
@@ -169,7 +169,8 @@ def _wrong_with(file: Path) -> list[str]:
 
 
 def _wrong_with_hub(hub_id: str) -> list[str]:
-    from ..refine.loading import is_cached
+    from ..refine import CheckpointError
+    from ..refine.hugging_face import is_cached
 
     try:
         here = is_cached(hub_id)
@@ -194,6 +195,9 @@ def _checkpoint_folders() -> list[Path]:
 
 def _able_to_refine(folder: Path) -> list[Path]:
     """Checkpoints of the SDXL family by their headers, refiners first as in the node's list."""
+    from ..refine import CheckpointError, read_checkpoint
+    from ..refine.checkpoints import SUFFIXES
+
     able: list[Path] = []
     for file in folder.rglob("*"):
         if file.suffix.lower() in SUFFIXES:
@@ -204,6 +208,9 @@ def _able_to_refine(folder: Path) -> list[Path]:
 
 def _vocabulary(checkpoint: Path, *, needed: bool) -> list[str]:
     """A single file's words; inside ComfyUI its own copy is always there."""
+    from ..refine import VocabularyError
+    from ..refine.tokenizer_files import find_tokenizer_files
+
     try:
         print(f"  CLIP vocabulary for such files: {find_tokenizer_files(checkpoint)}")
     except VocabularyError as error:

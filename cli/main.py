@@ -11,15 +11,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from .._version import __version__
 from ..llm.errors import Cancelled, LLMError
-from ..refine.errors import RefineCancelled, RefineError
-from ..refine.settings import MemoryMode
 from .terminal import message
 
 FAILED, CANCELLED = 1, 130
+MEMORY_MODES = ("auto", "gpu", "offload", "low_vram")
+"""Those of refine, which is imported by its command only: it needs torch."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,17 +30,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         return options.run(options)
-    except (Cancelled, RefineCancelled):
-        print("Cancelled.", file=sys.stderr)
-        return CANCELLED
+    except Cancelled:
+        return _cancelled()
     except LLMError as error:
-        print(f"Error: {message(error)}", file=sys.stderr)
-        return FAILED
-    except RefineError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return FAILED
+        return _failed(message(error))
     except BrokenPipeError:
         return FAILED  # the reader of stdout has gone, as with `| head`
+
+
+def _cancelled() -> int:
+    print("Cancelled.", file=sys.stderr)
+    return CANCELLED
+
+
+def _failed(reason: object) -> int:
+    print(f"Error: {reason}", file=sys.stderr)
+    return FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,7 +131,7 @@ def _add_refine(commands: Any) -> None:
     refine.add_argument("--negative-prompt", default="", metavar="TEXT")
     refine.add_argument("--seed", type=int, default=0, help="image i uses SEED + i")
     refine.add_argument(
-        "--memory-mode", choices=get_args(MemoryMode), default="auto", help="see docs/memory.md"
+        "--memory-mode", choices=MEMORY_MODES, default="auto", help="see docs/memory.md"
     )
     refine.add_argument(
         "--mask", type=Path, metavar="FILE", help="refine only where this picture is not black"
@@ -145,7 +150,7 @@ def _add_models(commands: Any) -> None:
     models.set_defaults(run=_models)
 
 
-# The commands are imported when they run: `--help` needs neither requests nor Pillow.
+# The commands are imported when they run: `--help` needs neither torch nor requests nor Pillow.
 
 
 def _describe(options: argparse.Namespace) -> int:
@@ -155,9 +160,15 @@ def _describe(options: argparse.Namespace) -> int:
 
 
 def _refine(options: argparse.Namespace) -> int:
+    from ..refine import RefineCancelled, RefineError
     from .refine import refine
 
-    return refine(options)
+    try:
+        return refine(options)
+    except RefineCancelled:
+        return _cancelled()
+    except RefineError as error:
+        return _failed(error)
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -173,6 +184,10 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from ..refine import RefineCancelled
     from .demo import demo
 
-    return demo(options.image, options.output)
+    try:
+        return demo(options.image, options.output)
+    except RefineCancelled:
+        return _cancelled()

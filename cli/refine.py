@@ -24,17 +24,17 @@ from ..files import (
     open_picture,
     with_8_bits,
 )
-from ..refine.errors import ImageError, NotFiniteError, RefineCancelled
-from ..refine.settings import RefineSettings
+from ..refine import ImageError, ImageRefiner, NotFiniteError, RefineCancelled, RefineSettings
+from ..refine.pixels import read_mask
+from ..refine.settings import SEEDS
 from .compare import comparison
 from .progress import stop_on_ctrl_c
 
 if TYPE_CHECKING:
-    from ..refine import ImageRefiner, Progress
+    from ..refine import Progress
 
 METADATA_KEY = "image-refinery"
 """The PNG text chunk that holds the settings, as JSON."""
-_SEEDS = 2**64
 
 
 def refine(options: argparse.Namespace) -> int:
@@ -59,15 +59,13 @@ def refine(options: argparse.Namespace) -> int:
     problems = usable.count(False)
     if not any(usable):
         return 1
-    from ..refine import ImageRefiner
-
     refiner = ImageRefiner(best_device(), model=options.model, memory_mode=options.memory_mode)
     load(refiner)
     with stop_on_ctrl_c() as stopped, refiner:
         for index, (path, target) in enumerate(files):
             if not usable[index]:
                 continue
-            own = replace(settings, seed=(settings.seed + index) % _SEEDS)
+            own = replace(settings, seed=(settings.seed + index) % SEEDS)
             try:
                 before = with_8_bits(open_picture(path))
                 after = refine_one(refiner, before, own, path.name, mask, stopped.is_set)
@@ -176,8 +174,6 @@ def _is_usable(path: Path, mask: Image.Image | None) -> bool:
         if mask is None:
             check_picture(path)
         else:
-            from ..refine.pixels import read_mask
-
             image = open_picture(path)  # whole: its size may change when it is turned upright
             read_mask(mask, 1, image.height, image.width)
     except UnreadablePicture as error:

@@ -6,20 +6,15 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from .._program import program
-from ..refine.errors import CheckpointError, HubError
-from ..refine.settings import RefineSettings
+from ..refine import CheckpointError, HubError, ImageRefiner, RefineSettings
 from .compare import comparison
 from .progress import stop_on_ctrl_c
 from .refine import best_device, load, refine_one, save
-
-if TYPE_CHECKING:
-    from ..refine import ImageRefiner
 
 STAND_IN = (
     Path(__file__).resolve().parent.parent
@@ -43,9 +38,7 @@ def refine_demo(picture: Image.Image, output: Path, *, is_example: bool) -> list
     Raises:
         RefineError: it failed; the sentence says why.
     """
-    from ..refine import ImageRefiner
-
-    refiner, settings = _best_refiner(ImageRefiner)
+    refiner, settings = _best_refiner()
     before = with_noise(picture, _NOISE) if is_example else picture
     with stop_on_ctrl_c() as stopped, refiner:
         after = refine_one(refiner, before, settings, "refine", should_stop=stopped.is_set)
@@ -74,13 +67,13 @@ def psnr(picture: Image.Image, other: Image.Image) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def _best_refiner(make: type[ImageRefiner]) -> tuple[ImageRefiner, RefineSettings]:
+def _best_refiner() -> tuple[ImageRefiner, RefineSettings]:
     """A real checkpoint that is here already, else the stand-in; nothing is downloaded for a demo.
 
     The real one takes a minute or more per picture on a CPU, so it says what it is.
     """
     device = best_device()
-    real = make(device, local_files_only=True)
+    real = ImageRefiner(device, local_files_only=True)
     try:
         load(real)
     except HubError as error:
@@ -101,6 +94,6 @@ def _best_refiner(make: type[ImageRefiner]) -> tuple[ImageRefiner, RefineSetting
         "IMAGE_REFINERY_REFINER.",
         file=sys.stderr,
     )
-    stand_in = make(device, model=STAND_IN)
+    stand_in = ImageRefiner(device, model=STAND_IN)
     load(stand_in)
     return stand_in, RefineSettings()
