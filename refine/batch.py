@@ -7,8 +7,7 @@ images only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -32,8 +31,7 @@ ImageErrorCallback = Callable[[int, RefineError], None]
 """Called with the number (from 0) of an image that could not be refined, and why."""
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One image to refine.
 
     Attributes:
@@ -53,8 +51,7 @@ class Item:
     plan: Plan | None
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     """An entry of the caller's list: the object, its images, their numbers.
 
     Attributes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,8 +30,7 @@ _MIN_VALUE, _MAX_VALUE = -1.0, 2.0
 _BACK_TO = {"L": "L", "LA": "LA", "1": "L"}
 
 
-@dataclass(frozen=True)
-class Pixels:
+class Pixels(NamedTuple):
     """What a caller passed as one image or batch.
 
     Attributes:

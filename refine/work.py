@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -17,8 +18,7 @@ from .settings import RefineSettings
 LATENT_CHANNELS = 4
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Where an image is worked on, and at which size.
 
     Attributes:

@@ -292,7 +292,7 @@ def test_a_second_run_opens_nothing(refiner: Any, checkpoints: Path, opened: lis
 
 MAX_CPU_S = 0.050
 """What loading may cost the thread that loads packs. ComfyUI's own start takes seconds."""
-HEAVY = {"diffusers", "transformers", "accelerate", "huggingface_hub", "safetensors", "xllamacpp"}
+HEAVY = {"diffusers", "transformers", "accelerate", "huggingface_hub", "xllamacpp"}
 PROGRAM = """
 import importlib, importlib.util, json, sys, threading, time
 from pathlib import Path
@@ -300,7 +300,7 @@ root, stub = map(Path, sys.argv[1:])
 sys.path.insert(0, str(stub))
 # What ComfyUI itself has imported by then.
 for name in ("server", "nodes", "comfy_api.latest", "comfy.utils", "folder_paths", "requests",
-             "PIL.Image"):
+             "PIL.Image", "safetensors.torch"):
     importlib.import_module(name)
 place = root / "tests" / "comfyui" / "measure_import.py"
 spec = importlib.util.spec_from_file_location("measure_import", place)
