@@ -28,6 +28,11 @@ ACCEPTED = {
     "memory.StageMemory.after": "client is named backend",
     "memory.StageMemory.before": "client is named backend",
     "memory.StageMemory.out_of_memory": "client is named backend",
+    "refine.Parts": "Components, as diffusers calls them",
+    "refine.LocalResidency.__init__": "parts is named components",
+    "refine.LocalResidency.use": "part is named component",
+    "refine.Residency.use": "part is named component",
+    "refine.RefineCancelled": "a cancel is no error",
 }
 """Incompatible changes that were decided, and why. CHANGELOG.md must name each in backticks."""
 
