@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from .._program import install, pull
+from ..files.folders import CHECKPOINT_SUFFIXES, PICKLE_SUFFIXES
 from ..llm import llamacpp
 from ..llm.errors import EndpointMissing, LLMError
 from ..llm.servers import config_path, find_server, server_names
@@ -130,13 +131,12 @@ def _refiner() -> list[str]:
     Having none is no problem: the hub has them, and whoever only describes images needs none.
     """
     try:
-        from ..refine.checkpoints import PICKLE_SUFFIXES, SUFFIXES
         from ..refine.image_refiner import DEFAULT_MODEL, MODEL_VARIABLE
     except ImportError:
         return []  # _packages has said what is missing
     named = os.environ.get(MODEL_VARIABLE, "")
     model = Path(named).expanduser()
-    is_file = model.is_file() or model.suffix.lower() in {*SUFFIXES, *PICKLE_SUFFIXES}
+    is_file = model.is_file() or model.suffix.lower() in {*CHECKPOINT_SUFFIXES, *PICKLE_SUFFIXES}
     problems: list[str] = []
     print(f"Refiner: {named or DEFAULT_MODEL}, ", end="")
     print(f"named by {MODEL_VARIABLE}" if named else f"because {MODEL_VARIABLE} is not set")
@@ -196,11 +196,10 @@ def _checkpoint_folders() -> list[Path]:
 def _able_to_refine(folder: Path) -> list[Path]:
     """Checkpoints of the SDXL family by their headers, refiners first as in the node's list."""
     from ..refine import CheckpointError, read_checkpoint
-    from ..refine.checkpoints import SUFFIXES
 
     able: list[Path] = []
     for file in folder.rglob("*"):
-        if file.suffix.lower() in SUFFIXES:
+        if file.suffix.lower() in CHECKPOINT_SUFFIXES:
             with contextlib.suppress(CheckpointError):
                 able.append(read_checkpoint(file).path)
     return sorted(able, key=lambda file: ("refiner" not in file.name.lower(), file))

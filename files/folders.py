@@ -10,6 +10,9 @@ from pathlib import Path
 
 from ..texts.filenames import is_device
 
+CHECKPOINT_SUFFIXES = (".safetensors", ".sft")
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+"""Checkpoints that run code when they are read; they are refused."""
 PICTURE_SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jfif")
 )

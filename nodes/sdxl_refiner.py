@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..refine import DEFAULT_MODEL, Batch, RefineCancelled, RefineError
 from . import host
 from .host import convert
-from .host.checkpoints import DOWNLOAD
-from .host.pairing import masks_for, prompts_for
-from .host.refine_progress import NodeProgress
-from .host.waiting import wait_for
-from .refiner_inputs import ON_ERROR, first, refiner_inputs, settings_of, value_of
+from .host.checkpoints import DOWNLOAD, DOWNLOADED_MODEL
+from .refiner_inputs import ON_ERROR, Inputs
 
 if TYPE_CHECKING:
     import torch
+
+    from ..refine import RefineError, RefineSettings
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ class SDXLRefiner(io.ComfyNode):
             ),
             search_aliases=["refine", "enhance", "img2img", "sdxl", "detail", "denoise", "upscale"],
             is_input_list=True,
-            inputs=refiner_inputs(),
+            inputs=host.widgets(Inputs),
             outputs=[
                 io.Image.Output(
                     display_name="image",
@@ -68,42 +66,46 @@ class SDXLRefiner(io.ComfyNode):
     @classmethod
     def check_lazy_status(cls, **inputs: Any) -> list[str]:
         """Ask for linked prompts only when they are used."""
-        return ["prompt", "negative_prompt"] if first(inputs, "enabled", True) else []
+        given, _ = host.read(Inputs, inputs)
+        return ["prompt", "negative_prompt"] if given.enabled else []
 
     @classmethod
-    def execute(cls, image: list[torch.Tensor], **inputs: list[Any]) -> io.NodeOutput:
+    def execute(cls, **values: list[Any]) -> io.NodeOutput:
         """Refine every image; with strength 0, or not enabled, pass on the very same objects."""
-        masks = [mask for mask in inputs.get("mask") or () if mask is not None]
-        passes_on = first(inputs, "on_error", ON_ERROR[0]) == ON_ERROR[1]
-        result, errors = image, []
-        if first(inputs, "enabled", True):
+        from ..refine import RefineCancelled, RefineError, SettingsError
+
+        given, problem = host.read(Inputs, values)
+        result, errors = given.image, []
+        if given.enabled:
             try:
-                result, errors = _refine(cls, image, masks, inputs, passes_on=passes_on)
+                if problem:
+                    raise SettingsError(str(problem))
+                settings = given.settings()
+                if settings.strength > 0:
+                    result, errors = _refine(cls, given, settings)
             except RefineCancelled:
                 host.stop()
             except RefineError as error:
                 host.show(host.node_id(cls), f"Error: {error}")  # "loading" is no longer true
-                if not passes_on:
+                if given.on_error == ON_ERROR[0]:
                     raise
                 errors = [str(error)]
         texts = [f"Error: {error}" for error in errors]
         if errors:
             host.count_failed_run(cls)
             host.show(host.node_id(cls), *texts)
-        out_masks = masks or [convert.empty_mask(batch) for batch in result]
-        return io.NodeOutput(result, out_masks, ui={"text": texts} if texts else None)
+        masks = given.mask or [convert.empty_mask(batch) for batch in result]
+        return io.NodeOutput(result, masks, ui={"text": texts} if texts else None)
 
 
 def _refine(
-    node: type[io.ComfyNode],
-    batches: list[torch.Tensor],
-    masks: list[torch.Tensor],
-    inputs: dict[str, list[Any]],
-    *,
-    passes_on: bool,
+    node: type[io.ComfyNode], given: Inputs, settings: RefineSettings
 ) -> tuple[list[torch.Tensor], list[str]]:
     """Return the refined batches, and what was wrong with images that were passed on."""
+    from ..refine import Batch
     from .host import kept
+    from .host.pairing import masks_for, prompts_for
+    from .host.waiting import wait_for
 
     errors: dict[int, str] = {}
 
@@ -111,28 +113,21 @@ def _refine(
         log.warning("SDXL Refiner passes image %d on: %s", number + 1, error)
         errors[number] = str(error)
 
-    settings = settings_of(inputs)
-    if settings.strength == 0:
-        return batches, []
-    prompts = [str(prompt or "") for prompt in inputs.get("prompt") or ()]
     batch = Batch(
-        batches,
+        given.image,
         settings,
-        prompts=prompts_for(prompts, batches),
-        masks=masks_for(masks, batches),
-        on_image_error=pass_on if passes_on else None,
+        prompts=prompts_for(given.prompt, given.image),
+        masks=masks_for(given.mask, given.image),
+        on_image_error=pass_on if given.on_error == ON_ERROR[1] else None,
     )
-    results = batches
+    results = given.image
     if batch.items:
-        checkpoint = str(value_of(inputs, "checkpoint", DOWNLOAD))
-        mode = value_of(inputs, "memory_mode", "auto")
-        unload_after = value_of(inputs, "unload_after", True)
-        progress = NodeProgress(host.node_id(node), batch.count)
+        progress = host.RefineProgress(host.node_id(node), batch.count)
         what = "loading the checkpoint"
-        if checkpoint == DOWNLOAD:
-            what = f"fetching {DEFAULT_MODEL}"
+        if given.checkpoint == DOWNLOAD:
+            what = f"fetching {DOWNLOADED_MODEL}"
         refiner = wait_for(
-            lambda: kept.loaded_refiner(checkpoint, mode),
+            lambda: kept.loaded_refiner(given.checkpoint, given.memory_mode),
             lambda seconds: progress.say(f"{what} ({seconds} s)" if seconds else what),
         )
         try:
@@ -143,7 +138,7 @@ def _refine(
             last = next(one for one in reversed(results) if len(one))
             progress.finished(None if errors else last[-1:])
         finally:
-            if unload_after:
+            if given.unload_after:
                 kept.unload_refiner(refiner)
     ordered = [errors[number] for number in sorted(errors)]
     if batch.count > 1:

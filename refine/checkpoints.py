@@ -11,13 +11,11 @@ from typing import Literal, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from ..files.folders import PICKLE_SUFFIXES
 from .errors import CheckpointError
 
 Family = Literal["refiner", "base", "ssd-1b"]
 Variant = Literal["", "turbo", "lightning"]
-
-SUFFIXES = (".safetensors", ".sft")
-PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 _UNET = "model.diffusion_model."
 _VAE = "first_stage_model."

@@ -13,9 +13,10 @@ from typing import Any, get_args
 
 import torch
 
+from ..files.folders import CHECKPOINT_SUFFIXES, PICKLE_SUFFIXES
 from .batch import Batch
 from .batch_run import BatchRun, PromptCache
-from .checkpoints import PICKLE_SUFFIXES, SUFFIXES, read_header
+from .checkpoints import read_header
 from .components import Components
 from .errors import CheckpointError, RefineCancelled
 from .pixels import AnyImage
@@ -257,7 +258,7 @@ def _usable_device(device: str | torch.device) -> torch.device:
 def _check_there(model: str | Path) -> None:
     """Find a mistyped path now, before hours of work; ids are looked up when they are needed."""
     path = Path(model).expanduser()
-    if path.suffix.lower() in {*SUFFIXES, *PICKLE_SUFFIXES}:
+    if path.suffix.lower() in {*CHECKPOINT_SUFFIXES, *PICKLE_SUFFIXES}:
         read_header(path)
     elif isinstance(model, Path) and not path.exists():
         raise CheckpointError(f"There is no checkpoint at {path}: check the path.")

@@ -25,9 +25,8 @@ from safetensors import SafetensorError
 from transformers import CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from ..files.folders import CHECKPOINT_SUFFIXES, PICKLE_SUFFIXES
 from .checkpoints import (
-    PICKLE_SUFFIXES,
-    SUFFIXES,
     CheckpointInfo,
     read_checkpoint,
     read_header,
@@ -60,7 +59,7 @@ def load_components(
     path = Path(model).expanduser()
     if path.is_dir():
         return _load_folder(path, str(path))
-    if path.suffix.lower() in {*SUFFIXES, *PICKLE_SUFFIXES} or path.is_file():
+    if path.suffix.lower() in {*CHECKPOINT_SUFFIXES, *PICKLE_SUFFIXES} or path.is_file():
         return _load_file(read_checkpoint(path), vocabulary)
     if is_repo_id(str(model)):
         return _load_folder(fetch(str(model), local_files_only), str(model))

@@ -2,7 +2,7 @@
 
 from .folders import PACK_FOLDER, config_file, own_folder
 from .inputs import BadInput, number, read, widget, widgets
-from .progress import PAGE, NodeWatcher, show
+from .progress import PAGE, NodeWatcher, RefineProgress, show
 from .running import count_failed_run, failed_runs, interrupted, node_id, stop
 from .schemas import schema
 from .servers import models_to_choose, open_backend, servers_to_choose
@@ -12,6 +12,7 @@ __all__ = [
     "PAGE",
     "BadInput",
     "NodeWatcher",
+    "RefineProgress",
     "config_file",
     "count_failed_run",
     "failed_runs",

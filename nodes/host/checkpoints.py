@@ -7,10 +7,11 @@ from pathlib import Path
 
 import folder_paths
 
-from ...refine import DEFAULT_MODEL, CheckpointError
-from ...refine.checkpoints import SUFFIXES
+from ...files.folders import CHECKPOINT_SUFFIXES
 
-DOWNLOAD = f"{DEFAULT_MODEL} (download)"
+DOWNLOADED_MODEL = "stabilityai/stable-diffusion-xl-refiner-1.0"
+"""`DEFAULT_MODEL` of refine, which ComfyUI's start need not import."""
+DOWNLOAD = f"{DOWNLOADED_MODEL} (download)"
 
 
 def checkpoints_to_choose() -> list[str]:
@@ -18,7 +19,7 @@ def checkpoints_to_choose() -> list[str]:
     files = [
         name
         for name in folder_paths.get_filename_list("checkpoints")
-        if name.lower().endswith(SUFFIXES)
+        if name.lower().endswith(CHECKPOINT_SUFFIXES)
     ]
     return [*sorted(files, key=lambda name: ("refiner" not in name.lower(), name)), DOWNLOAD]
 
@@ -29,8 +30,10 @@ def find_checkpoint(name: str) -> Path | str:
     Raises:
         CheckpointError: there is no such file here.
     """
-    if name in (DOWNLOAD, DEFAULT_MODEL):
-        return DEFAULT_MODEL
+    from ...refine import CheckpointError
+
+    if name in (DOWNLOAD, DOWNLOADED_MODEL):
+        return DOWNLOADED_MODEL
     # A workflow saved on Windows names files in sub-folders with a backslash.
     for candidate in (name, name.replace("\\", os.sep)):
         path = folder_paths.get_full_path("checkpoints", candidate)

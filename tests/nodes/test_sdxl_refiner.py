@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -59,6 +59,23 @@ def test_the_defaults_are_the_settings_own(node: Any) -> None:
     assert {name: fields[name]["default"] for name in usual} == usual
     assert fields["unload_after"]["default"] is True
     assert fields["on_error"]["default"] == "stop the workflow"
+
+
+def test_the_choices_and_the_download_are_the_refiner_s_own(node: Any) -> None:
+    from image_refinery.nodes.host.checkpoints import DOWNLOADED_MODEL
+    from image_refinery.nodes.refiner_inputs import _SETTINGS
+    from image_refinery.refine import DEFAULT_MODEL, RefineSettings
+    from image_refinery.refine.settings import MemoryMode, OutputSize, WorkingSize
+
+    fields = {one.id: one.as_dict() for one in node.define_schema().inputs}
+    for id, choices in (
+        ("working_size", WorkingSize),
+        ("output_size", OutputSize),
+        ("memory_mode", MemoryMode),
+    ):
+        assert fields[id]["options"] == list(get_args(choices))
+    assert {"prompt", *_SETTINGS} == set(RefineSettings().describe())
+    assert DOWNLOADED_MODEL == DEFAULT_MODEL
 
 
 def test_refiners_come_first_and_pickles_not_at_all(node: Any, checkpoints: Path) -> None:
