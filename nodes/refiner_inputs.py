@@ -97,7 +97,7 @@ class Inputs:
         0.3,
         1.0,
         0.01,
-        "How much is redrawn. 0: the image passes untouched; 0.2 to 0.35: texture and artefacts; "
+        "How much is redrawn. 0: the image passes untouched; 0.2 to 0.35: texture and artifacts; "
         "above 0.5 the picture changes.",
         round=0.001,
     )
@@ -163,7 +163,7 @@ class Inputs:
         "working: keep the size of the work, so that a small image comes out larger.",
     )
     keep_colours: bool = _switch(
-        True, "Carry the colours and shading of the image over to the result."
+        True, "Carry the colors and shading of the image over to the result."
     )
     memory_mode: MemoryMode = _choice(
         ("auto", "gpu", "offload", "low_vram"),

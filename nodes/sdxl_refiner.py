@@ -31,7 +31,7 @@ class SDXLRefiner(io.ComfyNode):
             display_name="SDXL Refiner",
             category="refinery",
             description=(
-                "Sharpens texture, removes noise and artefacts and keeps the picture: image to "
+                "Sharpens texture, removes noise and artifacts and keeps the picture: image to "
                 "image with an SDXL checkpoint at low strength. Small images are worked on at "
                 "about a megapixel, large ones in tiles, masks as regions."
             ),

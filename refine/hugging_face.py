@@ -70,7 +70,7 @@ def fetch(repo_id: str, local_files_only: bool) -> Path:
         return folder
     except GatedRepoError as error:
         raise HubError(
-            f"Hugging Face gives {repo_id} only to people who accepted its licence: accept it "
+            f"Hugging Face gives {repo_id} only to people who accepted its license: accept it "
             "on the model's page, log in with `hf auth login`, and try again."
         ) from error
     except RepositoryNotFoundError as error:

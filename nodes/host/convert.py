@@ -68,14 +68,14 @@ def empty_mask(batch: torch.Tensor) -> torch.Tensor:
 def image_tensor(picture: Image.Image) -> torch.Tensor:
     """Return a picture as a batch of one (1, H, W, 3), float 0 to 1, without its transparency.
 
-    16 bits a channel stay 16 bits (grey pictures; Pillow reads no others so).
+    16 bits a channel stay 16 bits (gray pictures; Pillow reads no others so).
     """
     import numpy as np
     import torch
 
     if picture.mode.startswith("I"):
-        grey = np.asarray(picture).astype(np.float32) / 65535.0
-        values = np.repeat(grey[..., None], 3, axis=2)
+        gray = np.asarray(picture).astype(np.float32) / 65535.0
+        values = np.repeat(gray[..., None], 3, axis=2)
     else:
         values = np.asarray(picture.convert("RGB")).astype(np.float32) / 255.0
     return torch.from_numpy(values)[None]
