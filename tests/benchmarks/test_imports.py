@@ -90,8 +90,8 @@ def test_the_least_of_several_logs_counts(imports: Any) -> None:
 @pytest.mark.parametrize(
     ("ours", "words"),
     [
-        (pack(0.0205), []),
-        (pack(0.0215), ["20.5 ms above the empty pack"]),
+        (pack(0.0505), []),
+        (pack(0.0515), ["50.5 ms above the empty pack"]),
         (pack(0.01, heavy=["diffusers"]), ["it imports diffusers"]),
         (pack(0.01, error="OSError: gone"), ["this-pack does not load: OSError: gone"]),
     ],

@@ -52,7 +52,7 @@ PAGE_HOLDS = """(words) => [...document.querySelectorAll("textarea, p, span, div
 
 FAULTS = [
     ("refused", "Can't reach Ollama at"),
-    ("drop", "The connection broke"),
+    ("drop", "The connection to Ollama at"),
     ("cut_mid_stream", "broke off after"),
     ("thinking_only", "its whole budget went into thinking"),
     ("html", "This is not what Ollama answers"),

@@ -289,7 +289,7 @@ def test_memory_that_runs_out_in_every_mode_is_one_sentence(
     assert not torch.equal(execute(node, picture).result[0][0], picture)
 
 
-def test_the_hub_s_licence_gate_is_one_sentence(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_s_license_gate_is_one_sentence(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
@@ -303,7 +303,7 @@ def test_the_hub_s_licence_gate_is_one_sentence(node: Any, monkeypatch: pytest.M
         raise GatedRepoError("gated", response=httpx.Response(403, request=request))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(HubError, match="accepted its licence"):
+    with pytest.raises(HubError, match="accepted its license"):
         execute(node, image(), checkpoint=DOWNLOAD)
 
 

@@ -129,8 +129,8 @@ def test_half_precision_files_are_preferred(hub: Hub) -> None:
     assert all(".fp16." in request for request in fetched)
 
 
-def test_a_licence_that_was_not_accepted_is_named(hub: Hub) -> None:
-    with pytest.raises(HubError, match="only to people who accepted its licence"):
+def test_a_license_that_was_not_accepted_is_named(hub: Hub) -> None:
+    with pytest.raises(HubError, match="only to people who accepted its license"):
         load_components("somebody/gated")
 
 
