@@ -59,8 +59,12 @@ HIDE_CHROME = """
 """
 
 
+def graph_of(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def workflow(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    return graph_of(ROOT / "example_workflows" / f"{name}.json")
 
 
 def unknown_types(comfyui: Any, graph: dict[str, Any]) -> set[str]:
@@ -86,13 +90,17 @@ def usable(comfyui: Any) -> list[str]:
 def load(page: Any, comfyui: Any, name: str) -> dict[str, Any]:
     """Open a workflow in the page, with the picture that every ComfyUI has."""
     graph = workflow(name)
+    open_graph(page, comfyui, graph)
+    return graph
+
+
+def open_graph(page: Any, comfyui: Any, graph: dict[str, Any]) -> None:
     photo = ROOT / "examples" / "photo.jpg"
     (comfyui.base / "input" / "my images").mkdir(exist_ok=True)
     for file in ("example.png", "my images/example.png"):
         comfyui.save_input(Image.open(photo).convert("RGB").resize((512, 512)), file)
     page.evaluate(LOAD, graph)
     page.wait_for_timeout(800)
-    return graph
 
 
 def values(graph: dict[str, Any]) -> dict[int, list[Any]]:
@@ -226,6 +234,28 @@ def test_every_workflow_is_queued_from_the_page(
     assert captions.read_text(encoding="utf-8").startswith("A calm mountain lake")
     tags = comfyui.base / "output" / "tags" / "my images" / "example.txt"
     assert tags.read_text(encoding="utf-8").startswith("serene alpine lake")
+
+
+RELEASED = sorted((ROOT / "tests" / "released").glob("*/*.json"))
+
+
+def test_workflows_of_a_release_open_with_every_value_and_run(
+    page: Any, comfyui: Any, scripted: FaultyOllama
+) -> None:
+    script(scripted)
+    opened = [file for file in RELEASED if not unknown_types(comfyui, graph_of(file))]
+    assert len(opened) >= 7
+    for file in opened:
+        graph = graph_of(file)
+        open_graph(page, comfyui, graph)
+        saved = page.evaluate(SAVE)
+        for id, ours in values(graph).items():
+            assert values(saved)[id][: len(ours)] == ours, (file.stem, id)
+        assert sorted(map(str, saved["links"])) == sorted(map(str, graph["links"]))
+        if file.stem in RUNS:
+            before = set(comfyui.get("/history"))
+            page.evaluate(QUEUE)
+            assert comfyui.new_run(before)["status"]["status_str"] == "success", file.stem
 
 
 def test_the_basic_workflow_shows_its_texts_and_saves_under_a_name_made_of_them(
