@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,68 @@ _PLACES = ("input", "output")
 _SAME_NAME = ("refuse", "full name")
 _SHOWN_LINES = 5
 _NAME_IS_EMPTY = "name is empty. Link names of Load Images From Folder, or write one."
+
+
+def _string(tooltip: str, **more: Any) -> Any:
+    return host.widget(
+        lambda id: io.String.Input(id, default="", tooltip=tooltip, **more), default=""
+    )
+
+
+def _choice(options: tuple[str, ...], tooltip: str, **more: Any) -> Any:
+    return host.widget(
+        lambda id: io.Combo.Input(
+            id, options=list(options), default=options[0], tooltip=tooltip, **more
+        ),
+        default=options[0],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The inputs of one caption, in their order; lists give one caption for each entry."""
+
+    name: str = _string(
+        "The image's name, such as cats/one.png: link names of Load Images From Folder. The "
+        "caption is cats/one.txt."
+    )
+    text: str = _string(
+        "The caption, such as description of LLM Image Refine. An error message is not written.",
+        multiline=True,
+        lazy=True,
+    )
+    place: str = _choice(
+        _PLACES,
+        "input: beside the image in ComfyUI's input folder. output: under the same name in "
+        "ComfyUI's output folder.",
+    )
+    subfolder: str = _string(
+        "A folder inside that place to put in front of the name.", optional=True
+    )
+    prefix: str = _string(
+        'Put before the text as it is, such as a trigger word: "ohwx, ".', optional=True
+    )
+    suffix: str = _string("Put after the text as it is.", optional=True)
+    existing: str = _choice(
+        EXISTING,
+        "If the file exists: leave it, replace it, or add the text at its end.",
+        optional=True,
+    )
+    keep_line_breaks: bool = host.widget(
+        lambda id: io.Boolean.Input(
+            id,
+            default=False,
+            optional=True,
+            tooltip="Off: write one line, as trainers read it. kohya's scripts ignore further "
+            "lines, OneTrainer picks one at random.",
+        ),
+        default=False,
+    )
+    same_name: str = _choice(
+        _SAME_NAME,
+        "If a.jpg and a.png are in one list: refuse the second one, or name its caption a.png.txt.",
+        optional=True,
+    )
 
 
 class SaveCaption(io.ComfyNode):
@@ -35,66 +98,7 @@ class SaveCaption(io.ComfyNode):
             search_aliases=["caption", "dataset", "lora training", "save text", "txt"],
             is_input_list=True,
             is_output_node=True,
-            inputs=[
-                io.String.Input(
-                    "name",
-                    default="",
-                    tooltip="The image's name, such as cats/one.png: link names of Load Images "
-                    "From Folder. The caption is cats/one.txt.",
-                ),
-                io.String.Input(
-                    "text",
-                    multiline=True,
-                    default="",
-                    lazy=True,
-                    tooltip="The caption, such as description of LLM Image Refine. An error "
-                    "message is not written.",
-                ),
-                io.Combo.Input(
-                    "place",
-                    options=list(_PLACES),
-                    default=_PLACES[0],
-                    tooltip="input: beside the image in ComfyUI's input folder. output: under "
-                    "the same name in ComfyUI's output folder.",
-                ),
-                io.String.Input(
-                    "subfolder",
-                    default="",
-                    optional=True,
-                    tooltip="A folder inside that place to put in front of the name.",
-                ),
-                io.String.Input(
-                    "prefix",
-                    default="",
-                    optional=True,
-                    tooltip='Put before the text as it is, such as a trigger word: "ohwx, ".',
-                ),
-                io.String.Input(
-                    "suffix", default="", optional=True, tooltip="Put after the text as it is."
-                ),
-                io.Combo.Input(
-                    "existing",
-                    options=list(EXISTING),
-                    default=EXISTING[0],
-                    optional=True,
-                    tooltip="If the file exists: leave it, replace it, or add the text at its end.",
-                ),
-                io.Boolean.Input(
-                    "keep_line_breaks",
-                    default=False,
-                    optional=True,
-                    tooltip="Off: write one line, as trainers read it. kohya's scripts ignore "
-                    "further lines, OneTrainer picks one at random.",
-                ),
-                io.Combo.Input(
-                    "same_name",
-                    options=list(_SAME_NAME),
-                    default=_SAME_NAME[0],
-                    optional=True,
-                    tooltip="If a.jpg and a.png are in one list: refuse the second one, or name "
-                    "its caption a.png.txt.",
-                ),
-            ],
+            inputs=host.widgets(Inputs),
             outputs=[
                 io.String.Output(
                     display_name="text",
@@ -117,21 +121,22 @@ class SaveCaption(io.ComfyNode):
         return _NAME_IS_EMPTY if empty else True
 
     @classmethod
-    def check_lazy_status(cls, text: Any, **inputs: list[Any]) -> list[str]:
+    def check_lazy_status(cls, **values: list[Any]) -> list[str]:
         """Look at the names first, so that a bad one is refused before a model writes the text."""
-        _plan(cls, inputs)
+        _plan(cls, host.read_rows(Inputs, values))
         return ["text"]
 
     @classmethod
-    def execute(cls, text: list[str], **inputs: list[Any]) -> io.NodeOutput:
+    def execute(cls, **values: list[Any]) -> io.NodeOutput:
         """Write every text that is no error, and say what became of each.
 
         Raises:
             ValueError: a name leads out of its folder, or files could not be written. The other
                 files are written.
         """
-        captions = _plan(cls, inputs, len(text))
-        texts = [text[min(index, len(text) - 1)] for index in range(len(captions))]
+        rows = host.read_rows(Inputs, values)
+        captions = _plan(cls, rows)
+        texts = [row.text for row in rows]
         counts = {"written": 0, "skipped": 0, "refused": 0}
         lines: list[str] = []
         refused: list[str] = []
@@ -160,59 +165,46 @@ class _Caption(NamedTuple):
     """Where one text is written, and how.
 
     Attributes:
+        row: the inputs.
+        shown: the file inside its place, for messages.
         file: None where another image of the list has the file that `shown` names.
     """
 
-    name: str
+    row: Inputs
     shown: str
     file: Path | None
-    place: str
-    how: dict[str, Any]
 
 
-def _plan(node: type[io.ComfyNode], inputs: dict[str, list[Any]], texts: int = 1) -> list[_Caption]:
-    """Return one caption for each name, or for each text where those are more.
+def _plan(node: type[io.ComfyNode], rows: list[Inputs]) -> list[_Caption]:
+    """Return one caption for each row.
 
     Raises:
         ValueError: a name or a choice cannot be used.
     """
     try:
-        count = max([texts, *map(len, inputs.values())])
-        rows = [
-            {id: values[min(index, len(values) - 1)] for id, values in inputs.items()}
-            for index in range(count)
-        ]
         images = [_image(row) for row in rows]
-        full_names = rows[0].get("same_name", _SAME_NAME[0]) == _SAME_NAME[1]
-        return [
-            _caption(row, image, file)
-            for row, image, file in zip(
-                rows, images, caption_files(images, full_names=full_names), strict=True
-            )
-        ]
+        files = caption_files(images, full_names=rows[0].same_name == _SAME_NAME[1])
+        return [_caption(*each) for each in zip(rows, images, files, strict=True)]
     except ValueError as error:
         host.show(host.node_id(node), f"Error: {error}")
         raise
 
 
-def _image(row: dict[str, Any]) -> Path:
-    if row["place"] not in _PLACES:  # older hosts do not check a list's value
-        raise ValueError(f'place is "{row["place"]}", but must be one of {list(_PLACES)}.')
-    if not row["name"].strip():
+def _image(row: Inputs) -> Path:
+    if row.place not in _PLACES:  # older hosts do not check a list's value
+        raise ValueError(f'place is "{row.place}", but must be one of {list(_PLACES)}.')
+    if not row.name.strip():
         raise ValueError(_NAME_IS_EMPTY)
-    subfolder = row.get("subfolder", "")
-    name = f"{subfolder}/{row['name']}" if subfolder.strip() else row["name"]
-    return inside(_folder(row["place"]), name)
+    name = f"{row.subfolder}/{row.name}" if row.subfolder.strip() else row.name
+    return inside(_folder(row.place), name)
 
 
-def _caption(row: dict[str, Any], image: Path, file: Path | None) -> _Caption:
-    folder = _folder(row["place"])
+def _caption(row: Inputs, image: Path, file: Path | None) -> _Caption:
+    folder = _folder(row.place)
     shown = (file or caption_file(image)).relative_to(folder).as_posix()
     # The name may be a link that leads out.
     checked = inside(folder, shown)
-    how = {id: row[id] for id in ("prefix", "suffix", "keep_line_breaks") if id in row}
-    how["existing"] = row.get("existing", EXISTING[0])
-    return _Caption(row["name"], shown, file and checked, row["place"], how)
+    return _Caption(row, shown, file and checked)
 
 
 def _folder(place: str) -> Path:
@@ -227,15 +219,22 @@ def _save(caption: _Caption, text: str) -> tuple[str, str]:
     Raises:
         ValueError: the file cannot be written.
     """
-    shown = caption.shown
+    shown, row = caption.shown, caption.row
     if caption.file is None:
         return "refused", (
-            f'{same_name_message(caption.name, shown)}, or set same_name to "{_SAME_NAME[1]}".'
+            f'{same_name_message(row.name, shown)}, or set same_name to "{_SAME_NAME[1]}".'
         )
     if isinstance(text, ErrorText):
         return "refused", f"{shown} was not written. {text}"
     try:
-        written = write_caption(caption.file, text, **caption.how)
+        written = write_caption(
+            caption.file,
+            text,
+            prefix=row.prefix,
+            suffix=row.suffix,
+            existing=row.existing,
+            keep_line_breaks=row.keep_line_breaks,
+        )
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{shown} is not in UTF-8, so that nothing can be appended: save it as UTF-8, or "
@@ -243,7 +242,7 @@ def _save(caption: _Caption, text: str) -> tuple[str, str]:
         ) from error
     except OSError as error:
         raise ValueError(
-            f"{shown} could not be written into ComfyUI's {caption.place} folder: "
+            f"{shown} could not be written into ComfyUI's {row.place} folder: "
             f"{error.strerror or error}. Try another name or subfolder."
         ) from error
     if written:

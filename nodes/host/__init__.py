@@ -1,7 +1,7 @@
 """All that touches ComfyUI: its schemas, folders, progress, interruption and model management."""
 
 from .folders import PACK_FOLDER, config_file, own_folder
-from .inputs import BadInput, number, read, widget, widgets
+from .inputs import BadInput, number, read, read_rows, widget, widgets
 from .progress import PAGE, NodeWatcher, RefineProgress, show
 from .running import count_failed_run, failed_runs, interrupted, node_id, stop
 from .schemas import schema
@@ -23,6 +23,7 @@ __all__ = [
     "open_backend",
     "own_folder",
     "read",
+    "read_rows",
     "schema",
     "servers_to_choose",
     "show",

@@ -81,6 +81,23 @@ def read(inputs: type[T], values: Mapping[str, Sequence[Any]]) -> tuple[T, BadIn
     return inputs(**taken), problem
 
 
+def read_rows(inputs: type[T], values: Mapping[str, Sequence[Any]], count: int = 1) -> list[T]:
+    """Return the inputs of each row: the i-th value of each list, or its last.
+
+    Args:
+        inputs: as `read` takes it.
+        values: {id: [value, ...]}; an optional input may be missing.
+        count: rows at least; the longest list has as many as there are.
+    """
+    names = [field.name for field in dataclasses.fields(inputs)]  # pyright: ignore[reportArgumentType]
+    lists = {name: values[name] for name in names if values.get(name)}
+    count = max([count, *map(len, lists.values())])
+    return [
+        inputs(**{name: some[min(index, len(some) - 1)] for name, some in lists.items()})
+        for index in range(count)
+    ]
+
+
 def _shared(field: dataclasses.Field[Any], given: Sequence[Any]) -> Any:
     value = given[0]
     if any(other != value for other in given):
