@@ -21,8 +21,8 @@ Further rows: the largest batch with `parallel` 4, at a server that works on fou
 and pictures of 2048 px in the vision stage, encoded beside the model's work (ours) or before each
 request.
 Prints a table of medians of as many rounds as it says, writes bench-output/batches.json, and fails
-when a batch of ours takes 2 % longer than its bound or more, or encoding is not hidden behind the
-model's work.
+when a batch of ours would take 2 % longer than its bound at the card or more. Judged beside the
+quicker server, the client's own time would weigh as many times too much.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class Trial:
             "fastest_s": min(seconds),
             "slowest_s": max(seconds),
             "bound_s": bound_s,
-            "overhead": self.overhead,
+            "overhead": self.overhead / self.scale,
             "own_ms_per_image": self.overhead * self.bound_s * 1000 / len(self.pictures),
             "at_the_card_s": bound_s * (self.scale + self.overhead),
             "judged": self.judged,
@@ -296,7 +296,14 @@ def hidden(picture: Image.Image, count: int, scale: float, rounds: int) -> list[
 def shown(result: dict[str, Any]) -> str:
     """The result as a Markdown table."""
     head = ["way", "images", "tried with", "rounds", "px", "at a time", "card / n", "loads"]
-    head += ["median, s", "least, s", "bound, s", "over it", "own ms an image", "at the card, s"]
+    head += [
+        "median, s",
+        "least, s",
+        "bound, s",
+        "over it at the card",
+        "own ms an image",
+        "at the card, s",
+    ]
     rows = [
         [
             row["way"],
@@ -359,7 +366,7 @@ def main() -> int:
     missed = [row for row in rows if row["judged"] and row["overhead"] >= WANTED_OVERHEAD]
     for row in missed:
         print(f"MISSED: {row['way']}, {row['images']} images: {row['overhead']:.1%} over the "
-              f"bound, less than {WANTED_OVERHEAD:.0%} wanted")  # fmt: skip
+              f"bound at the card, less than {WANTED_OVERHEAD:.0%} wanted")  # fmt: skip
     if missed and load is not None:
         print(f"Load average of the last five minutes: {load:.1f}. Above the number of cores "
               "others were at work, and each wait of a request is longer.")  # fmt: skip
