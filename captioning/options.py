@@ -17,6 +17,12 @@ VISION_SAMPLING = {"temperature": 0.3, "top_p": 0.95, "top_k": 40}
 TEXT_SAMPLING = {"temperature": 0.7, "top_p": 0.95, "top_k": 40}
 """The defaults of the node and of the command line."""
 
+DEFAULT_INSTRUCTIONS = (
+    "Rewrite this description as a vivid, detailed prompt for an image generator: subject first, "
+    "then setting, composition, light, colours and style. One paragraph."
+)
+"""What the node's user_instructions hold at first."""
+
 _VISION_DEFAULTS: dict[str, Any] = {"num_predict": 512, "repeat_penalty": 1.1}
 DEFAULT_NUM_PREDICT = 1024
 """Tokens of an answer where nobody said otherwise: without a limit a model may go on for ever."""

@@ -11,18 +11,13 @@ from ..llm.errors import NoPrompt
 if TYPE_CHECKING:
     from ..llm.backend import Message
 
+
 DESCRIBE_REQUEST = (
     "Describe this image in one detailed paragraph: the subject, what it does and where it is, "
     "the composition, colours, light, materials, mood and style. Name any text that can be read. "
     "Say only what can be seen."
 )
 """The default vision request."""
-
-DEFAULT_INSTRUCTIONS = (
-    "Rewrite this description as a vivid, detailed prompt for an image generator: subject first, "
-    "then setting, composition, light, colours and style. One paragraph."
-)
-"""What the node's user_instructions hold at first."""
 
 _EDITOR_SYSTEM = (
     "You edit texts. The user gives you material between <material> and </material>, and "

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..captioning.options import StageOptions, text_options, vision_options
-from ..captioning.prompts import DEFAULT_INSTRUCTIONS
+from ..captioning.options import (
+    DEFAULT_INSTRUCTIONS,
+    StageOptions,
+    text_options,
+    vision_options,
+)
 from . import host, llm_inputs
 from .host import convert
 
