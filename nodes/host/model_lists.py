@@ -25,6 +25,11 @@ REST_S = 5.0
 """After a failure nobody waits for this long; the look itself goes on behind."""
 
 
+START_DELAY_S = 0.3
+"""Before the first look, which ComfyUI causes while it loads packs. What the look imports cost the
+loading thread 21 of 55 ms of CPU (2 cores, ComfyUI 0.33.0)."""
+
+
 class ModelListCache:
     """Remembers what a server has; looks again in the background when somebody asks.
 
@@ -67,14 +72,15 @@ class ModelListCache:
                 self._listed = threading.Event()
                 self._look = threading.Thread(
                     target=self._run,
-                    args=(self._listed,),
+                    args=(self._listed, START_DELAY_S if self._looks == 1 else 0.0),
                     name="image-refinery-models",
                     daemon=True,
                 )
                 self._look.start()
             return self._listed
 
-    def _run(self, listed: threading.Event) -> None:
+    def _run(self, listed: threading.Event, delay_s: float) -> None:
+        time.sleep(delay_s)
         try:
             with closing(self._open()) as backend:
                 models = backend.list()
