@@ -42,6 +42,8 @@ CancelCheck: TypeAlias = Callable[[], bool]
 
 POLL_S = 0.1
 """How often `cancelled` is polled at least, in seconds."""
+GATHER_S = 0.01
+"""How long lines gather, in seconds: to wake a thread for a token costs more than the token."""
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """A longer line or body is refused: memory stays bounded whatever the server sends."""
 _MAX_ERROR_BYTES = 64 * 1024
@@ -136,6 +138,7 @@ class Http:
             while (lines := call.wait(limit_s, cancelled)) is not None:
                 yield from lines
                 limit_s = silence_s
+                call.gather()
         except TimeoutError:
             raise ServerTimeout(self.server, doing, limit_s) from None
         finally:
@@ -207,6 +210,11 @@ class _Call(threading.Thread):
                 if isinstance(read, Exception):
                     raise read
                 return read
+
+    def gather(self) -> None:
+        """Let lines gather for GATHER_S where none is waiting."""
+        if self._read.empty():
+            time.sleep(GATHER_S)
 
     def abort(self) -> None:
         """Close the connection, unless the answer was read to its end."""
