@@ -23,7 +23,7 @@ from ..llm.errors import (
 from ..llm.http import CancelCheck, Http, Json, Timeouts, json_object
 from ..llm.retry import Retries
 from ..llm.servers import EMBEDDED, Server, find_server
-from .failures import explain, words_of
+from ..llm.failures import explain, words_of
 
 UNLOAD_TIMEOUT_S = 15.0
 """How long an unload may take: Ollama waits up to 5 s for the driver, and for a running request."""

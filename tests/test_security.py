@@ -21,7 +21,7 @@ MAY_CONNECT = {
     "llm/http.py",  # to the server that the environment or the file names
     "llm/servers.py",  # looks up whether a name is this machine
     "llm/errors.py",  # HTTP's words for a status
-    "ollama_client/failures.py",  # the same
+    "llm/failures.py",  # the same
     "refine/hugging_face.py",  # the hub id of the specification, where no file is given
     "refine/tokenizer_files.py",  # the hub's cache on this disk
 }

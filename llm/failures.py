@@ -9,7 +9,7 @@ import time
 from http import HTTPStatus
 from typing import Any, cast
 
-from ..llm.errors import (
+from .errors import (
     AccessDenied,
     Cancelled,
     ContextTooLong,
@@ -25,7 +25,7 @@ from ..llm.errors import (
     shorten,
     status_phrase,
 )
-from ..llm.http import Http, Json
+from .http import Http, Json
 
 _PROBE_TIMEOUT_S = 2.0
 
