@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 from ..texts.characters import whole_characters
+from .backend import Answer
+from .errors import EmptyAnswer, IncompleteAnswer, LLMError
 from .runaway import RepeatGuard
+from .servers import Server
 from .thinking import ThinkSplitter
 
 MAX_ANSWER_CHARS = 2**20
@@ -16,6 +21,91 @@ _TOKEN_TOLERANCE = 64
 """Pieces beyond num_predict before we treat it as ignored: servers count a little differently."""
 _FULL_TOKENS = 16
 """Fewer tokens left than this: the context is full."""
+
+
+class Piece(NamedTuple):
+    """What a line of a stream adds to the answer, and to the thinking before it."""
+
+    content: str = ""
+    thinking: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """The last word of a server on an answer. Counts are tokens, durations seconds."""
+
+    done_reason: str | None = None
+    prompt_tokens: int | None = None
+    answer_tokens: int | None = None
+    total_s: float | None = None
+    load_s: float | None = None
+    prompt_s: float | None = None
+    answer_s: float | None = None
+
+
+Stream: TypeAlias = Generator[Piece | End, None, None]
+"""An answer as a server sends it. It may go on after an `End`; without one it is incomplete."""
+
+
+def stream_answer(
+    stream: Stream,
+    *,
+    model: str,
+    server: Server,
+    options: Mapping[str, Any],
+    num_ctx: int | None,
+) -> Generator[str, None, Answer]:
+    """Yield the text of an answer piece by piece; return the whole `Answer`.
+
+    An answer is cut, as by the server itself (`done_reason` "length"), when it goes on after
+    num_predict, or after num_ctx where num_predict is unset or negative.
+
+    Args:
+        stream: closed at the end, whatever happens.
+        options: as sent, by Ollama's names.
+        num_ctx: the context that the server uses, in tokens; None: not known.
+
+    Raises:
+        EmptyAnswer: no text came, with the reason.
+        IncompleteAnswer: the stream ended without an `End`, or broke after its first token, or the
+            answer repeats itself.
+        LLMError: what `stream` raised before its first token.
+    """
+    answer = AnswerBuilder(options)
+    end: End | None = None
+
+    def incomplete(why: str) -> IncompleteAnswer:
+        return IncompleteAnswer(model, server, characters=len(answer.text), why=why)
+
+    try:
+        with contextlib.closing(stream):
+            for part in stream:
+                if isinstance(part, End):
+                    end = part
+                    continue
+                if text := answer.add(*part):
+                    yield text
+                if end is None and answer.repeats:
+                    raise incomplete("it repeats itself")
+                if end is None and answer.too_long:
+                    end = End(done_reason="length")
+                    break
+    except IncompleteAnswer:
+        raise
+    except LLMError as error:
+        if not answer.tokens:
+            raise
+        raise incomplete(error.cause) from error
+    if rest := answer.finish():
+        yield rest
+    if end is None:
+        why = "no last line came: a server stops so when it ends, or a model repeats itself"
+        raise incomplete(why)
+    text, thinking = answer.text.strip(), answer.thinking.strip()
+    if not text:
+        raise EmptyAnswer(model, server, done_reason=end.done_reason, thought=bool(thinking))
+    full = fills_context(num_ctx, end.prompt_tokens, end.answer_tokens, end.done_reason)
+    return Answer(text=text, thinking=thinking, context_full=full, **vars(end))
 
 
 class AnswerBuilder:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, cast
 
-from ..llm.answers import AnswerBuilder, fills_context, whole_number
+from ..llm.answers import End, Piece, Stream, stream_answer, whole_number
 from ..llm.backend import Answer, LoadedModel, Message, Model, PullProgress, Think, Unloaded
 from ..llm.errors import (
-    EmptyAnswer,
     IncompleteAnswer,
     LLMError,
     ModelNotFound,
@@ -20,10 +19,10 @@ from ..llm.errors import (
     ServerUnreachable,
     UnexpectedResponse,
 )
+from ..llm.failures import explain, words_of
 from ..llm.http import CancelCheck, Http, Json, Timeouts, json_object
 from ..llm.retry import Retries
 from ..llm.servers import EMBEDDED, Server, find_server
-from ..llm.failures import explain, words_of
 
 UNLOAD_TIMEOUT_S = 15.0
 """How long an unload may take: Ollama waits up to 5 s for the driver, and for a running request."""
@@ -183,13 +182,9 @@ class OllamaClient:
             keep_alive: seconds that the model stays loaded after the answer, or text such as "5m".
             timeout_s: for the first byte; None: as in `timeouts`.
 
-        An answer is cut, as by the server itself (`done_reason` "length"), when it goes on after
-        num_predict, or after num_ctx where num_predict is unset or negative.
-
         Raises:
-            EmptyAnswer: no text came, with the reason.
-            IncompleteAnswer: the stream ended without its last line, or broke after its first
-                token, or the answer repeats itself.
+            EmptyAnswer, IncompleteAnswer: as `llm.answers.stream_answer` says, which also cuts
+                what goes on after num_predict.
             LLMError: any other; see `llm.errors`.
         """
         body: Json = {"model": model, "messages": list(messages), "stream": True}
@@ -197,8 +192,6 @@ class OllamaClient:
         body |= {key: value for key, value in optional.items() if value is not None}
         if options:
             body["options"] = dict(options)
-        answer = AnswerBuilder(options or {})
-        last: Json = {}
         lines = self._stream(
             "/api/chat",
             body,
@@ -206,27 +199,10 @@ class OllamaClient:
             first_byte_s=timeout_s,
             cancelled=cancelled,
         )
-        try:
-            with contextlib.closing(lines):
-                for line in lines:
-                    if piece := answer.add(*_content_and_thinking(line)):
-                        yield piece
-                    if line.get("done"):
-                        last = line
-                    elif answer.repeats:
-                        raise self._incomplete(model, answer.text, "it repeats itself")
-                    elif answer.too_long:
-                        last = {"done": True, "done_reason": "length"}
-                        break
-        except IncompleteAnswer:
-            raise
-        except LLMError as error:
-            if not answer.tokens:
-                raise
-            raise self._incomplete(model, answer.text, error.cause) from error
-        if rest := answer.finish():
-            yield rest
-        return self._answer(model, answer, last, options or {})
+        num_ctx = whole_number((options or {}).get("num_ctx"))
+        return stream_answer(
+            _pieces(lines), model=model, server=self.server, options=options or {}, num_ctx=num_ctx
+        )
 
     def load(
         self,
@@ -301,7 +277,8 @@ class OllamaClient:
                 total_bytes=whole_number(line.get("total")) or 0,
             )
         if status != "success":
-            raise self._incomplete(model, "", f'the pull ended at "{status}"')
+            why = f'the pull ended at "{status}"'
+            raise IncompleteAnswer(model, self.server, characters=0, why=why)
 
     def _loaded(self, model: str, cancelled: CancelCheck | None) -> LoadedModel | None:
         return next((m for m in self.ps(cancelled) if same_model(m.name, model)), None)
@@ -338,37 +315,6 @@ class OllamaClient:
         except UnexpectedResponse as error:
             raise explain(error, self._http, model=model, path=path) from None
 
-    def _incomplete(self, model: str, text: str, why: str) -> IncompleteAnswer:
-        return IncompleteAnswer(model, self.server, characters=len(text), why=why)
-
-    def _answer(
-        self, model: str, answer: AnswerBuilder, last: Json, options: Mapping[str, Any]
-    ) -> Answer:
-        text, thinking = answer.text, answer.thinking
-        if not last:
-            why = "no last line came: a server stops so when it ends, or a model repeats itself"
-            raise self._incomplete(model, text, why)
-        reason = last.get("done_reason")
-        done_reason = reason if isinstance(reason, str) else None
-        if not text.strip():
-            thought = bool(thinking.strip())
-            raise EmptyAnswer(model, self.server, done_reason=done_reason, thought=thought)
-        prompt_tokens = whole_number(last.get("prompt_eval_count"))
-        answer_tokens = whole_number(last.get("eval_count"))
-        num_ctx = whole_number(options.get("num_ctx"))
-        return Answer(
-            text=text.strip(),
-            thinking=thinking.strip(),
-            done_reason=done_reason,
-            prompt_tokens=prompt_tokens,
-            answer_tokens=answer_tokens,
-            total_s=_seconds(last.get("total_duration")),
-            load_s=_seconds(last.get("load_duration")),
-            prompt_s=_seconds(last.get("prompt_eval_duration")),
-            answer_s=_seconds(last.get("eval_duration")),
-            context_full=fills_context(num_ctx, prompt_tokens, answer_tokens, done_reason),
-        )
-
 
 def same_model(one: str, other: str) -> bool:
     """Return whether two names mean the same model to Ollama.
@@ -390,10 +336,27 @@ def _full_name(name: str) -> str:
     return name if ":" in name.rpartition("/")[2] else name + ":latest"
 
 
-def _content_and_thinking(line: Json) -> tuple[str, str]:
-    message: Any = line.get("message")
-    fields = cast("Json", message) if isinstance(message, dict) else {}
-    return _text(fields.get("content")), _text(fields.get("thinking"))
+def _pieces(lines: Generator[Json, None, None]) -> Stream:
+    with contextlib.closing(lines):
+        for line in lines:
+            message: Any = line.get("message")
+            fields = cast("Json", message) if isinstance(message, dict) else {}
+            if line.get("done"):
+                yield _end(line)
+            yield Piece(_text(fields.get("content")), _text(fields.get("thinking")))
+
+
+def _end(line: Json) -> End:
+    reason = line.get("done_reason")
+    return End(
+        done_reason=reason if isinstance(reason, str) else None,
+        prompt_tokens=whole_number(line.get("prompt_eval_count")),
+        answer_tokens=whole_number(line.get("eval_count")),
+        total_s=_seconds(line.get("total_duration")),
+        load_s=_seconds(line.get("load_duration")),
+        prompt_s=_seconds(line.get("prompt_eval_duration")),
+        answer_s=_seconds(line.get("eval_duration")),
+    )
 
 
 def _model(entry: Json) -> Model:

@@ -184,15 +184,19 @@ def test_settings_are_right_or_named(given: dict[str, Any]) -> None:
 @given(ANYTHING, ANYTHING)
 def test_what_a_server_says_is_never_trusted(status: Any, said: Any) -> None:
     """Odd values in an answer's last line neither break it nor reach the counts."""
-    from image_refinery.llm.answers import AnswerBuilder
-    from image_refinery.ollama_client.client import OllamaClient, _content_and_thinking
+    from image_refinery.llm.answers import stream_answer
+    from image_refinery.llm.backend import collect
+    from image_refinery.ollama_client.client import _pieces
 
-    growing = AnswerBuilder({})
-    growing.add(*_content_and_thinking({"message": {"content": "A ball.", "thinking": said}}))
-    client = OllamaClient(server=_server())
+    lines = [
+        {"message": {"content": "A ball.", "thinking": said}},
+        {"done": True, "done_reason": status, "eval_count": said, "total_duration": said},
+    ]
     with suppress(errors.LLMError):
-        last = {"done": True, "done_reason": status, "eval_count": said, "total_duration": said}
-        answer = client._answer("m", growing, last, {})
+        pieces = _pieces(line for line in lines)
+        answer = collect(
+            stream_answer(pieces, model="m", server=_server(), options={}, num_ctx=None)
+        )
         assert answer.text == "A ball."
         assert answer.answer_tokens is None or isinstance(answer.answer_tokens, int)
         assert answer.total_s is None or isinstance(answer.total_s, float)
