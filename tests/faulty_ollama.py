@@ -117,6 +117,7 @@ class FakeModel:
     remote_host: str = ""  # a cloud model's stub has one
     vanished: bool = False  # still in /api/tags, and 404 everywhere else
     never_unloads: bool = False  # unload says 200, and /api/ps shows the model for ever
+    listed_digest: str | None = None  # Lemonade has one for all its models; "": the list has none
 
     @property
     def key(self) -> str:
@@ -125,7 +126,9 @@ class FakeModel:
 
     @property
     def digest(self) -> str:
-        """A stable made-up digest."""
+        """A stable made-up digest, unless `listed_digest` is given."""
+        if self.listed_digest is not None:
+            return self.listed_digest
         return hashlib.sha256(self.key.encode()).hexdigest()
 
 
@@ -1003,9 +1006,10 @@ class FaultyOllama:
             "model": model.key,
             "modified_at": "2026-08-01T12:00:00.000000000Z",
             "size": model.size,
-            "digest": model.digest,
             "details": self._details(model),
         }
+        if model.digest:
+            entry["digest"] = model.digest
         if self.since(0, 30):
             entry["capabilities"] = list(model.capabilities)
         if model.remote_host:
