@@ -12,6 +12,7 @@ from typing import Any, cast
 from ..llm.answers import End, Piece, Stream, stream_answer, whole_number
 from ..llm.backend import Answer, LoadedModel, Message, Model, PullProgress, Think, Unloaded
 from ..llm.errors import (
+    EndpointMissing,
     IncompleteAnswer,
     LLMError,
     ModelNotFound,
@@ -26,6 +27,9 @@ from ..llm.servers import EMBEDDED, Server, find_server
 
 UNLOAD_TIMEOUT_S = 15.0
 """How long an unload may take: Ollama waits up to 5 s for the driver, and for a running request."""
+
+_SHORT_UNLOAD_S = 1.0
+"""How long an unload may take on a server whose /api/ps never changes."""
 
 _MAX_KNOWN_MODELS = 1000
 
@@ -87,22 +91,29 @@ class OllamaClient:
     def show(self, model: Model, cancelled: CancelCheck | None = None) -> Model:
         """Return `model` with its capabilities and context length.
 
-        /api/show is asked once for each digest and process: its answer for a digest never changes.
+        The answer of /api/show is kept by server, name and digest, for as long as the process runs,
+        and not kept for a model without a digest. Without /api/show the capabilities stay unknown.
 
         Raises:
             ModelNotFound: the server does not have it.
         """
         if model.capabilities is not None:
             return model
+        # Lemonade has one digest for all its models.
+        key = (self.url, model.name, model.digest)
         with _lock:
-            known = _known_by_digest.get(model.digest)
+            known = _known_by_digest.get(key)
         if known is None:
-            known = self._show(model, cancelled)
+            try:
+                known = self._show(model, cancelled)
+            except EndpointMissing:
+                # Not remembered: a proxy also answers 404 while its server restarts.
+                return model
             if model.digest:
                 with _lock:
                     while len(_known_by_digest) >= _MAX_KNOWN_MODELS:
                         _known_by_digest.pop(next(iter(_known_by_digest)))
-                    _known_by_digest[model.digest] = known
+                    _known_by_digest[key] = known
         return replace(
             model,
             remote_host=model.remote_host or known.remote_host,
@@ -238,27 +249,36 @@ class OllamaClient:
         """Unload a model and poll /api/ps until it is gone, for `limit_s` seconds at most.
 
         A model that is not loaded, and a cloud model, is left alone; calling twice is safe.
+        KoboldCpp always lists its one model: after an unload that reached its limit, the next ones
+        on the same server wait 1 s, until a model leaves /api/ps.
         """
         request: Json = {"model": model, "keep_alive": 0}
         try:
-            before = self._loaded(model, cancelled)
+            loaded = self.ps(cancelled)
         except ServerUnreachable:
             raise
         except LLMError:
             # /api/ps failed; unload anyway.
             self._post("/api/generate", request, cancelled)
             raise
+        if self._ps_never_changes(loaded):
+            limit_s = min(limit_s, _SHORT_UNLOAD_S)
+        before = _find_loaded(loaded, model)
         if before is None:
             return Unloaded(model=model)
         self._post("/api/generate", request, cancelled)
         deadline = time.monotonic() + limit_s
         pause_s = 0.005
-        while self._loaded(model, cancelled) is not None:
+        while _find_loaded(loaded := self.ps(cancelled), model) is not None:
             if time.monotonic() > deadline:
+                with _lock:
+                    _still_listed[self.url] = _names(loaded)
                 return Unloaded(model=model, vram_bytes=0, confirmed=False)
             time.sleep(pause_s)
             # A look takes 2 ms, and the next model waits for what is noticed late.
             pause_s = min(pause_s * 1.1, 0.05)
+        with _lock:
+            _still_listed.pop(self.url, None)
         return Unloaded(model=model, vram_bytes=before.vram_bytes)
 
     def pull(self, model: str, cancelled: CancelCheck | None = None) -> Iterator[PullProgress]:
@@ -280,8 +300,14 @@ class OllamaClient:
             why = f'the pull ended at "{status}"'
             raise IncompleteAnswer(model, self.server, characters=0, why=why)
 
-    def _loaded(self, model: str, cancelled: CancelCheck | None) -> LoadedModel | None:
-        return next((m for m in self.ps(cancelled) if same_model(m.name, model)), None)
+    def _ps_never_changes(self, loaded: Sequence[LoadedModel]) -> bool:
+        """Whether an unload reached its limit here, and no model has left /api/ps since then."""
+        with _lock:
+            listed = _still_listed.get(self.url)
+            unchanged = listed is not None and listed <= _names(loaded)
+            if not unchanged:
+                _still_listed.pop(self.url, None)
+            return unchanged
 
     def _get(self, path: str, cancelled: CancelCheck | None = None) -> Json:
         with self._explained(path):
@@ -327,8 +353,19 @@ def same_model(one: str, other: str) -> bool:
     return _full_name(one) == _full_name(other)
 
 
-_known_by_digest: dict[str, Model] = {}
+_known_by_digest: dict[tuple[str, str, str], Model] = {}
+"""What /api/show returned, by server URL, name and digest."""
+_still_listed: dict[str, frozenset[str]] = {}
+"""The models that /api/ps still listed when an unload reached its limit, by server URL."""
 _lock = Lock()
+
+
+def _find_loaded(loaded: Sequence[LoadedModel], model: str) -> LoadedModel | None:
+    return next((entry for entry in loaded if same_model(entry.name, model)), None)
+
+
+def _names(loaded: Sequence[LoadedModel]) -> frozenset[str]:
+    return frozenset(_full_name(entry.name) for entry in loaded)
 
 
 def _full_name(name: str) -> str:

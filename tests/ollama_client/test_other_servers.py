@@ -12,10 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from faulty_ollama import Reply, text_model, vision_model
 from image_refinery.__main__ import main
-from image_refinery.llm.errors import EndpointMissing, LLMError
+from image_refinery.llm.errors import EndpointMissing, LLMError, ModelNotFound
 from image_refinery.llm.servers import Server
 from image_refinery.ollama_client import OllamaClient, collect
+from image_refinery.ollama_client import client as client_module
+from image_refinery.ollama_client.client import UNLOAD_TIMEOUT_S
 
 Answer = tuple[int, Any]
 MODELS = {"object": "list", "data": [{"id": "qwen", "object": "model"}]}
@@ -114,6 +117,125 @@ def test_a_model_that_is_not_found_is_still_that(serve: Callable[[str], str]) ->
         pytest.raises(LLMError, match=r'The model "qwen" is not installed'),
     ):
         collect(client.chat("qwen", [{"role": "user", "content": "x"}]))
+
+
+LEMONADE_DIGEST = "sha256:" + "0" * 64
+BEFORE_CAPABILITIES_IN_TAGS = "0.12.0"
+
+
+def test_two_models_with_one_digest_keep_their_own_capabilities(make_ollama: Any) -> None:
+    ollama = make_ollama(
+        [
+            text_model("llama3.2", listed_digest=LEMONADE_DIGEST),
+            vision_model("llava", listed_digest=LEMONADE_DIGEST),
+        ],
+        version=BEFORE_CAPABILITIES_IN_TAGS,
+    )
+    with OllamaClient(Server(url=ollama.url)) as client:
+        for _ in range(2):
+            assert client.find("llama3.2").lacks("vision")
+            assert not client.find("llava").lacks("vision")
+    assert [request.model for request in ollama.of("show")] == ["llama3.2:latest", "llava:latest"]
+
+
+def test_one_name_and_digest_on_two_servers_keep_their_own_capabilities(make_ollama: Any) -> None:
+    for make_model, sees in ((text_model, False), (vision_model, True)):
+        model = make_model("llava", listed_digest=LEMONADE_DIGEST)
+        ollama = make_ollama([model], version=BEFORE_CAPABILITIES_IN_TAGS)
+        with OllamaClient(Server(url=ollama.url)) as client:
+            assert client.find("llava").lacks("vision") is not sees
+
+
+def test_a_model_without_a_digest_is_asked_for_each_time(make_ollama: Any) -> None:
+    """Nothing would show that another model has taken its name."""
+    ollama = make_ollama(
+        [text_model("llava", listed_digest="")], version=BEFORE_CAPABILITIES_IN_TAGS
+    )
+    with OllamaClient(Server(url=ollama.url)) as client:
+        assert client.find("llava").lacks("vision")
+        ollama.models["llava:latest"] = vision_model("llava", listed_digest="")
+        assert not client.find("llava").lacks("vision")
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        Reply(status=404),
+        Reply(status=404, error="404 page not found"),
+        Reply(status=404, body=b'{"detail": "Not Found"}'),
+        Reply(status=200, body=json.dumps(LM_STUDIO).encode()),
+    ],
+    ids=["no body", "Go", "FastAPI", "LM Studio"],
+)
+def test_a_missing_show_means_that_capabilities_are_not_known(
+    make_ollama: Any, missing: Reply
+) -> None:
+    ollama = make_ollama(version=BEFORE_CAPABILITIES_IN_TAGS)
+    ollama.always("show", missing)
+    with OllamaClient(Server(url=ollama.url)) as client:
+        model = client.find("llava")
+        assert model.capabilities is None and not model.lacks("vision")
+        ollama.forget_script()
+        assert client.find("llava").capabilities == {"completion", "vision"}
+
+
+def test_a_model_that_show_does_not_find_is_still_an_error(make_ollama: Any) -> None:
+    ollama = make_ollama(version=BEFORE_CAPABILITIES_IN_TAGS)
+    ollama.always("show", "not_found")
+    with OllamaClient(Server(url=ollama.url)) as client, pytest.raises(ModelNotFound):
+        client.find("llava")
+
+
+def listing(*names: str) -> Reply:
+    """An /api/ps that lists these models, whatever is loaded."""
+    return Reply(body=json.dumps({"models": [{"name": name} for name in names]}).encode())
+
+
+def test_a_server_that_always_lists_its_model_costs_the_wait_once(
+    make_ollama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_SHORT_UNLOAD_S", 0.05)
+    ollama = make_ollama([text_model("koboldcpp/tiny")])
+    ollama.always("ps", listing("koboldcpp/tiny"))
+    with OllamaClient(Server(url=ollama.url)) as client:
+        started = time.monotonic()
+        assert not client.unload("koboldcpp/tiny", limit_s=0.5).confirmed
+        assert time.monotonic() - started >= 0.5, "the first unload waits for its whole limit"
+    with OllamaClient(Server(url=ollama.url)) as another:
+        for _ in range(3):
+            started = time.monotonic()
+            assert not another.unload("koboldcpp/tiny").confirmed
+            assert time.monotonic() - started < UNLOAD_TIMEOUT_S / 3
+    assert len(ollama.of("unload")) == 4, "the request is sent each time"
+
+
+def test_other_servers_keep_the_whole_wait(
+    make_ollama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_SHORT_UNLOAD_S", 0.0)
+    with OllamaClient(Server(url=make_ollama([text_model(never_unloads=True)]).url)) as client:
+        client.load("llama3.2")
+        assert not client.unload("llama3.2", limit_s=0.1).confirmed
+    with OllamaClient(Server(url=make_ollama([text_model(unload_s=0.5)]).url)) as client:
+        client.load("llama3.2")
+        assert client.unload("llama3.2").confirmed
+
+
+@pytest.mark.parametrize("seen", ["an unload", "another list"])
+def test_the_whole_wait_returns_when_a_model_leaves_the_list(
+    make_ollama: Any, monkeypatch: pytest.MonkeyPatch, seen: str
+) -> None:
+    monkeypatch.setattr(client_module, "_SHORT_UNLOAD_S", 0.0)
+    ollama = make_ollama([text_model("slow", unload_s=0.5), text_model("quick")])
+    ollama.always("ps", listing("quick") if seen == "an unload" else listing("quick", "other"))
+    with OllamaClient(Server(url=ollama.url)) as client:
+        assert not client.unload("quick", limit_s=0.1).confirmed
+        ollama.forget_script()
+        client.load("quick")
+        if seen == "an unload":
+            assert client.unload("quick").confirmed, "the first look finds it gone"
+        client.load("slow")
+        assert client.unload("slow").confirmed
 
 
 BROKEN = {
