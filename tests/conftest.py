@@ -20,6 +20,7 @@ import requests  # noqa: F401 - first imported in a thread, its warning would be
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
+    from scripted_servers import ScriptedServer
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -39,6 +40,7 @@ def _load(name: str, file: Path, folder: Path | None = None) -> None:
 
 _load("image_refinery", ROOT / "__init__.py", ROOT)
 _load("faulty_ollama", TESTS / "faulty_ollama.py")
+_load("scripted_servers", TESTS / "scripted_servers.py")
 _load("comfy_stub_path", TESTS / "comfy_stub" / "stub_path.py")
 
 
@@ -94,6 +96,19 @@ def make_ollama() -> Iterator[Callable[..., FaultyOllama]]:
 def ollama(make_ollama: Callable[..., FaultyOllama]) -> FaultyOllama:
     """A scripted server of the newest release with `llava` (vision) and `llama3.2` (text)."""
     return make_ollama()
+
+
+@pytest.fixture
+def make_server() -> Iterator[Callable[..., ScriptedServer]]:
+    """Start any number of doubles of other servers: make_server("lmstudio", models, jit=False)."""
+    from scripted_servers import KINDS
+
+    with ExitStack() as servers:
+
+        def make(kind: str, *args: Any, **settings: Any) -> ScriptedServer:
+            return servers.enter_context(KINDS[kind](*args, **settings))
+
+        yield make
 
 
 @pytest.fixture
