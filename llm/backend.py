@@ -35,7 +35,9 @@ class Model:
         remote_host: where a cloud model runs, else "".
         capabilities: in Ollama's words (completion, vision, thinking, tools, embedding, ...);
             None: not known.
-        context_length: the longest context it was made for, in tokens; None: not known.
+        not_told: capabilities of which the server says nothing.
+        context_length: the longest context it can have here, in tokens; None: not known.
+        note: what a person should know who uses it, as a sentence, or "".
     """
 
     name: str
@@ -43,11 +45,15 @@ class Model:
     digest: str = ""
     remote_host: str = ""
     capabilities: frozenset[str] | None = None
+    not_told: frozenset[str] = frozenset()
     context_length: int | None = None
+    note: str = ""
 
     def lacks(self, capability: str) -> bool:
         """Whether the model is known not to have the capability."""
-        return self.capabilities is not None and capability not in self.capabilities
+        if self.capabilities is None or capability in self.not_told:
+            return False
+        return capability not in self.capabilities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,7 @@ class Answer:
 
     Attributes:
         text: the answer, without thinking.
+        model: that wrote it, or "".
         thinking: the thinking, kept apart even where the model wrote it into the answer.
         done_reason: "stop", "length" (cut at num_predict or at the context), or None.
         context_full: what was sent and answered filled num_ctx, so that the server dropped a part
@@ -73,6 +80,7 @@ class Answer:
     """
 
     text: str
+    model: str = ""
     thinking: str = ""
     done_reason: str | None = None
     prompt_tokens: int | None = None
@@ -111,11 +119,17 @@ class PullProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class Unloaded:
-    """What an unload freed; not `confirmed`: the server still listed the model at the end."""
+    """What an unload freed.
+
+    Attributes:
+        confirmed: the server no longer lists the model as loaded.
+        possible: the server can be asked to unload it.
+    """
 
     model: str
     vram_bytes: int = 0
     confirmed: bool = True
+    possible: bool = True
 
 
 class Backend(Protocol):
@@ -128,6 +142,15 @@ class Backend(Protocol):
 
     server: Server
     retries: Retries
+
+    @property
+    def unloads_always(self) -> bool:
+        """Whether models leave after their stage, whoever loaded them, unless its entry says no."""
+        ...
+
+    def ignored(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """Return the names of options that the server does not take."""
+        ...
 
     def list(self, cancelled: CancelCheck | None = None) -> Sequence[Model]:
         """Return the installed models, with capabilities where the server lists them."""

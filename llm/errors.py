@@ -6,6 +6,8 @@
     |   |-- UnusableImage      the image cannot be read, or has no pixels
     |   `-- NoPrompt           there is no text to send
     |-- ServerUnreachable      no connection could be made
+    |   `-- NoServer           no server was found on this machine
+    |-- UnknownServer          what answers is no language-model server
     |-- ConnectionBroke        the connection ended before a word of the answer
     |-- ServerTimeout          connected, but silent for too long
     |-- ModelNotFound          the server does not have the model
@@ -14,6 +16,7 @@
     |-- NoVision               the model does not take images
     |-- NoThinking             the model does not think, or not at that level
     |-- ServerBusy             the queue is full, or a rate limit was met
+    |-- LoadFailed             the server could not load the model
     |-- OutOfMemory            the model does not fit into the server's memory
     |-- EmptyAnswer            the model ended its answer without text
     |-- IncompleteAnswer       the answer broke off
@@ -32,6 +35,7 @@ a widget, the command line a command. Both add it (`advice` in `_advice`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -48,9 +52,11 @@ __all__ = [
     "EndpointMissing",
     "IncompleteAnswer",
     "LLMError",
+    "LoadFailed",
     "ModelNotFound",
     "NoModel",
     "NoPrompt",
+    "NoServer",
     "NoThinking",
     "NoVision",
     "NotInLibrary",
@@ -61,6 +67,7 @@ __all__ = [
     "ServerTimeout",
     "ServerUnreachable",
     "UnexpectedResponse",
+    "UnknownServer",
     "UnusableImage",
     "WrongForm",
 ]
@@ -119,6 +126,30 @@ class ServerUnreachable(LLMError):
         self.refused = refused
 
 
+class NoServer(ServerUnreachable):
+    """No server was found on this machine, at none of the usual ports."""
+
+    def __init__(self, server: Server, ports: Sequence[int]) -> None:
+        *most, last = map(str, ports)
+        LLMError.__init__(
+            self,
+            f"No {server.product or 'language-model'} server answers on this machine "
+            f"(127.0.0.1, ports {', '.join(most)} and {last}).",
+            server=server,
+        )
+        self.refused = True
+
+
+class UnknownServer(LLMError):
+    """Something answers at the address, in no form that is known."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(
+            f"What answers at {server.url} is no language-model server that this pack knows.",
+            server=server,
+        )
+
+
 class ConnectionBroke(LLMError):
     """The connection was closed or reset before a word of the answer came."""
 
@@ -142,7 +173,13 @@ class ServerTimeout(LLMError):
 
 
 class ModelNotFound(LLMError):
-    """The server does not have the model."""
+    """The server does not have the model.
+
+    Attributes:
+        instead: names of installed models that would do, three at most.
+    """
+
+    instead: Sequence[str] = ()
 
     def __init__(self, model: str, server: Server) -> None:
         super().__init__(
@@ -151,15 +188,15 @@ class ModelNotFound(LLMError):
 
 
 class NoModel(ModelNotFound):
-    """No installed model has a capability, and none was named; `model` is one that would do."""
+    """No installed model can do what is needed, and none was named.
 
-    def __init__(self, capability: str, usual: str, server: Server) -> None:
-        LLMError.__init__(
-            self,
-            f"No model for {capability} is installed {server.where}.",
-            server=server,
-            model=usual,
-        )
+    Attributes:
+        task: such as "describing images".
+    """
+
+    def __init__(self, task: str, server: Server) -> None:
+        LLMError.__init__(self, f"No model for {task} is installed {server.where}.", server=server)
+        self.task = task
 
 
 class NotInLibrary(ModelNotFound):
@@ -216,6 +253,17 @@ class OutOfMemory(LLMError):
             server=server,
             model=model,
             cause=f"the server has not enough memory: {said}",
+        )
+
+
+class LoadFailed(LLMError):
+    """The server could not load the model."""
+
+    def __init__(self, model: str, server: Server, why: str) -> None:
+        super().__init__(
+            f'{_capital(server.title)} could not load "{model}" ({why}).',
+            server=server,
+            model=model,
         )
 
 
@@ -323,6 +371,8 @@ class EndpointMissing(UnexpectedResponse):
             "openai": "speaks OpenAI's API, not Ollama's",
             "ollama": "lacks a part of Ollama's API",
         }.get(api, "does not look like Ollama")
+        if server.kind != "ollama":
+            what = f"lacks a part of the API of {server.product or 'OpenAI'}"
         answer = f'{path} answered {status_phrase(status)}: "{shorten(said) or "nothing"}"'
         LLMError.__init__(self, f"The server at {server.url} {what} ({answer}).", server=server)
         self.status = status

@@ -1,4 +1,4 @@
-"""What a response of Ollama that is an error means."""
+"""What a server's response that is an error means."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def explain(error: UnexpectedResponse, http: Http, *, model: str, path: str) -> 
         return ModelNotFound(model, server)
     # LM Studio answers 200 to a path that it does not know.
     if status == HTTPStatus.NOT_FOUND or said.startswith("Unexpected endpoint"):
-        return EndpointMissing(server, status, said, path, _other_api(http))
+        other = _other_api(http) if server.kind == "ollama" else ""
+        return EndpointMissing(server, status, said, path, other)
     if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         return ServerBusy(model, server, said or status_phrase(status), status=status)
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):

@@ -1,4 +1,4 @@
-"""Which Ollama server to talk to: the environment, a file with named servers, or this machine.
+"""Which language-model server to use: the environment, a file with named servers, or a search.
 
 A workflow may name a server but never give its address: workflows come from strangers, and an
 address in one would make this machine send images and keys wherever its author likes.
@@ -12,16 +12,27 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from .._program import PACK
 from .errors import ServerConfigError
 
 EMBEDDED = "embedded"
-"""The address that stands for the engine inside this package (`llm.llamacpp`)."""
+"""The address, name and kind of the engine inside this package (`llm.llamacpp`)."""
+KINDS = {
+    "ollama": "Ollama",
+    "openai": "",
+    "llama-server": "llama-server",
+    "lmstudio": "LM Studio",
+    "llama-swap": "llama-swap",
+    "vllm": "vLLM",
+    EMBEDDED: "the embedded engine",
+}
+"""The kinds of servers, by the names in image-refinery.toml, and what people call them."""
 DEFAULT_URL = "http://127.0.0.1:11434"
 DEFAULT_NAME = "default"
 CONFIG_NAME = "image-refinery.toml"
@@ -33,40 +44,53 @@ _SCHEME_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """One Ollama server.
+    """One language-model server.
 
     Attributes:
         name: the name in image-refinery.toml, or "default".
         url: base URL without credentials and without a trailing slash, or "embedded".
+        kind: one of `KINDS`; "": not known yet (see `llm.probe`).
+        search: no address was given: the server is looked for on this machine.
         api_key: sent as a bearer token, over https or to loopback only.
         login: user and password that stood in the URL.
         shares_gpu: whether its models live in the GPU that ComfyUI uses; None: find out.
-        embedded: the engine inside this package answers at `url`.
+        unload: whether models are unloaded after their stage; None: by the kind of server.
+        assume: capabilities that its models have, whatever it says ("vision").
     """
 
     name: str = DEFAULT_NAME
     url: str = DEFAULT_URL
+    kind: str = "ollama"
+    search: bool = False
     api_key: str | None = field(default=None, repr=False)
     login: tuple[str, str] | None = field(default=None, repr=False)
     shares_gpu: bool | None = None
-    embedded: bool = False
+    unload: bool | None = None
+    assume: frozenset[str] = frozenset()
+
+    @property
+    def product(self) -> str:
+        """What people call this kind of server: "Ollama"; "" where the kind is not known."""
+        return KINDS.get(self.kind, "")
 
     @property
     def title(self) -> str:
         """The server in a sentence: "Ollama at http://127.0.0.1:11434"."""
-        return "the embedded engine" if self.is_embedded else f"Ollama at {self.url}"
+        if self.is_embedded:
+            return self.product
+        return f"{self.product or 'the server'} at {self.url}"
 
     @property
     def where(self) -> str:
         """Where a model is: "on the Ollama server at http://127.0.0.1:11434"."""
         if self.is_embedded:
             return "in the embedded engine"
-        return f"on the Ollama server at {self.url}"
+        return f"on the {f'{self.product} server'.strip()} at {self.url}"
 
     @property
     def is_embedded(self) -> bool:
-        """Whether it is the engine inside this package, before or after it has an address."""
-        return self.embedded or self.url == EMBEDDED
+        """Whether it is the engine inside this package."""
+        return self.kind == EMBEDDED
 
     @property
     def host(self) -> str:
@@ -76,7 +100,7 @@ class Server:
     @property
     def is_loopback(self) -> bool:
         """Whether the address can only be this machine."""
-        return self.url == EMBEDDED or is_loopback(self.host)
+        return self.is_embedded or is_loopback(self.host)
 
     @property
     def may_send_key(self) -> bool:
@@ -189,13 +213,14 @@ def find_server(
     config: Path | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Server:
-    """Return the server that `name` stands for.
+    """Return the server that `name` stands for, which is not asked anything yet.
 
-    "default" (or an empty name) is OLLAMA_BASE_URL, else OLLAMA_HOST, else the entry that the
-    file's `default` names, else this machine. Any other name is looked up in the file.
+    "default" (or an empty name) is OLLAMA_BASE_URL, else the entry that the file's `default` names,
+    else OLLAMA_HOST, else what a search on this machine finds. Any other name is looked up in the
+    file; the names of kinds ("lmstudio") need no entry there.
 
     Args:
-        config: path of image-refinery.toml; None: the platform's configuration folder.
+        config: path of image-refinery.toml; None: `config_path()`.
         environ: environment; None: `os.environ`.
 
     Raises:
@@ -206,14 +231,24 @@ def find_server(
     if name and name != DEFAULT_NAME:
         return _named(name, entries, environ)
     key = environ.get("OLLAMA_API_KEY") or None
-    for variable in ("OLLAMA_BASE_URL", "OLLAMA_HOST"):
-        if address := environ.get(variable, "").strip():
-            return _server(DEFAULT_NAME, address, key, None)
+    if address := environ.get("OLLAMA_BASE_URL", "").strip():
+        return _server(DEFAULT_NAME, address, key)
     if chosen := entries.get("default"):
         entry = _named(str(chosen), entries, environ)
-        key = entry.api_key or key
-        return Server(url=entry.url, api_key=key, login=entry.login, shares_gpu=entry.shares_gpu)
-    return Server(api_key=key)
+        return replace(entry, name=DEFAULT_NAME, api_key=entry.api_key or key)
+    if address := environ.get("OLLAMA_HOST", "").strip():
+        return _server(DEFAULT_NAME, address, key)
+    return Server(kind="", search=True, api_key=key)
+
+
+def split_model(name: str, server: str = DEFAULT_NAME) -> tuple[str, str]:
+    """Return the model and the name of the server that a choice such as "llava @ box" means.
+
+    >>> split_model("llava:7b @ box"), split_model("llava:7b", "box"), split_model("a@q4")
+    (('llava:7b', 'box'), ('llava:7b', 'box'), ('a@q4', 'default'))
+    """
+    model, separator, other = name.rpartition(" @ ")
+    return (model.strip(), other.strip()) if separator else (name.strip(), server)
 
 
 def server_names(config: Path | None = None) -> list[str]:
@@ -228,7 +263,9 @@ def server_names(config: Path | None = None) -> list[str]:
 
 
 def config_path() -> Path:
-    """Where image-refinery.toml is looked for outside ComfyUI."""
+    """Where image-refinery.toml is looked for: in custom_nodes, that is ComfyUI's user folder."""
+    if PACK.parent.name == "custom_nodes":
+        return PACK.parents[1] / "user" / CONFIG_NAME
     import platformdirs
 
     return Path(platformdirs.user_config_dir("image-refinery", appauthor=False)) / CONFIG_NAME
@@ -253,37 +290,49 @@ def _read(path: Path) -> dict[str, Any]:
 def _named(name: str, entries: Mapping[str, Any], environ: Mapping[str, str]) -> Server:
     servers: Any = entries.get("servers")
     table: Any = cast("dict[str, Any]", servers).get(name) if isinstance(servers, dict) else None
+    if table is None and name == EMBEDDED:
+        return _server(name, EMBEDDED)
+    if table is None and name in KINDS:
+        return Server(name=name, kind=name, search=True)
     if not isinstance(table, dict):
         raise ServerConfigError(
             f'There is no server named "{name}" in {CONFIG_NAME}. Add a table [servers.{name}] '
             'with its url there, or choose the server "default".'
         )
     entry = cast("dict[str, Any]", table)
+    problem = f'The server "{name}" in {CONFIG_NAME}'
     url, key, key_env = entry.get("url"), entry.get("key"), entry.get("key_env")
+    kind = entry.get("kind", "")
+    if kind and kind not in KINDS:
+        raise ServerConfigError(f"{problem} has an unknown kind. Write one of {list(KINDS)}.")
+    if kind == EMBEDDED:
+        url = url or EMBEDDED
     if not isinstance(url, str) or not url.strip():
-        raise ServerConfigError(f'The server "{name}" in {CONFIG_NAME} has no url. Add one.')
+        raise ServerConfigError(f"{problem} has no url. Add one.")
     if key_env is not None:
         key = environ.get(str(key_env)) or None
-    shares = entry.get("shares_gpu", "auto")
+    shares, unload = entry.get("shares_gpu", "auto"), entry.get("unload")
     if shares not in (True, False, "auto"):
-        raise ServerConfigError(
-            f'shares_gpu of the server "{name}" in {CONFIG_NAME} must be true, false or "auto".'
-        )
-    return _server(
-        name, url, None if key is None else str(key), None if shares == "auto" else shares
+        raise ServerConfigError(f'{problem}: shares_gpu must be true, false or "auto".')
+    if unload not in (True, False, None):
+        raise ServerConfigError(f"{problem}: unload must be true or false.")
+    assume = entry.get("assume", [])
+    if not isinstance(assume, list):
+        raise ServerConfigError(f'{problem}: assume must be a list such as ["vision"].')
+    return replace(
+        _server(name, url, None if key is None else str(key)),
+        **({"kind": kind} if kind else {}),
+        shares_gpu=None if shares == "auto" else shares,
+        unload=unload,
+        assume=frozenset(str(word) for word in cast("list[Any]", assume)),
     )
 
 
-def _server(name: str, address: str, key: str | None, shares_gpu: bool | None) -> Server:
+def _server(name: str, address: str, key: str | None = None) -> Server:
     if address.strip().lower() == EMBEDDED:
-        return Server(name=name, url=EMBEDDED, shares_gpu=shares_gpu)
-    return Server(
-        name=name,
-        url=parse_host(address),
-        api_key=key,
-        login=parse_login(address),
-        shares_gpu=shares_gpu,
-    )
+        return Server(name=name, url=EMBEDDED, kind=EMBEDDED)
+    url = parse_host(address)
+    return Server(name=name, url=url, kind="", api_key=key, login=parse_login(address))
 
 
 def _split(text: str) -> tuple[SplitResult, bool]:
@@ -314,7 +363,7 @@ def _connectable(host: str) -> str:
 def _bad_address(what: str) -> ServerConfigError:
     # The address itself may hold a password, so it is not repeated.
     return ServerConfigError(
-        f"The address of the Ollama server {what}. Write it as http://host:11434 "
+        f"The address of the server {what}. Write it as http://host:11434 "
         f"(OLLAMA_BASE_URL, OLLAMA_HOST or {CONFIG_NAME})."
     )
 

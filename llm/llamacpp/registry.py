@@ -1,0 +1,204 @@
+"""Which models are loaded, for whom, and until when: one worker process for each."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from ..errors import Cancelled
+from ..http import POLL_S, CancelCheck
+from .library import Model as LocalModel
+from .process import LoadOptions, Worker
+
+log = logging.getLogger(__name__)
+
+MAX_MODELS = 3
+"""Loaded at a time, as in Ollama."""
+DEFAULT_KEEP_ALIVE_S = 300.0
+
+
+@dataclass
+class _Slot:
+    """A model in memory, or on its way in or out. Guarded by the registry's condition."""
+
+    model: LocalModel
+    options: LoadOptions
+    worker: Worker
+    keep_alive_s: float
+    busy: bool = True
+    ready: bool = False
+    stopping: bool = False
+    unload_asked: bool = False
+    idle_since: float = field(default_factory=time.monotonic)
+
+    @property
+    def due_s(self) -> float:
+        """When to unload, on the monotonic clock; `math.inf` while it is busy."""
+        if self.busy or self.stopping:
+            return math.inf
+        return self.idle_since + (0.0 if self.unload_asked else self.keep_alive_s)
+
+    def can_serve(self, model: LocalModel, options: LoadOptions) -> bool:
+        """Whether it can be used again, instead of a new process."""
+        same = (self.options, self.model.digest) == (options, model.digest)
+        return same and self.worker.usable and not self.unload_asked
+
+
+class Registry:
+    """Loads models when they are needed, one process and one request at a time for each."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._slots: dict[str, _Slot] = {}
+        self._closed = False
+        self._keeper = threading.Thread(target=self._keep, name="llama.cpp keeper", daemon=True)
+        self._keeper.start()
+
+    def close(self) -> None:
+        """End every worker process, whatever it does, and wait for that; may be called twice."""
+        with self._changed:
+            self._closed = True
+            workers = [slot.worker for slot in self._slots.values()]
+            for worker in workers:
+                worker.kill()
+            self._changed.notify_all()
+        for worker in workers:
+            worker.wait_until_gone()
+        self._keeper.join()
+        with self._changed:
+            self._slots.clear()
+
+    def loaded(self) -> list[tuple[LocalModel, LoadOptions, Worker]]:
+        """Return every model whose process runs, also those that are still loading."""
+        with self._changed:
+            slots = [slot for slot in self._slots.values() if slot.worker.alive]
+            return [(slot.model, slot.options, slot.worker) for slot in slots]
+
+    def unload(self, name: str) -> None:
+        """Have a model unloaded as soon as nobody uses it; returns before that."""
+        with self._changed:
+            if slot := self._slots.get(name):
+                slot.unload_asked = True
+                self._changed.notify_all()
+
+    def wait_until_gone(self, name: str, limit_s: float, cancelled: CancelCheck | None) -> bool:
+        """Wait until a model is unloaded; return False where the time is over before."""
+        deadline = time.monotonic() + limit_s
+        with self._changed:
+            while name in self._slots:
+                _check(cancelled)
+                if time.monotonic() > deadline:
+                    return False
+                self._changed.wait(POLL_S)
+        return True
+
+    @contextlib.contextmanager
+    def lease(
+        self,
+        model: LocalModel,
+        options: LoadOptions,
+        keep_alive_s: float | None,
+        cancelled: CancelCheck | None,
+    ) -> Generator[Worker]:
+        """Give the loaded model to one request, loading it first where need be.
+
+        Args:
+            keep_alive_s: seconds to keep it afterwards; None: as before, else 300.
+
+        Raises:
+            Cancelled: while waiting or loading; a load is then ended.
+            WorkerEnded: it could not be loaded, with llama.cpp's reason.
+            OSError: no process could be started.
+        """
+        started = time.monotonic()
+        slot = self._acquire(model, options, keep_alive_s, cancelled)
+        try:
+            if not slot.ready:
+                while not slot.worker.is_ready(POLL_S):
+                    _check(cancelled)
+                slot.ready = True
+                log.info("Loaded %s in %.1f s.", model.name, time.monotonic() - started)
+            yield slot.worker
+        finally:
+            self._release(slot)
+
+    def _acquire(
+        self,
+        model: LocalModel,
+        options: LoadOptions,
+        keep_alive_s: float | None,
+        cancelled: CancelCheck | None,
+    ) -> _Slot:
+        with self._changed:
+            while not self._closed:
+                _check(cancelled)
+                slot = self._slots.get(model.name)
+                if slot is None and len(self._slots) < MAX_MODELS:
+                    keep_alive_s = DEFAULT_KEEP_ALIVE_S if keep_alive_s is None else keep_alive_s
+                    slot = _Slot(model, options, Worker(model, options), keep_alive_s)
+                    self._slots[model.name] = slot
+                    return slot
+                if slot is None:
+                    if self._evict_one():
+                        continue
+                elif not slot.busy and not slot.stopping:
+                    if slot.can_serve(model, options):
+                        slot.busy = True
+                        if keep_alive_s is not None:
+                            slot.keep_alive_s = keep_alive_s
+                        return slot
+                    self._stop(slot)
+                    continue
+                self._changed.wait(POLL_S)
+        raise Cancelled  # the program ends
+
+    def _release(self, slot: _Slot) -> None:
+        with self._changed:
+            slot.busy = False
+            slot.idle_since = time.monotonic()
+            if not slot.ready or not slot.worker.usable:
+                self._stop(slot)
+            self._changed.notify_all()
+
+    def _evict_one(self) -> bool:
+        idle = [slot for slot in self._slots.values() if not slot.busy and not slot.stopping]
+        if idle:
+            self._stop(min(idle, key=lambda slot: slot.idle_since))
+        return bool(idle)
+
+    def _stop(self, slot: _Slot) -> None:
+        """End the process and wait for it, with the condition held only before and after."""
+        slot.stopping = True
+        slot.worker.kill()
+        self._changed.release()
+        try:
+            slot.worker.wait_until_gone()
+        finally:
+            self._changed.acquire()
+        if self._slots.get(slot.model.name) is slot:
+            del self._slots[slot.model.name]
+        self._changed.notify_all()
+        if slot.ready:
+            log.info("Unloaded %s.", slot.model.name)
+
+    def _keep(self) -> None:
+        """Unload what is due; sleeps until then, or until something changes."""
+        with self._changed:
+            while not self._closed:
+                now = time.monotonic()
+                due = [slot for slot in self._slots.values() if slot.due_s <= now]
+                if due:
+                    self._stop(due[0])
+                    continue
+                next_due = min((slot.due_s for slot in self._slots.values()), default=math.inf)
+                self._changed.wait(min(next_due - now, threading.TIMEOUT_MAX))
+
+
+def _check(cancelled: CancelCheck | None) -> None:
+    if cancelled is not None and cancelled():
+        raise Cancelled

@@ -1,0 +1,285 @@
+"""The servers that speak OpenAI's chat API: how each lists, loads and unloads models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from ..backend import LoadedModel, Model
+from ..errors import EndpointMissing, LLMError, LoadFailed, ServerBusy, ServerTimeout
+from ..http import CancelCheck, Json
+from .client import OpenAIClient, item, number, objects, text
+from .options import LLAMA_CPP_DEFAULTS, LLAMA_CPP_NAMES, LMSTUDIO_NAMES, VLLM_NAMES, OptionNames
+
+_TEXT, _VISION = frozenset({"completion"}), frozenset({"completion", "vision"})
+_THINKING = frozenset({"thinking"})
+"""Which models think, these servers do not tell."""
+
+
+class LlamaServer(OpenAIClient):
+    """llama.cpp's llama-server, with one model, or as a router that loads and unloads several."""
+
+    option_names: ClassVar[OptionNames] = LLAMA_CPP_NAMES
+    body_defaults: ClassVar[Mapping[str, Any]] = LLAMA_CPP_DEFAULTS
+    has_think_switch: ClassVar[bool] = True
+
+    @property
+    def can_unload(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether it is a router; known after `list` or `ps`."""
+        return self._is_router
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._is_router = False
+
+    def ps(self, cancelled: CancelCheck | None = None) -> Sequence[LoadedModel]:
+        """Return the loaded models, also those that are loading; of one model, this one."""
+        entries = self._entries(cancelled)
+        if self._is_router:
+            names = [text(e.get("id")) for e in entries if _status(e) in ("loaded", "loading")]
+        elif self._quietly("/props", cancelled).get("is_sleeping") is True:
+            names = []
+        else:
+            names = [text(entry.get("id")) for entry in entries]
+        return [LoadedModel(name=name) for name in names]
+
+    def load(
+        self,
+        model: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: float | str | None = None,
+        timeout_s: float | None = None,
+        cancelled: CancelCheck | None = None,
+    ) -> None:
+        """Load the model and wait until it is there; options have no say in it.
+
+        Raises:
+            LoadFailed: a router's model process ended.
+        """
+        limit_s = timeout_s or self.timeouts.first_byte_s
+        entry = self._entry(model, cancelled)
+        if self._is_router and _status(entry) != "loaded":
+            if _status(entry) != "loading":
+                self._post("/models/load", {"model": model}, cancelled, model=model)
+            ready = self._wait(lambda: self._has_loaded(model, cancelled), limit_s, cancelled)
+        else:
+            ready = self._wait(lambda: self._is_healthy(cancelled), limit_s, cancelled)
+        if not ready:
+            raise ServerTimeout(self.server, f'loading "{model}"', limit_s)
+        if self._is_router:
+            # Without autoload=false this would load a model.
+            props = self._quietly(f"/props?model={quote(model)}&autoload=false", cancelled)
+            self._contexts[model] = _context(props) or self._contexts.get(model)
+
+    def _list(self, cancelled: CancelCheck | None) -> Sequence[Model]:
+        entries = self._entries(cancelled)
+        props = {} if self._is_router else self._quietly("/props", cancelled)
+        return [self._model(entry, props) for entry in entries]
+
+    def _model(self, entry: Json, props: Json) -> Model:
+        kinds = item(entry, "architecture", "input_modalities")
+        if isinstance(kinds, list):
+            sees: bool | None = "image" in kinds
+        else:
+            told = item(props, "modalities", "vision")
+            sees = told if isinstance(told, bool) else None
+        return Model(
+            name=text(entry.get("id")),
+            size_bytes=number(entry, "meta", "size"),
+            capabilities=_capabilities(sees),
+            not_told=_THINKING,
+            context_length=_context(props) or number(entry, "meta", "n_ctx"),
+        )
+
+    def _unload(self, model: str, cancelled: CancelCheck | None) -> None:
+        self._post("/models/unload", {"model": model}, cancelled)
+
+    def _entries(self, cancelled: CancelCheck | None) -> Sequence[Json]:
+        entries = objects(self._get("/models", cancelled).get("data"))
+        self._is_router = any("status" in entry for entry in entries)
+        return entries
+
+    def _entry(self, model: str, cancelled: CancelCheck | None) -> Json:
+        entries = self._entries(cancelled)
+        return next((e for e in entries if self.same_model(text(e.get("id")), model)), {})
+
+    def _has_loaded(self, model: str, cancelled: CancelCheck | None) -> bool:
+        entry = self._entry(model, cancelled)
+        if item(entry, "status", "failed") is True or _status(entry) == "failed":
+            code = number(entry, "status", "exit_code")
+            raise LoadFailed(model, self.server, f"its process ended with exit code {code}")
+        return _status(entry) == "loaded"
+
+    def _is_healthy(self, cancelled: CancelCheck | None) -> bool:
+        try:
+            self._get("/health", cancelled)
+        except ServerBusy:
+            return False
+        except EndpointMissing:
+            pass
+        return True
+
+
+class LMStudio(OpenAIClient):
+    """LM Studio 0.4 and newer."""
+
+    option_names: ClassVar[OptionNames] = LMSTUDIO_NAMES
+    can_unload: ClassVar[bool] = True
+
+    def ignored(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """Return the options that it does not take; num_ctx it takes when it loads a model."""
+        return [name for name in super().ignored(options) if name != "num_ctx"]
+
+    def ps(self, cancelled: CancelCheck | None = None) -> Sequence[LoadedModel]:
+        """Return the models that have an instance in memory."""
+        return [
+            LoadedModel(
+                name=text(entry.get("key")),
+                size_bytes=number(entry, "size_bytes") or 0,
+                vram_bytes=number(entry, "size_bytes") or 0,
+                context_length=_loaded_context(entry),
+            )
+            for entry in self._entries(cancelled)
+            if entry.get("loaded_instances")
+        ]
+
+    def load(
+        self,
+        model: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: float | str | None = None,
+        timeout_s: float | None = None,
+        cancelled: CancelCheck | None = None,
+    ) -> None:
+        """Load the model with num_ctx, unless it is loaded: a second load would add an instance."""
+        loaded = self._loaded(model, cancelled)
+        if loaded is not None:
+            self._contexts[model] = loaded.context_length
+            return
+        body: Json = {"model": model}
+        if num_ctx := number(dict(options or {}), "num_ctx"):
+            body["context_length"] = num_ctx
+        limit_s = timeout_s or self.timeouts.first_byte_s
+        with self._explained("/api/v1/models/load", model):
+            lines = self._http.stream(
+                "/api/v1/models/load",
+                body,
+                doing=f'loading "{model}"',
+                first_byte_s=limit_s,
+                cancelled=cancelled,
+            )
+            self._checked(b"\n".join(lines))
+        self._contexts[model] = body.get("context_length")
+
+    def _list(self, cancelled: CancelCheck | None) -> Sequence[Model]:
+        return [
+            Model(
+                name=text(entry.get("key")),
+                size_bytes=number(entry, "size_bytes"),
+                capabilities=_capabilities(item(entry, "capabilities", "vision") is True),
+                not_told=_THINKING,
+                context_length=_loaded_context(entry) or number(entry, "max_context_length"),
+            )
+            for entry in self._entries(cancelled)
+            if entry.get("type") != "embedding"
+        ]
+
+    def _unload(self, model: str, cancelled: CancelCheck | None) -> None:
+        for entry in self._entries(cancelled):
+            if self.same_model(text(entry.get("key")), model):
+                for instance in objects(entry.get("loaded_instances")):
+                    body = {"instance_id": text(instance.get("id"))}
+                    self._post("/api/v1/models/unload", body, cancelled)
+
+    def _entries(self, cancelled: CancelCheck | None) -> Sequence[Json]:
+        return objects(self._get("/api/v1/models", cancelled).get("models"))
+
+
+class LlamaSwap(OpenAIClient):
+    """llama-swap, which starts a server for each model when a request names it."""
+
+    option_names: ClassVar[OptionNames] = LLAMA_CPP_NAMES
+    body_defaults: ClassVar[Mapping[str, Any]] = LLAMA_CPP_DEFAULTS
+    has_think_switch: ClassVar[bool] = True
+    can_unload: ClassVar[bool] = True
+
+    def ps(self, cancelled: CancelCheck | None = None) -> Sequence[LoadedModel]:
+        """Return the models whose servers run."""
+        running = objects(self._get("/running", cancelled).get("running"))
+        return [LoadedModel(name=text(entry.get("model"))) for entry in running]
+
+    def _unload(self, model: str, cancelled: CancelCheck | None) -> None:
+        try:
+            self._post(f"/api/models/unload/{quote(model)}", {}, cancelled)
+        except EndpointMissing:
+            # Older releases unload all or nothing; the models of others stay.
+            if len(self.ps(cancelled)) == 1:
+                self._http.get("/unload", cancelled)
+
+
+class VLLM(OpenAIClient):
+    """vLLM, which has one model. It sleeps only where its entry says `unload = true`."""
+
+    option_names: ClassVar[OptionNames] = VLLM_NAMES
+    has_think_switch: ClassVar[bool] = True
+
+    @property
+    def can_unload(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether its entry says so: its sleep hits everybody who uses the server."""
+        return self.server.unload is True
+
+    def ps(self, cancelled: CancelCheck | None = None) -> Sequence[LoadedModel]:
+        """Return its model, unless it sleeps."""
+        if self._quietly("/is_sleeping", cancelled).get("is_sleeping") is True:
+            return ()
+        return [LoadedModel(name=model.name) for model in self._list(cancelled)]
+
+    def load(
+        self,
+        model: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: float | str | None = None,
+        timeout_s: float | None = None,
+        cancelled: CancelCheck | None = None,
+    ) -> None:
+        """Wake it up where it sleeps."""
+        if not self.ps(cancelled):
+            self._post("/wake_up", {}, cancelled)
+
+    def _list(self, cancelled: CancelCheck | None) -> Sequence[Model]:
+        return [
+            Model(name=text(entry.get("id")), context_length=number(entry, "max_model_len"))
+            for entry in objects(self._get("/v1/models", cancelled).get("data"))
+        ]
+
+    def _unload(self, model: str, cancelled: CancelCheck | None) -> None:
+        try:
+            self._post("/sleep?level=1", {}, cancelled)
+        except EndpointMissing as error:
+            raise LLMError(
+                "vLLM cannot sleep: it was started without --enable-sleep-mode and "
+                "VLLM_SERVER_DEV_MODE=1.",
+                server=self.server,
+                model=model,
+            ) from error
+
+
+def _status(entry: Json) -> str:
+    return text(item(entry, "status", "value"))
+
+
+def _context(props: Json) -> int | None:
+    return number(props, "default_generation_settings", "n_ctx")
+
+
+def _loaded_context(entry: Json) -> int | None:
+    instances = objects(entry.get("loaded_instances"))
+    return number(instances[0], "config", "context_length") if instances else None
+
+
+def _capabilities(sees: bool | None) -> frozenset[str] | None:
+    return None if sees is None else _VISION if sees else _TEXT

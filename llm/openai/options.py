@@ -1,0 +1,74 @@
+"""Ollama's options in the words of other servers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+OptionNames: TypeAlias = Mapping[str, str]
+"""Ollama's name of each option that a server takes, and the server's name for it."""
+
+OPENAI_NAMES: OptionNames = {
+    "num_predict": "max_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "seed": "seed",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "stop": "stop",
+}
+LLAMA_CPP_NAMES: OptionNames = {
+    **OPENAI_NAMES,
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "typical_p": "typical_p",
+    "repeat_penalty": "repeat_penalty",
+    "repeat_last_n": "repeat_last_n",
+}
+LMSTUDIO_NAMES: OptionNames = {**OPENAI_NAMES, "top_k": "top_k", "repeat_penalty": "repeat_penalty"}
+VLLM_NAMES: OptionNames = {
+    **OPENAI_NAMES,
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repeat_penalty": "repetition_penalty",
+}
+
+LLAMA_CPP_DEFAULTS: Mapping[str, Any] = {
+    "temperature": 0.8,
+    "top_k": 40,
+    "top_p": 0.9,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "repeat_last_n": 64,
+    "repeat_penalty": 1.0,
+    "cache_prompt": False,
+}
+"""Ollama's defaults where llama.cpp has others, such as a min_p of 0.05. A prompt that is partly
+cached is computed in other batches, so that the same seed could give other words."""
+
+
+def translate(options: Mapping[str, Any], names: OptionNames) -> dict[str, Any]:
+    """Return the fields of a request for Ollama's options, without those that it has no word for.
+
+    >>> translate({"num_predict": 99, "top_k": 40, "num_ctx": 4096}, OPENAI_NAMES)
+    {'max_tokens': 99}
+    >>> translate({"num_predict": -1, "repeat_penalty": 1.1}, VLLM_NAMES)
+    {'repetition_penalty': 1.1}
+    """
+    unlimited = {"num_predict"} if (options.get("num_predict") or -1) < 0 else set[str]()
+    return {
+        names[name]: value
+        for name, value in options.items()
+        if name in names and name not in unlimited and value is not None
+    }
+
+
+def left_out(options: Mapping[str, Any], names: OptionNames) -> Sequence[str]:
+    """Return the options that a server does not take, by Ollama's names.
+
+    >>> left_out({"num_predict": 99, "top_k": 40, "mirostat": 1}, OPENAI_NAMES)
+    ['mirostat', 'top_k']
+    """
+    return sorted(
+        name for name, value in options.items() if name not in names and value is not None
+    )

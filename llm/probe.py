@@ -1,0 +1,182 @@
+"""Find out which kind of server answers at an address, by the shape of what it answers.
+
+Never by a status: LM Studio answers 200 to every unknown path, llama-swap has a version like
+Ollama's, and one llama-server lists models as a router does.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import replace
+from typing import Any, TypeAlias, cast
+
+from .errors import (
+    Cancelled,
+    LLMError,
+    NoServer,
+    Redirected,
+    ServerTimeout,
+    ServerUnreachable,
+    UnexpectedResponse,
+    UnknownServer,
+)
+from .failures import explain
+from .http import CancelCheck, Http, Json, Timeouts
+from .servers import Server
+
+PORTS = (11434, 1234, 8080, 8000)
+"""Where Ollama, LM Studio, llama-server and vLLM listen unless they are told otherwise."""
+PROBE_TIMEOUT_S = 2.0
+"""For all probes of a server together."""
+_KNOWN_S = 60.0
+"""How long a proven kind of a given address is believed."""
+
+_Get: TypeAlias = Callable[[str], Json]
+
+_known: dict[str, tuple[str, float]] = {}
+_lock = threading.Lock()
+
+
+def identify(server: Server, cancelled: CancelCheck | None = None) -> Server:
+    """Return `server` with its kind, and with its address where it is to be searched for.
+
+    Only GET requests are sent, and none of them loads a model. A search looks at loopback
+    addresses only, and sends no key.
+
+    Raises:
+        NoServer: the search found nothing.
+        LLMError: the address does not answer, or with nothing that is known.
+        Cancelled: as for any request.
+    """
+    if server.search:
+        for found in find_servers(cancelled):
+            if server.kind in ("", found.kind):
+                return replace(server, url=found.url, kind=found.kind, search=False)
+        raise NoServer(server, PORTS)
+    if server.kind:
+        return server
+    with _lock:
+        kind, since = _known.get(server.url, ("", 0.0))
+    if not kind or time.monotonic() - since > _KNOWN_S:
+        kind = _kind_at(server, cancelled)
+        with _lock:
+            _known[server.url] = kind, time.monotonic()
+    return replace(server, kind=kind)
+
+
+def find_servers(cancelled: CancelCheck | None = None) -> Iterator[Server]:
+    """Yield the servers on this machine that prove their kind, in the order of `PORTS`."""
+    # Each in a thread: Windows takes two seconds to refuse a connection.
+    looks = [_in_thread(port) for port in PORTS]
+    deadline = time.monotonic() + PROBE_TIMEOUT_S
+    for look in looks:
+        while not wait([look], timeout=0.02).done and time.monotonic() < deadline:
+            if cancelled is not None and cancelled():
+                raise Cancelled
+        if look.done() and (server := look.result()):
+            yield server
+
+
+def _in_thread(port: int) -> Future[Server | None]:
+    future: Future[Server | None] = Future()
+    server = Server(url=f"http://127.0.0.1:{port}", kind="")
+
+    def look() -> None:
+        try:
+            kind = _kind_at(server)
+        except Exception:  # noqa: BLE001 - whatever listens there is no server of ours
+            future.set_result(None)
+        else:
+            future.set_result(replace(server, name=kind, kind=kind))
+
+    threading.Thread(target=look, name="image-refinery-probe", daemon=True).start()
+    return future
+
+
+def _kind_at(server: Server, cancelled: CancelCheck | None = None) -> str:
+    deadline = time.monotonic() + PROBE_TIMEOUT_S
+    http = Http(server, Timeouts(connect_s=PROBE_TIMEOUT_S, quick_s=PROBE_TIMEOUT_S))
+    refused: UnexpectedResponse | None = None
+
+    def ended() -> bool:
+        return time.monotonic() > deadline or (cancelled is not None and cancelled())
+
+    def get(path: str) -> Json:
+        nonlocal refused
+        try:
+            value: Any = json.loads(http.get(path, ended))
+            return cast("Json", value) if isinstance(value, dict) else {}
+        except UnexpectedResponse as error:
+            if isinstance(error, Redirected) or error.status in (401, 403):
+                refused = error
+        except ServerUnreachable:
+            raise
+        except (LLMError, ValueError, RecursionError):
+            pass
+        return {}
+
+    try:
+        for kind, proof in _PROOFS:
+            if proof(get):
+                return kind
+    except Cancelled:
+        if cancelled is not None and cancelled():
+            raise
+        doing = "telling what kind of server it is"
+        raise ServerTimeout(server, doing, PROBE_TIMEOUT_S) from None
+    finally:
+        http.close()
+    raise explain(refused, http, model="", path="") if refused else UnknownServer(server)
+
+
+def _is_ollama(get: _Get) -> bool:
+    return set(get("/api/version")) == {"version"} and _list(get("/api/tags"), "models") is not None
+
+
+def _is_llama_swap(get: _Get) -> bool:
+    return _list(get("/running"), "running") is not None
+
+
+def _is_lmstudio(get: _Get) -> bool:
+    models = _list(get("/api/v1/models"), "models")
+    return models is not None and all("key" in model for model in models)
+
+
+def _is_llama_server(get: _Get) -> bool:
+    models = _list(get("/models"), "data") or ()
+    return any("status" in model or _owner(model) == "llamacpp" for model in models)
+
+
+def _is_vllm(get: _Get) -> bool:
+    return any(_owner(model) == "vllm" for model in _list(get("/v1/models"), "data") or ())
+
+
+def _is_openai(get: _Get) -> bool:
+    return _list(get("/v1/models"), "data") is not None
+
+
+_PROOFS: Sequence[tuple[str, Callable[[_Get], bool]]] = (
+    ("ollama", _is_ollama),
+    ("llama-swap", _is_llama_swap),
+    ("lmstudio", _is_lmstudio),
+    ("llama-server", _is_llama_server),
+    ("vllm", _is_vllm),
+    ("openai", _is_openai),
+)
+
+
+def _list(body: Json, key: str) -> list[Json] | None:
+    """The objects in a list of a body that is no error, None where there is no such list."""
+    value = body.get(key)
+    if not isinstance(value, list) or body.get("error"):
+        return None
+    entries = cast("list[Any]", value)
+    return [cast("Json", entry) for entry in entries if isinstance(entry, dict)]
+
+
+def _owner(model: Json) -> str:
+    return str(model.get("owned_by") or "")
