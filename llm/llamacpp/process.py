@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import logging
 import os
 import re
 import secrets
-import socket
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Any, cast
-from urllib.parse import urlsplit
+from typing import IO, cast
 
-from .library import Model
-from .wire import ApiError, LoadOptions
+from ..servers import EMBEDDED, Server
+from .library import Model as LocalModel
 
 log = logging.getLogger(__name__)
 
@@ -43,42 +38,49 @@ _REASONS = (
 
 
 class WorkerEnded(Exception):
-    """The process ended: killed by us, or by a crash. The message says how."""
-
-
-class LoadFailed(Exception):
-    """llama.cpp could not load the model; the message is its reason."""
+    """The process ended, with the model loaded or before; the message is llama.cpp's reason."""
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """A piece of an answer; `final` is llama.cpp's last word on it (finish_reason, timings)."""
+class LoadOptions:
+    """What a model is loaded with; a change of one of them loads it again.
 
-    text: str = ""
-    thinking: str = ""
-    final: dict[str, Any] | None = None
+    Attributes:
+        num_ctx: context in tokens.
+        num_gpu: layers on the GPU; None: as many as fit.
+        num_batch: tokens processed together; None: llama.cpp's default.
+        num_thread: CPU threads; None: llama.cpp's default, one per physical core.
+        use_mmap: whether the weights are mapped instead of read.
+    """
+
+    num_ctx: int
+    num_gpu: int | None = None
+    num_batch: int | None = None
+    num_thread: int | None = None
+    use_mmap: bool = True
 
 
 class Worker:
-    """A worker process. `start` returns at once; `wait_until_ready` waits for the model."""
+    """A worker process; the constructor starts it and does not wait for the model."""
 
-    def __init__(self, model: Model, num_ctx: int, options: LoadOptions) -> None:
+    def __init__(self, model: LocalModel, options: LoadOptions) -> None:
+        self.options = options
         self._key = secrets.token_urlsafe(32)
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
         self._buffers: dict[tuple[str, str, str], float] = {}
         self._projector_device = "CPU"
-        self._address = ""
+        self._url = ""
         self._known = threading.Event()
         self._killed = False
         self._process = self._start()
         settings = {
             **asdict(options),
+            "alias": model.name,
             "model": os.fspath(model.path),
             "mmproj": os.fspath(model.mmproj) if model.mmproj else None,
-            "num_ctx": num_ctx,
             "api_key": self._key,
         }
-        # A worker that died at once is reported by wait_until_ready, with its reason.
+        # A worker that died at once is reported by is_ready, with its reason.
         with contextlib.suppress(BrokenPipeError):
             self._stdin.write(json.dumps(settings).encode() + b"\n")
             self._stdin.flush()
@@ -127,19 +129,20 @@ class Worker:
         on_gpu = sum(mib for device, mib in sizes if not _is_host(device))
         return round(total * _MIB), round(on_gpu * _MIB)
 
-    def wait_until_ready(self) -> None:
-        """Block until the model is loaded; `kill` from another thread ends the wait.
+    def is_ready(self, wait_s: float) -> bool:
+        """Return whether the model is loaded, after waiting for that.
 
         Raises:
-            LoadFailed: with llama.cpp's reason.
+            WorkerEnded: it could not be loaded; the message is llama.cpp's reason.
         """
-        self._known.wait()
-        if self._address:
-            return
+        if not self._known.wait(wait_s):
+            return False
+        if self._url:
+            return True
         self._process.wait()
         for reader in self._readers:
             reader.join()
-        raise LoadFailed(self._reason())
+        raise WorkerEnded(self._reason())
 
     def kill(self) -> None:
         """End the process at once; nothing in it needs saving."""
@@ -164,27 +167,17 @@ class Worker:
             self._process.wait()
         return f"llama.cpp has stopped (exit status {self._process.returncode}): {self._reason()}"
 
-    def open_chat(self, body: dict[str, Any]) -> Answer:
-        """Send a chat request in llama.cpp's form.
-
-        Raises:
-            WorkerEnded: the process is gone.
-        """
-        address = urlsplit(self._address)
-        connection = http.client.HTTPConnection(address.hostname or "", address.port or 0)
-        try:
-            connection.connect()
-            return Answer(self, connection, self._key, body)
-        except OSError as error:
-            connection.close()
-            raise WorkerEnded(str(error)) from error
+    @property
+    def server(self) -> Server:
+        """The address and key of its HTTP API, once it is ready."""
+        return Server(name=EMBEDDED, kind=EMBEDDED, url=self._url, api_key=self._key)
 
     def _read_stdout(self, stream: IO[bytes]) -> None:
         with stream:
             for line in stream:
                 # Whatever else is printed is not ours.
                 with contextlib.suppress(ValueError, KeyError, TypeError):
-                    self._address = str(json.loads(line)["listening"])
+                    self._url = str(json.loads(line)["listening"])
                     self._known.set()
         self._known.set()
 
@@ -194,7 +187,7 @@ class Worker:
                 line = raw.decode("utf-8", "replace").rstrip()
                 self._log.append(line)
                 log.debug("%s", line)
-                if not self._address:
+                if not self._url:
                     self._note_memory(line)
 
     def _note_memory(self, line: str) -> None:
@@ -217,74 +210,6 @@ class Worker:
         return f"exit status {self._process.returncode}, {said}"
 
 
-class Answer:
-    """The answer to one chat request; iterate over it, and close it."""
-
-    def __init__(
-        self,
-        worker: Worker,
-        connection: http.client.HTTPConnection,
-        key: str,
-        body: dict[str, Any],
-    ) -> None:
-        self._worker = worker
-        self._connection = connection
-        self._socket = cast("socket.socket", connection.sock)
-        self._key = key
-        self._body = body
-
-    def stop(self) -> None:
-        """Make llama.cpp stop writing this answer; may be called from any thread."""
-        with contextlib.suppress(OSError):  # it is closed already
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
-
-    def __iter__(self) -> Iterator[Chunk]:
-        """Yield the pieces as they come; the first wait covers all work on the prompt.
-
-        Raises:
-            ApiError: llama.cpp refused the request.
-            WorkerEnded: the connection broke, since the process ended or `stop` was called.
-        """
-        try:
-            yield from self._chunks(self._response())
-        except (OSError, http.client.HTTPException) as error:
-            raise WorkerEnded(f"the connection to llama.cpp broke: {error}") from error
-
-    def _response(self) -> http.client.HTTPResponse:
-        body = json.dumps(self._body).encode()
-        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-        self._connection.request("POST", "/v1/chat/completions", body, headers)
-        response = self._connection.getresponse()
-        if response.status != HTTPStatus.OK:
-            raise _refusal(response.status, response.read())
-        return response
-
-    def _chunks(self, response: http.client.HTTPResponse) -> Iterator[Chunk]:
-        finish_reason = None
-        for line in response:
-            if not line.startswith((b"data: ", b"error: ")):
-                continue
-            payload = line.partition(b": ")[2]
-            if payload.strip() == b"[DONE]":
-                return
-            event = json.loads(payload)
-            if line.startswith(b"error: ") or "error" in event:
-                raise _refusal(HTTPStatus.INTERNAL_SERVER_ERROR, payload)
-            for choice in event["choices"]:
-                delta = choice["delta"]
-                finish_reason = choice["finish_reason"] or finish_reason
-                text, thinking = delta.get("content"), delta.get("reasoning_content")
-                if text or thinking:
-                    yield Chunk(text or "", thinking or "")
-            if "timings" in event and not event["choices"]:
-                yield Chunk(final={"finish_reason": finish_reason, **event})
-        raise WorkerEnded("the answer broke off")
-
-
 def _environment() -> dict[str, str]:
     return {
         # OpenMP's threads spin while they wait for each other. With another program on the same
@@ -302,20 +227,3 @@ def _is_host(device: str) -> bool:
     [True, True, True, False, False]
     """
     return device.startswith("CPU") or device.endswith("_Host")
-
-
-def _refusal(status: int, payload: bytes) -> ApiError:
-    try:
-        error = json.loads(payload)
-        error = error.get("error", error)
-        text, kind, status = error["message"], error.get("type"), int(error.get("code", status))
-    except (ValueError, KeyError, AttributeError):
-        return ApiError(
-            status, payload.decode("utf-8", "replace").strip() or "llama.cpp said nothing"
-        )
-    if kind == "exceed_context_size_error":
-        text = (
-            "the prompt is longer than the context length currently available to the model; "
-            f"it has {error['n_prompt_tokens']} tokens and num_ctx is {error['n_ctx']}"
-        )
-    return ApiError(status, text)

@@ -49,6 +49,7 @@ def _parameters(xllamacpp: Any, settings: dict[str, Any]) -> Any:
     parameters.model.path = settings["model"]
     if settings["mmproj"]:
         parameters.mmproj.path = settings["mmproj"]
+    parameters.model_alias = {settings["alias"]}
     parameters.n_ctx = settings["num_ctx"]
     if settings["num_gpu"] is not None:
         parameters.n_gpu_layers = settings["num_gpu"]

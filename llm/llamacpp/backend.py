@@ -1,0 +1,324 @@
+"""The embedded engine as a Backend: models run by llama.cpp in processes of this program."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from ..answers import whole_number
+from ..backend import Answer, LoadedModel, Message, Model, PullProgress, Think, Unloaded
+from ..errors import (
+    BadRequest,
+    ConnectionBroke,
+    IncompleteAnswer,
+    LLMError,
+    LoadFailed,
+    ModelNotFound,
+    NoVision,
+    OutOfMemory,
+    ServerConfigError,
+    ServerUnreachable,
+)
+from ..http import CancelCheck, Json, Timeouts
+from ..openai.kinds import LlamaServer
+from ..openai.options import LLAMA_CPP_NAMES, left_out
+from ..retry import Retries
+from ..servers import EMBEDDED, Server
+from .installed import why_unavailable
+from .library import Library, UnknownModel, UnreadableModel
+from .library import Model as LocalModel
+from .process import LoadOptions, Worker, WorkerEnded
+from .registry import Registry
+
+DEFAULT_NUM_CTX = 4096
+MIN_VISION_NUM_CTX = 2048
+"""A vision model gets no less, as in Ollama: an image alone takes hundreds of tokens."""
+UNLOAD_TIMEOUT_S = 15.0
+_LOAD_OPTIONS = ("num_ctx", "num_gpu", "num_batch", "num_thread", "use_mmap")
+_TOY_NOTE = (
+    "is a stand-in model: it names drawn shapes, their colors and places, and knows nothing else."
+)
+
+
+@lru_cache(maxsize=1)
+def shared_registry() -> Registry:
+    """Return the one registry of this process; its workers end when the interpreter exits."""
+    registry = Registry()
+    atexit.register(registry.close)
+    return registry
+
+
+@dataclass
+class EmbeddedEngine:
+    """The engine inside this package (a `Backend`). All its users in a process share the models.
+
+    It needs the package `xllamacpp`, which only worker processes import.
+
+    Raises:
+        ServerConfigError: `xllamacpp` is not installed.
+    """
+
+    server: Server = field(
+        default_factory=lambda: Server(name=EMBEDDED, kind=EMBEDDED, url=EMBEDDED)
+    )
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    retries: Retries = field(default_factory=Retries)
+    library: Library = field(default_factory=Library)
+    registry: Registry = field(default_factory=shared_registry)
+
+    def __post_init__(self) -> None:
+        if reason := why_unavailable():
+            raise ServerConfigError(reason, server=self.server)
+
+    def __enter__(self) -> EmbeddedEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Do nothing: loaded models belong to the process, and leave by their keep_alive."""
+
+    def copy(self) -> EmbeddedEngine:
+        """Return this engine: it has no connections of its own."""
+        return self
+
+    @property
+    def unloads_always(self) -> bool:
+        """True: nobody else uses it."""
+        return True
+
+    def ignored(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """Return the names of options that llama.cpp does not take."""
+        return [name for name in left_out(options, LLAMA_CPP_NAMES) if name not in _LOAD_OPTIONS]
+
+    def same_model(self, one: str, other: str) -> bool:
+        """Return whether two names mean the same file; a tag may be left out."""
+        try:
+            return self.library.find(one).name == self.library.find(other).name
+        except (UnknownModel, UnreadableModel):
+            return one.strip().lower() == other.strip().lower()
+
+    def list(self, cancelled: CancelCheck | None = None) -> Sequence[Model]:
+        """Return the models of the library."""
+        return [_told(model) for model in self.library.models()]
+
+    def show(self, model: Model, cancelled: CancelCheck | None = None) -> Model:
+        """Return `model`: the list has told all that there is."""
+        return model
+
+    def find(
+        self,
+        name: str,
+        cancelled: CancelCheck | None = None,
+        *,
+        models: Sequence[Model] | None = None,
+    ) -> Model:
+        """Return the model that the library has by that name.
+
+        Raises:
+            ModelNotFound, LoadFailed: there is none, or its file is damaged.
+        """
+        return _told(self._find(name))
+
+    def ps(self, cancelled: CancelCheck | None = None) -> Sequence[LoadedModel]:
+        """Return the models that a worker holds or loads; sizes as llama.cpp reported them."""
+        listed: list[LoadedModel] = []
+        for model, options, worker in self.registry.loaded():
+            size, vram = worker.memory
+            listed.append(
+                LoadedModel(
+                    name=model.name,
+                    size_bytes=size or model.size,
+                    vram_bytes=vram,
+                    context_length=options.num_ctx,
+                )
+            )
+        return listed
+
+    def load(
+        self,
+        model: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: float | str | None = None,
+        timeout_s: float | None = None,
+        cancelled: CancelCheck | None = None,
+    ) -> None:
+        """Load a model. Give the options that the chats will have.
+
+        Raises:
+            LoadFailed, OutOfMemory: with llama.cpp's reason.
+        """
+        with self._lease(self._find(model), options or {}, keep_alive, cancelled):
+            pass
+
+    def unload(self, model: str, *, cancelled: CancelCheck | None = None) -> Unloaded:
+        """Unload a model as soon as nobody uses it, and wait for that, for 15 s at most."""
+        name = self._find(model).name
+        before = {loaded.name: loaded for loaded in self.ps()}
+        if name not in before:
+            return Unloaded(model=model)
+        self.registry.unload(name)
+        gone = self.registry.wait_until_gone(name, UNLOAD_TIMEOUT_S, cancelled)
+        return Unloaded(
+            model=model, vram_bytes=before[name].vram_bytes if gone else 0, confirmed=gone
+        )
+
+    def chat(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        *,
+        options: Mapping[str, Any] | None = None,
+        think: Think | None = None,
+        format: str | Json | None = None,
+        keep_alive: float | str | None = None,
+        timeout_s: float | None = None,
+        cancelled: CancelCheck | None = None,
+    ) -> Generator[str, None, Answer]:
+        """Yield the pieces of the answer as they come; return the whole `Answer`.
+
+        Args:
+            options: Ollama's own names; another num_ctx, num_gpu, num_batch, num_thread or
+                use_mmap loads the model again.
+            think: as in Ollama.
+            format: "json", or a JSON schema.
+            keep_alive: seconds that the model stays loaded after the answer.
+            timeout_s: for the first byte; None: as in `timeouts`.
+
+        Raises:
+            NoVision, BadRequest: before a load, where the model cannot do what is asked.
+            LLMError: any other; see `llm.errors`.
+        """
+        local = self._find(model)
+        self._check(local, messages)
+        with (
+            self._lease(local, options or {}, keep_alive, cancelled) as worker,
+            _WorkerClient(worker.server, self.timeouts, num_ctx=worker.options.num_ctx) as client,
+        ):
+            answering = False
+            try:
+                answer = client.chat(
+                    local.name,
+                    messages,
+                    options=options,
+                    think=think,
+                    format=format,
+                    timeout_s=timeout_s,
+                    cancelled=cancelled,
+                )
+                with contextlib.closing(answer):
+                    while True:
+                        try:
+                            piece = next(answer)
+                        except StopIteration as end:
+                            answering = True
+                            return end.value
+                        answering = True
+                        yield piece
+            except (ConnectionBroke, ServerUnreachable, IncompleteAnswer) as error:
+                if isinstance(error, IncompleteAnswer) and worker.usable:
+                    raise
+                raise self._failed(local.name, worker.end_reason()) from error
+            except LLMError:
+                answering = True  # llama.cpp has refused, and is well
+                raise
+            finally:
+                # llama.cpp looks for a closed connection only between batches and once a second,
+                # which for a long prompt is seconds late; between tokens it notices immediately.
+                if not answering:
+                    worker.kill()
+
+    def pull(self, model: str, cancelled: CancelCheck | None = None) -> Iterator[PullProgress]:
+        """Raise BadRequest: see `llm.llamacpp.pull`."""
+        raise BadRequest("Fetch models of the embedded engine with llm.llamacpp.pull.")
+
+    def _find(self, name: str) -> LocalModel:
+        try:
+            return self.library.find(name)
+        except UnknownModel:
+            raise ModelNotFound(name, self.server) from None
+        except UnreadableModel as error:
+            raise LoadFailed(name, self.server, str(error).rstrip(".")) from None
+
+    def _check(self, model: LocalModel, messages: Sequence[Message]) -> None:
+        has_images = any(message.get("images") for message in messages)
+        if has_images and model.mmproj is None:
+            raise NoVision(model.name, self.server)
+        if model.is_toy and not has_images:
+            raise BadRequest(
+                f"{model.name} is a stand-in model that describes drawn images and writes nothing "
+                "else.",
+                server=self.server,
+                model=model.name,
+            )
+        if "completion" not in model.capabilities:
+            raise BadRequest(f'"{model.name}" is no chat model.', server=self.server)
+
+    @contextlib.contextmanager
+    def _lease(
+        self,
+        model: LocalModel,
+        options: Mapping[str, Any],
+        keep_alive: float | str | None,
+        cancelled: CancelCheck | None,
+    ) -> Generator[Worker]:
+        seconds = None if keep_alive is None else float(keep_alive)
+        try:
+            with self.registry.lease(model, load_options(model, options), seconds, cancelled) as it:
+                yield it
+        except WorkerEnded as error:
+            raise self._failed(model.name, str(error)) from error
+        except OSError as error:
+            raise LoadFailed(model.name, self.server, f"no process: {error}") from error
+
+    def _failed(self, model: str, why: str) -> LLMError:
+        if "out of memory" in why or "failed to allocate" in why:
+            return OutOfMemory(model, self.server, why)
+        return LoadFailed(model, self.server, why)
+
+
+class _WorkerClient(LlamaServer):
+    """The API of one worker, whose server is "the embedded engine" in every message."""
+
+    def __init__(self, server: Server, timeouts: Timeouts, *, num_ctx: int) -> None:
+        super().__init__(server, timeouts)
+        self._num_ctx = num_ctx
+
+    def context_of(self, model: str) -> int | None:
+        return self._num_ctx
+
+
+def load_options(model: LocalModel, options: Mapping[str, Any]) -> LoadOptions:
+    """Return what a model is loaded with: num_ctx no longer than it was trained for.
+
+    llama.cpp cuts a longer context without a word.
+    """
+    num_ctx = whole_number(options.get("num_ctx")) or DEFAULT_NUM_CTX
+    if model.mmproj:
+        num_ctx = max(num_ctx, MIN_VISION_NUM_CTX)
+    num_gpu, num_thread = (whole_number(options.get(name)) for name in ("num_gpu", "num_thread"))
+    return LoadOptions(
+        num_ctx=min(num_ctx, model.header.context_length or num_ctx),
+        # As Ollama has it: a negative number of layers, or no threads, is "choose yourself".
+        num_gpu=num_gpu if num_gpu is not None and num_gpu >= 0 else None,
+        num_batch=whole_number(options.get("num_batch")),
+        num_thread=num_thread or None,
+        use_mmap=options.get("use_mmap") is not False,
+    )
+
+
+def _told(model: LocalModel) -> Model:
+    return Model(
+        name=model.name,
+        size_bytes=model.size,
+        digest=model.digest,
+        capabilities=frozenset(model.capabilities),
+        context_length=model.header.context_length or None,
+        note=f"{model.name} {_TOY_NOTE}" if model.is_toy else "",
+    )
