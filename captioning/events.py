@@ -32,3 +32,6 @@ class Watcher:
 
     def waiting(self, reason: str, seconds: float) -> None:
         """A request failed in a way that may pass; it is sent again after `seconds`."""
+
+    def note(self, text: str) -> None:
+        """Something about the whole run that its user should know, as a sentence."""

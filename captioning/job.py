@@ -25,7 +25,7 @@ class Stage:
     """A model, the options sent to it, and how it is used.
 
     Attributes:
-        model: name, as in `ollama list`.
+        model: name, as the server lists it, or "auto" (`llm.choice`).
         options: by Ollama's own names. The run chooses num_ctx where it is not here, and
             num_predict is 1024 where it is not here, so that every answer ends.
         settings: the rest of Ollama Options.

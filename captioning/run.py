@@ -15,12 +15,15 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..llm.backend import Answer, Backend, Model, collect, think_value
+from ..llm.choice import AUTO, choose, instead_of, last_used, remember
 from ..llm.errors import (
     AccessDenied,
     Cancelled,
     ContextTooLong,
     LLMError,
+    LoadFailed,
     ModelNotFound,
+    NoModel,
     NoThinking,
     NoVision,
     OutOfMemory,
@@ -31,6 +34,7 @@ from ..llm.errors import (
 )
 from ..llm.http import CancelCheck
 from ..llm.retry import with_retries
+from ..llm.servers import Server
 from . import prompts
 from .encoding import EncodedAhead, encode_all
 from .events import Watcher
@@ -63,9 +67,14 @@ _CHARS_PER_TOKEN = 4
 _PROMPT_CHARS = 1000
 """Room for the fixed prompts and the chat template around them."""
 
+_CALLED = {"vision": "describing images", "completion": "writing text"}
+
 _FATAL_ERRORS = (
     AccessDenied,
+    LoadFailed,
+    LoadFailed,
     ModelNotFound,
+    NoModel,
     NoThinking,
     NoVision,
     OutOfMemory,
@@ -79,6 +88,10 @@ _FATAL_ERRORS = (
 
 class Memory(Protocol):
     """What makes room before a stage and frees memory after it."""
+
+    def room_bytes(self, backend: Backend) -> int | None:
+        """Return the memory that a model of this server may take, in bytes; None: not known."""
+        ...
 
     def before(self, backend: Backend, model: Model, settings: StageOptions) -> None:
         """Make room for `model`."""
@@ -98,6 +111,7 @@ def run(
     images: Sequence[ImageSource],
     job: Job,
     *,
+    text_backend: Backend | None = None,
     memory: Memory | None = None,
     watcher: Watcher | None = None,
     finished: Callable[[int, Caption], None] | None = None,
@@ -108,6 +122,8 @@ def run(
     stage. A failed description skips its rewrite.
 
     Args:
+        backend: of the vision model.
+        text_backend: of the text model; None: the same.
         finished: called with the index of an image and its caption when both stages are done
             with it; with `settings.parallel`, from several threads.
 
@@ -118,22 +134,25 @@ def run(
     report = finished or (lambda index, caption: None)
     requests = vision_requests(images, job)
     per_request = len(images) if job.one_question else 1
-    needs = [_Need(job.vision, 2 * _longest(job.custom_prompts), per_request)]
+    seeing = _Step(backend, job.vision, "vision", 2 * _longest(job.custom_prompts), per_request)
+    steps = [seeing]
     if job.text is not None:
         described = int(job.vision.options.get("num_predict", 0)) * _CHARS_PER_TOKEN
-        needs.append(_Need(job.text, 2 * _longest(job.instructions) + described))
-    work = _Run(backend, job, needs, memory, watcher or Watcher())
+        chars = 2 * _longest(job.instructions) + described
+        steps.append(_Step(text_backend or backend, job.text, "completion", chars))
+    work = _Run(job, steps, memory, watcher or Watcher())
     with work.models():
         if job.text is None:
             descriptions = work.stage(
                 "describe",
-                job.vision,
+                work.steps[0],
                 requests,
                 lambda index, result: report(index, Caption(description=result)),
             )
             return [Caption(description=result) for result in descriptions]
-        descriptions = work.stage("describe", job.vision, requests)
-        if not backend.same_model(job.vision.model, job.text.model):
+        seeing, writing = work.steps
+        descriptions = work.stage("describe", seeing, requests)
+        if not seeing.uses(writing.backend.server, writing.stage.model):
             work.release()
         captions = [
             Caption(description=result, refined=result if result.error else None)
@@ -147,7 +166,7 @@ def run(
             captions[index] = replace(captions[index], refined=result)
             report(index, captions[index])
 
-        work.stage("rewrite", job.text, rewrites, rewritten)
+        work.stage("rewrite", writing, rewrites, rewritten)
         return captions
 
 
@@ -166,39 +185,41 @@ def process(
         Cancelled, LLMError: as `run`.
     """
     chars = max(len(text) + len(instructions) for text, instructions in text_pairs(job))
-    work = _Run(backend, job, [_Need(job.stage, chars)], memory, watcher or Watcher())
+    step = _Step(backend, job.stage, "completion", chars)
+    work = _Run(job, [step], memory, watcher or Watcher())
     with work.models():
-        return work.stage("process", job.stage, text_requests(job))
+        return work.stage("process", work.steps[0], text_requests(job))
 
 
-class _Need(NamedTuple):
-    """How much one request of a stage holds, for the num_ctx of its model."""
+class _Step(NamedTuple):
+    """A stage on its server, and how much one of its requests holds: for num_ctx."""
 
+    backend: Backend
     stage: Stage
+    capability: str
     chars: int
     images: int = 0
 
+    def uses(self, server: Server, model: str) -> bool:
+        """Whether it uses this model of this server."""
+        return self.backend.server == server and self.backend.same_model(self.stage.model, model)
+
 
 class _Run:
-    """The state of one run: what the server lists, and which models this run has loaded."""
+    """The state of one run: what the servers list, and which models this run has loaded."""
 
     def __init__(
-        self,
-        backend: Backend,
-        rules: Rules,
-        needs: Sequence[_Need],
-        memory: Memory | None,
-        watcher: Watcher,
+        self, rules: Rules, steps: Sequence[_Step], memory: Memory | None, watcher: Watcher
     ) -> None:
-        self.backend = backend
         self.rules = rules
-        self.needs = needs
         self.memory = memory
         self.watcher = watcher
         self.keep_alive_s = rules.keep_loaded_s or RUN_KEEP_ALIVE_S
-        self.installed: Sequence[Model] | None = None
-        self.loaded: list[Model] = []
+        self.installed: dict[Server, Sequence[Model]] = {}
+        self.loaded: list[tuple[Backend, Model]] = []
         self.has_made_room = False
+        # Both are chosen before anything is loaded: the models share num_ctx where they are one.
+        self.steps = [self._with_model(step) for step in steps]
 
     @contextmanager
     def models(self) -> Generator[None]:
@@ -214,15 +235,15 @@ class _Run:
     def release(self, *, cancelled: CancelCheck | None = None) -> None:
         """Unload the models that this run loaded, unless the user keeps them."""
         while self.loaded:
-            model = self.loaded.pop()
+            backend, model = self.loaded.pop()
             if self.memory is not None and (cancelled or not self.rules.keep_loaded_s):
                 check = cancelled or self.watcher.cancelled
-                self.memory.after(self.backend, model, cancelled=check)
+                self.memory.after(backend, model, cancelled=check)
 
     def stage(
         self,
         title: str,
-        stage: Stage,
+        step: _Step,
         requests: Sequence[Request],
         report: Callable[[int, Result], None] = lambda index, result: None,
     ) -> list[Result]:
@@ -245,18 +266,19 @@ class _Run:
             try:
                 if error := fatal or request.error:
                     raise error
-                answer = self._chat(stage, model, number, request, images)
+                answer = self._chat(step, model, number, request, images)
             except LLMError as error:
                 if self.rules.stop_on_error or isinstance(error, _FATAL_ERRORS):
                     fatal = fatal or error
                 return finish(number, Result(error=error))
             return finish(number, Result(answer=answer))
 
+        stage = step.stage
         self.watcher.stage(title, stage.model, len(requests))
         numbers = range(len(requests))
         with EncodedAhead([request.images for request in requests], stage.settings) as images:
             try:
-                model = self._load(stage, requests)
+                model = self._load(step, requests)
             except LLMError as error:
                 if self.rules.stop_on_error:
                     raise
@@ -270,120 +292,174 @@ class _Run:
             raise fatal
         return results
 
-    def _load(self, stage: Stage, requests: Sequence[Request]) -> Model:
-        """Return the stage's model, loaded unless it is already, or runs elsewhere."""
+    def _load(self, step: _Step, requests: Sequence[Request]) -> Model:
+        """Return the step's model, loaded unless it is already, or runs elsewhere."""
         if all(request.error for request in requests) and (error := requests[0].error):
             raise error
-        model = self._find(stage.model)
+        backend, settings = step.backend, step.stage.settings
+        model = self._find(step)
         if any(request.images for request in requests) and model.lacks("vision"):
-            raise NoVision(model.name, self.backend.server)
-        think_value(model, stage.settings.think_value, self.backend.server)
-        same_model = self.backend.same_model
-        if model.remote_host or any(same_model(model.name, other.name) for other in self.loaded):
+            raise NoVision(model.name, backend.server)
+        think_value(model, settings.think_value, backend.server)
+        if model.note:
+            self.watcher.note(model.note)
+        if ignored := backend.ignored(settings.model_options):
+            self.watcher.note(
+                f"{_capital(backend.server.title)} does not take {', '.join(ignored)}: left out."
+            )
+        if model.remote_host or any(step.uses(b.server, other.name) for b, other in self.loaded):
             return model
         if self.memory is not None:
-            self.memory.before(self.backend, model, stage.settings)
-        self.loaded.append(model)
+            self.memory.before(backend, model, settings)
+        self.loaded.append((backend, model))
         self.watcher.loading(model.name)
         self._request(
-            lambda: self.backend.load(
+            step,
+            lambda: backend.load(
                 model.name,
-                options=self._options(stage, model),
+                options=self._options(step, model),
                 keep_alive=self.keep_alive_s,
-                timeout_s=stage.settings.timeout_s,
+                timeout_s=settings.timeout_s,
                 cancelled=self.watcher.cancelled,
             ),
             model,
-            stage,
         )
         return model
 
-    def _find(self, name: str) -> Model:
-        if self.installed is None:
-            self.installed = self._request(lambda: self.backend.list(self.watcher.cancelled))
-        models = self.installed
-        return self._request(lambda: self.backend.find(name, self.watcher.cancelled, models=models))
+    def _with_model(self, step: _Step) -> _Step:
+        """Return the step with a model chosen, where it is "auto" and the server answers."""
+        if step.stage.model != AUTO:
+            return step
+        try:
+            name = self._choose(step).name
+        except LLMError:
+            return step  # the stage itself meets the error again, and reports it
+        return step._replace(stage=replace(step.stage, model=name))
+
+    def _find(self, step: _Step) -> Model:
+        backend, name = step.backend, step.stage.model
+        if name == AUTO:
+            return self._choose(step)
+        models = self._list(step)
+        try:
+            return self._request(
+                step, lambda: backend.find(name, self.watcher.cancelled, models=models)
+            )
+        except ModelNotFound as error:
+            error.instead = instead_of(self._show_all(step), step.capability)
+            raise
+
+    def _choose(self, step: _Step) -> Model:
+        backend = step.backend
+        url = backend.server.url
+        models = self._show_all(step)
+        listed = self._request(step, lambda: backend.ps(self.watcher.cancelled))
+        loaded = [model.name for model in listed]
+        chosen = choose(
+            models,
+            step.capability,
+            loaded=[m.name for m in models if any(backend.same_model(m.name, n) for n in loaded)],
+            last=last_used(url, step.capability),
+            room_bytes=None if self.memory is None else self.memory.room_bytes(backend),
+        )
+        if chosen is None:
+            raise NoModel(_CALLED[step.capability], backend.server)
+        self.watcher.note(f'"{AUTO}" chose {chosen.name} for {_CALLED[step.capability]}.')
+        return chosen
+
+    def _list(self, step: _Step) -> Sequence[Model]:
+        server = step.backend.server
+        if server not in self.installed:
+            listed = self._request(step, lambda: step.backend.list(self.watcher.cancelled))
+            self.installed[server] = listed
+        return self.installed[server]
+
+    def _show_all(self, step: _Step) -> Sequence[Model]:
+        show = step.backend.show
+        models = self._list(step)
+        return [self._request(step, lambda m=m: show(m, self.watcher.cancelled)) for m in models]
 
     def _chat(
-        self, stage: Stage, model: Model, number: int, request: Request, images: EncodedAhead
+        self, step: _Step, model: Model, number: int, request: Request, images: EncodedAhead
     ) -> Answer:
         """Return the answer to a request; where the context is too short, with smaller images."""
-        settings = stage.settings
+        settings = step.stage.settings
         try:
-            answer = self._send(stage, model, number, request, images.take(number))
+            answer = self._send(step, model, number, request, images.take(number))
         except ContextTooLong:
             if not request.images or settings.max_image_side <= RETRY_SIDE_PX:
                 raise
             smaller = replace(settings, max_image_side=RETRY_SIDE_PX)
-            answer = self._send(stage, model, number, request, encode_all(request.images, smaller))
+            answer = self._send(step, model, number, request, encode_all(request.images, smaller))
+        remember(step.backend.server.url, step.capability, model.name)
         if answer.remark:
             log.warning("%s, answer %d: %s", model.name, number + 1, answer.remark)
         if request.clean and settings.format is None:
-            return replace(answer, text=prompts.clean(answer.text))
-        return answer
+            answer = replace(answer, text=prompts.clean(answer.text))
+        return replace(answer, model=model.name)
 
     def _send(
-        self, stage: Stage, model: Model, number: int, request: Request, images: list[str]
+        self, step: _Step, model: Model, number: int, request: Request, images: list[str]
     ) -> Answer:
+        backend, settings = step.backend, step.stage.settings
         messages = list(request.messages)
         if images:
             messages[-1] = {**messages[-1], "images": images}
         return self._request(
+            step,
             lambda: collect(
-                self.backend.chat(
+                backend.chat(
                     model.name,
                     messages,
-                    options=self._options(stage, model),
-                    think=think_value(model, stage.settings.think_value, self.backend.server),
-                    format=stage.settings.format,
+                    options=self._options(step, model),
+                    think=think_value(model, settings.think_value, backend.server),
+                    format=settings.format,
                     keep_alive=None if model.remote_host else self.keep_alive_s,
-                    timeout_s=stage.settings.timeout_s,
+                    timeout_s=settings.timeout_s,
                     cancelled=self.watcher.cancelled,
                 ),
                 lambda piece: self.watcher.token(number, piece),
             ),
             model,
-            stage,
         )
 
-    def _request(
-        self, request: Callable[[], T], model: Model | None = None, stage: Stage | None = None
-    ) -> T:
+    def _request(self, step: _Step, request: Callable[[], T], model: Model | None = None) -> T:
         """Return what `request` returns; retry where the failure may pass.
 
-        Where the server's memory is too short for the model, free what can be freed, once in a run.
+        Where the server's memory is too short for `model`, free what can be freed, once in a run.
         """
+        backend = step.backend
 
         def make_room() -> bool:
-            if model is None or stage is None or self.memory is None or self.has_made_room:
+            if model is None or self.memory is None or self.has_made_room:
                 return False
             self.has_made_room = True
             log.info("Making room for %s", model.name)
-            return self.memory.out_of_memory(self.backend, model, stage.settings) > 0
+            return self.memory.out_of_memory(backend, model, step.stage.settings) > 0
 
         return with_retries(
             request,
-            self.backend.retries,
-            answered=self.installed is not None,
+            backend.retries,
+            answered=backend.server in self.installed,
             cancelled=self.watcher.cancelled,
             on_retry=lambda error, pause_s: self.watcher.waiting(_briefly(error), pause_s),
             make_room=make_room,
         )
 
-    def _options(self, stage: Stage, model: Model) -> dict[str, Any]:
+    def _options(self, step: _Step, model: Model) -> dict[str, Any]:
         """The stage's options, with one num_ctx for the model's whole run: a change reloads it."""
-        options = {"num_predict": DEFAULT_NUM_PREDICT} | dict(stage.options)
+        options = {"num_predict": DEFAULT_NUM_PREDICT} | dict(step.stage.options)
         if options.get("num_ctx") is not None:
             return options
         sizes = [
             context_size(
-                characters=_PROMPT_CHARS + need.chars,
-                images=need.images,
-                num_predict=int(need.stage.options.get("num_predict", 0)),
+                characters=_PROMPT_CHARS + other.chars,
+                images=other.images,
+                num_predict=int(other.stage.options.get("num_predict", 0)),
                 longest=model.context_length,
             )
-            for need in self.needs
-            if self.backend.same_model(need.stage.model, model.name)
+            for other in self.steps
+            if other is step or other.uses(step.backend.server, model.name)
         ]
         return options | {"num_ctx": max(sizes)}
 
@@ -396,3 +472,7 @@ def _briefly(error: LLMError) -> str:
 
 def _longest(texts: Sequence[str]) -> int:
     return max(map(len, texts))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -36,6 +36,14 @@ def free_vram_bytes() -> int | None:
     return int(manager.get_free_memory(manager.get_torch_device()))
 
 
+def total_vram_bytes() -> int | None:
+    """Memory of ComfyUI's compute device, the RAM of a CPU; None without ComfyUI."""
+    manager = _manager()
+    if manager is None:
+        return None
+    return int(manager.get_total_memory(manager.get_torch_device()))
+
+
 def compute_device() -> Any:
     """The torch.device on which ComfyUI computes. Only for code that runs inside ComfyUI."""
     return _comfy("model_management").get_torch_device()

@@ -1,4 +1,4 @@
-"""When ComfyUI's models make room for Ollama's, and when Ollama's go."""
+"""When ComfyUI's models make room for a server's, and when the server's go."""
 
 from __future__ import annotations
 
@@ -6,25 +6,40 @@ import logging
 
 from ..captioning.options import StageOptions
 from ..llm.backend import Backend, Model
-from ..llm.errors import Cancelled
+from ..llm.choice import ROOM_FACTOR
+from ..llm.errors import Cancelled, LLMError
 from ..llm.http import CancelCheck
 from ..llm.servers import Server
-from .comfyui import free_comfyui, free_vram_bytes
+from .comfyui import free_comfyui, free_vram_bytes, total_vram_bytes
 from .cuda import free_cuda_cache
 from .report import log_freed
 from .unload import unload_in_background, unload_model
 
 log = logging.getLogger(__name__)
 
-_HEADROOM = 1.25
-"""What a model needs beside its weights (context, compute buffers), as a factor. An estimate."""
-
 
 class StageMemory:
-    """Makes room before a stage and gives memory back after it (`captioning.run.Memory`)."""
+    """Makes room before a stage and frees memory after it (`captioning.run.Memory`). For one run.
+
+    It remembers which models were loaded before the run: on a server that others use as well,
+    only what the run has loaded is unloaded.
+    """
+
+    def __init__(self) -> None:
+        self._loaded_before: set[tuple[str, str]] = set()
+
+    def room_bytes(self, backend: Backend) -> int | None:
+        """Return the VRAM that a model may take once ComfyUI's models have left; None: unknown."""
+        return total_vram_bytes() if shares_gpu(backend.server, None) else None
 
     def before(self, backend: Backend, model: Model, settings: StageOptions) -> None:
-        """Free ComfyUI's models when the server shares their GPU, and `free_memory` says so."""
+        """Free ComfyUI's models when the server shares their GPU, and `free_memory` says so.
+
+        On a server that is not unloaded in any case they stay where the model is loaded already.
+        """
+        if not backend.unloads_always and _is_loaded(backend, model):
+            self._loaded_before.add((backend.server.url, model.name))
+            return
         if not shares_gpu(backend.server, model) or settings.free_memory == "never":
             return
         if settings.free_memory == "when needed" and _fits(model):
@@ -43,7 +58,13 @@ class StageMemory:
         return sum(part.bytes for part in freed)
 
     def after(self, backend: Backend, model: Model, *, cancelled: CancelCheck) -> None:
-        """Unload the model and see it gone; from a cancel on in a thread behind the caller."""
+        """Unload the model and see it gone; from a cancel on in a thread behind the caller.
+
+        The server's entry decides, by `unload`. Else Ollama and the embedded engine unload always,
+        other servers what this run has loaded, where they share ComfyUI's GPU.
+        """
+        if not self._unloads(backend, model):
+            return
         if cancelled():
             unload_in_background(backend, model.name)
             return
@@ -54,19 +75,34 @@ class StageMemory:
             return
         log_freed(log, freed, free_cuda_cache())
 
+    def _unloads(self, backend: Backend, model: Model) -> bool:
+        server = backend.server
+        if server.unload is not None:
+            return server.unload
+        was_loaded = (server.url, model.name) in self._loaded_before
+        return backend.unloads_always or (not was_loaded and shares_gpu(server, model))
 
-def shares_gpu(server: Server, model: Model) -> bool:
-    """Whether `model` would live in the GPU that ComfyUI uses.
+
+def shares_gpu(server: Server, model: Model | None) -> bool:
+    """Whether `model`, or any, would live in the GPU that ComfyUI uses.
 
     A cloud model never does. Else the server's entry decides; where it leaves the choice, a server
     on this machine does.
     """
-    if model.remote_host:
+    if model is not None and model.remote_host:
         return False
     return server.is_this_machine if server.shares_gpu is None else server.shares_gpu
+
+
+def _is_loaded(backend: Backend, model: Model) -> bool:
+    """Whether the server has the model loaded; also where it cannot say."""
+    try:
+        return any(backend.same_model(m.name, model.name) for m in backend.ps())
+    except LLMError:
+        return True
 
 
 def _fits(model: Model) -> bool:
     free = free_vram_bytes()
     size = model.size_bytes
-    return free is not None and size is not None and free > size * _HEADROOM
+    return free is not None and size is not None and free > size * ROOM_FACTOR

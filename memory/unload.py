@@ -27,7 +27,7 @@ def unload_model(backend: Backend, model: str, *, cancelled: CancelCheck | None 
     Raises:
         Cancelled: `cancelled` returned True; the model may still be loaded.
     """
-    owner = "the embedded engine" if backend.server.is_embedded else "Ollama"
+    owner = backend.server.product or "the server"
     what = f'{owner}\'s model "{model}"'
     try:
         unloaded = with_retries(
@@ -39,7 +39,9 @@ def unload_model(backend: Backend, model: str, *, cancelled: CancelCheck | None 
     except LLMError as error:
         log.warning("Could not unload %s: %s", what, error)
         return Freed(what)
-    if not unloaded.confirmed:
+    if not unloaded.possible:
+        log.debug("%s stays loaded: the server cannot be asked to unload it.", what)
+    elif not unloaded.confirmed:
         log.warning("Could not unload %s: the server still lists it.", what)
     return Freed(what, unloaded.vram_bytes)
 
