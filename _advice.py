@@ -7,9 +7,21 @@ from typing import TYPE_CHECKING, NamedTuple
 from ._program import pull
 from .llm import errors
 from .llm.errors import LLMError
+from .llm.servers import CONFIG_NAME, EMBEDDED
 
 if TYPE_CHECKING:
     from .llm.backend import Answer
+
+
+_START = {
+    "ollama": (
+        "Start the Ollama app (or run `ollama serve`), or set OLLAMA_BASE_URL to the address where "
+        "it runs, or to embedded for the engine inside this package."
+    ),
+    "lmstudio": "Start its server in LM Studio, under Developer (or run `lms server start`).",
+    EMBEDDED: "Restart this program.",
+}
+_USUAL_MODELS = {"describing images": "llava", "writing text": "llama3.2"}
 
 
 class Edge(NamedTuple):
@@ -44,43 +56,50 @@ def remark(answer: Answer, edge: Edge) -> str:
 
 def advice(error: LLMError, edge: Edge) -> str:
     """Return what to do about an error, as a sentence, or ""."""
-    embedded = error.server is not None and error.server.is_embedded
+    kind = error.server.kind if error.server is not None else ""
+    product = (error.server.product if error.server is not None else "") or "the server"
+    embedded, ollama = kind == EMBEDDED, kind == "ollama"
     again = edge.again
     match error:
         case errors.BadRequest() | errors.ServerConfigError():
             return ""
-        case errors.ServerUnreachable() if embedded:
-            return "Restart this program."
-        case errors.ServerUnreachable():
+        case errors.NoServer():
             return (
-                "Start the Ollama app (or run `ollama serve`), or set OLLAMA_BASE_URL to the "
-                "address where it runs, or to embedded for the engine inside this package."
+                f"Start {product if kind else 'yours'}, name one on another machine in "
+                f"{CONFIG_NAME}, or choose the server {EMBEDDED}: the engine inside this package."
             )
+        case errors.UnknownServer():
+            return f"Check the address, and the kind in {CONFIG_NAME}."
+        case errors.ServerUnreachable():
+            return _START.get(kind, f"Start {product}, or check its address.")
         case errors.ConnectionBroke():
-            return _sentence(again, "" if embedded else "check whether Ollama runs")
+            return _sentence(again, "" if embedded else f"check whether {product} runs")
         case errors.ServerTimeout():
             return _sentence(
-                "" if embedded else "run `ollama ps` to see what it does",
+                "run `ollama ps` to see what it does" if ollama else "",
                 "choose a smaller model",
                 edge.set("raise", "timeout_s"),
             )
         case errors.NotInLibrary():
             return "Check the spelling."
-        case errors.ModelNotFound() if embedded:
-            return _fetch_embedded()
         case errors.NoModel():
-            return f"Fetch one, such as: ollama pull {error.model}"
+            return _fetch(kind, _USUAL_MODELS.get(error.task, ""))
         case errors.ModelNotFound():
-            return f"Fetch it with: ollama pull {error.model}"
-        case errors.NoVision() if embedded:
-            return f"Choose a model with vision, or: {_fetch_embedded()}"
-        case errors.NoVision():
+            fetch = _fetch(kind, error.model)
+            if error.instead:
+                return f"Choose an installed one ({', '.join(error.instead)}). {fetch}"
+            return fetch
+        case errors.NoVision() if ollama:
             return "Choose a model with vision, or fetch one, for example with: ollama pull llava"
+        case errors.NoVision():
+            return f"Choose a model with vision. {_fetch(kind, '')}".strip()
         case errors.NoThinking():
-            example = "" if embedded else ", for example: ollama pull qwen3"
+            example = ", for example: ollama pull qwen3" if ollama else ""
             return f'Set think to "off", or choose a model with thinking{example}.'
         case errors.ServerBusy():
             return f"Wait until its other requests have ended, then {again}."
+        case errors.LoadFailed():
+            return _sentence("choose another model", edge.set("lower", "num_ctx"))
         case errors.OutOfMemory():
             return _sentence(
                 "choose a smaller model",
@@ -88,16 +107,16 @@ def advice(error: LLMError, edge: Edge) -> str:
                 "close what else uses the GPU",
             )
         case errors.EmptyAnswer():
-            return _about_empty(error, edge, embedded)
+            return _about_empty(error, edge, ollama)
         case errors.IncompleteAnswer():
-            log = "" if embedded else "look into Ollama's log"
+            log = "" if embedded else f"look into {_whose(product)} log"
             return _sentence(again, log, edge.set("raise", "repeat_penalty"))
         case _:
-            return _about_response(error, edge, embedded)
+            return _about_response(error, edge, kind, product)
 
 
-def _about_empty(error: errors.EmptyAnswer, edge: Edge, embedded: bool) -> str:
-    instruct = f"choose its instruct variant (such as {_instruct(error.model)})"
+def _about_empty(error: errors.EmptyAnswer, edge: Edge, ollama: bool) -> str:
+    instruct = f"choose its instruct variant (such as {_instruct(error.model)})" if ollama else ""
     off = 'set think to "off"' if edge.options else ""
     if error.thought and error.done_reason == "length":
         return _sentence(edge.set("raise", "num_predict"), off, instruct)
@@ -109,14 +128,15 @@ def _about_empty(error: errors.EmptyAnswer, edge: Edge, embedded: bool) -> str:
         return "Write a prompt."
     return _sentence(
         f"{edge.again} with another seed or prompt",
-        "" if embedded else f"check the model with: ollama run {error.model}",
+        f"check the model with: ollama run {error.model}" if ollama else "choose another model",
     )
 
 
-def _about_response(error: LLMError, edge: Edge, embedded: bool) -> str:
+def _about_response(error: LLMError, edge: Edge, kind: str, product: str) -> str:
+    variable = "OLLAMA_BASE_URL" if kind == "ollama" else f"its url in {CONFIG_NAME}"
     match error:
         case errors.AccessDenied():
-            return _about_access(error)
+            return _about_access(error, variable)
         case errors.ContextTooLong():
             return _sentence(
                 edge.set("raise", "num_ctx"),
@@ -124,39 +144,60 @@ def _about_response(error: LLMError, edge: Edge, embedded: bool) -> str:
                 "send less text",
             )
         case errors.Redirected():
-            return "Set OLLAMA_BASE_URL to that address."
+            return f"Set {variable} to that address."
         case errors.WrongForm():
             return (
-                "This is not what Ollama answers: check OLLAMA_BASE_URL, and whether a proxy is "
+                f"This is not what {product} answers: check {variable}, and whether a proxy is "
                 "between."
             )
         case errors.EndpointMissing(api="openai"):
             return "Set OLLAMA_BASE_URL to an Ollama server."
         case errors.EndpointMissing(api="ollama"):
             return "Update it, or set OLLAMA_BASE_URL to another server."
-        case errors.EndpointMissing():
+        case errors.EndpointMissing() if kind == "ollama":
             return "Check OLLAMA_BASE_URL."
-        case errors.UnexpectedResponse(status=400) if embedded:
+        case errors.EndpointMissing():
+            return f"Update it, or check its kind in {CONFIG_NAME}."
+        case errors.UnexpectedResponse(status=400) if kind == EMBEDDED:
             return f"Change that, then {edge.again}."
-        case errors.UnexpectedResponse() if embedded:
+        case errors.UnexpectedResponse() if kind == EMBEDDED:
             return _sentence(edge.again, "restart this program")
         case errors.UnexpectedResponse():
-            return f"Ollama's own log says more. {_sentence(edge.again, 'restart Ollama')}"
+            own = _whose(product)
+            log = f"{own[:1].upper()}{own[1:]} own log says more."
+            return f"{log} {_sentence(edge.again, f'restart {product}')}"
         case _:
             return ""
 
 
-def _about_access(error: errors.AccessDenied) -> str:
+def _about_access(error: errors.AccessDenied, variable: str) -> str:
     if error.key_withheld:
         return "A key is set, but it is sent over https or to this machine only: use an https URL."
-    if error.status == 403:
+    if error.status == 403 and variable == "OLLAMA_BASE_URL":
         return (
             "It refuses requests from here: allow this address with OLLAMA_HOST and OLLAMA_ORIGINS "
             "on the server, or check OLLAMA_BASE_URL."
         )
     if error.signin_url:
         return f"Run `ollama signin`, or open {errors.shorten(error.signin_url)}"
-    return "Set OLLAMA_API_KEY, or the server's key in image-refinery.toml, and start again."
+    if variable == "OLLAMA_BASE_URL":
+        return f"Set OLLAMA_API_KEY, or the server's key in {CONFIG_NAME}, and start again."
+    return f"Set the server's key in {CONFIG_NAME}."
+
+
+def _fetch(kind: str, model: str) -> str:
+    """Return how a model is fetched for a kind of server, or ""."""
+    if kind == EMBEDDED:
+        return _fetch_embedded()
+    if kind == "ollama" and model:
+        return f"Fetch it with: ollama pull {model}"
+    if kind == "lmstudio":
+        return "LM Studio can download more."
+    return ""
+
+
+def _whose(product: str) -> str:
+    return f"{product}'" if product.endswith("s") else f"{product}'s"
 
 
 def _fetch_embedded() -> str:

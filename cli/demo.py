@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .._backends import open_backend
 from .._program import pull
 from ..captioning.job import Result
-from ..llm import llamacpp
-from ..llm.errors import LLMError, ModelNotFound, ServerConfigError
-from ..llm.servers import EMBEDDED, Server, find_server
-from ..ollama_client import OllamaClient
+from ..llm.choice import able
+from ..llm.errors import LLMError, NoModel, ServerConfigError
+from ..llm.llamacpp.installed import why_unavailable
+from ..llm.servers import EMBEDDED, find_server
 from ..refine import RefineError
 from .describe import make_job, run_on_files, source
 from .refine_demo import refine_demo
@@ -35,19 +37,18 @@ def demo(image: Path | None, output: Path) -> int:
     """Describe, rewrite and refine one picture; leave what became of it in `output`."""
     path = image or EXAMPLE
     picture = source(path)()
-    with _best_client() as client:
-        try:
-            job = make_job(client, instructions=INSTRUCTIONS)
-        except ModelNotFound as error:
-            print(f"Nothing is rewritten: {message(error)}", file=sys.stderr)
-            job = make_job(client)
-        if job.text is not None:
-            steady = dict(job.text.options) | {"temperature": _TEXT_TEMPERATURE, "num_predict": 160}
-            job = replace(job, text=replace(job.text, options=steady))
-        (caption,) = run_on_files(client, [path], job)
-    texts = [(f"Description, by {job.vision.model}", caption.description)]
-    if job.text is not None:
-        texts.append((f"Rewritten by {job.text.model}", caption.final))
+    server = _best_server()
+    job = make_job(instructions=INSTRUCTIONS)
+    assert job.text is not None
+    steady = dict(job.text.options) | {"temperature": _TEXT_TEMPERATURE, "num_predict": 160}
+    job = replace(job, text=replace(job.text, options=steady))
+    (caption,) = run_on_files([path], job, server=server)
+    if caption.refined and isinstance(caption.refined.error, NoModel):
+        print(f"Nothing is rewritten: {message(caption.refined.error)}", file=sys.stderr)
+        caption = replace(caption, refined=None)
+    texts = [(f"Description, by {_model(caption.description)}", caption.description)]
+    if caption.refined is not None:
+        texts.append((f"Rewritten by {_model(caption.refined)}", caption.refined))
     output.mkdir(parents=True, exist_ok=True)
     lines = [f"{heading}:\n{_words(result)}\n" for heading, result in texts]
     (output / "demo.txt").write_text(
@@ -66,28 +67,30 @@ def demo(image: Path | None, output: Path) -> int:
     return 1 if failed else 0
 
 
-def _best_client() -> OllamaClient:
-    """Ollama where one answers and has a model that can see, else the embedded engine."""
+def _best_server() -> str:
+    """The default server where one answers and has a vision model, else the embedded engine."""
     try:
-        client = OllamaClient(find_server())
-        models = [client.show(model) for model in client.list()]
-        if any(not model.lacks("vision") for model in models):
-            kind = "The embedded engine" if client.server.is_embedded else "Ollama"
-            print(f"{kind} answers at {client.url}.", file=sys.stderr)
-            return client
-        reason = f"Ollama at {client.url} has no vision model (ollama pull llava)."
-        client.close()
+        with closing(open_backend(find_server())) as backend:
+            title = backend.server.title
+            models = [backend.show(model) for model in backend.list()]
+        if able(models, "vision"):
+            print(f"{title[:1].upper()}{title[1:]} answers.", file=sys.stderr)
+            return ""
+        reason = f"{title[:1].upper()}{title[1:]} has no vision model."
     except LLMError as error:
         reason = message(error)
-    if not llamacpp.available():
-        raise ServerConfigError(f"{reason} {llamacpp.why_unavailable()}")
+    if missing := why_unavailable():
+        raise ServerConfigError(f"{reason} {missing}")
     print(
-        f"{reason}\nThe demo uses the embedded engine and its stand-in, which knows drawn shapes "
-        "and colors only.\nFor real models: install Ollama and run `ollama pull llava` and "
-        f"`ollama pull llama3.2`, or run `{pull('smolvlm')}`.",
+        f"{reason}\nThe demo uses the embedded engine. For a real vision model run: "
+        f"{pull('smolvlm')}",
         file=sys.stderr,
     )
-    return OllamaClient(Server(url=EMBEDDED))
+    return EMBEDDED
+
+
+def _model(result: Result) -> str:
+    return result.answer.model if result.answer else "no model"
 
 
 def _words(result: Result) -> str:

@@ -7,11 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import memory
-from .._program import pull
+from .._backends import open_backends
 from ..captioning.job import Caption, Job, Result, Stage
 from ..captioning.options import (
     TEXT_SAMPLING,
@@ -31,20 +32,15 @@ from ..files import (
     write_caption,
 )
 from ..files.folders import PICTURE_SUFFIXES
-from ..llm.backend import Model
-from ..llm.errors import NoModel, UnusableImage
-from ..llm.servers import Server, find_server
-from ..ollama_client import OllamaClient, same_model
+from ..llm.choice import AUTO
+from ..llm.errors import UnusableImage
+from ..llm.servers import split_model
 from .progress import watching
 from .terminal import message
 
 if TYPE_CHECKING:
     from PIL import Image
 
-USUAL_MODELS = {"vision": "llava", "completion": "llama3.2"}
-_CALLED = {"vision": "describing images", "completion": "writing text"}
-TOY = "toy-vision"
-"""The embedded engine's built-in model, for tests and the demo."""
 _READ = f"Files that are read: {', '.join(sorted(PICTURE_SUFFIXES))}."
 
 
@@ -66,33 +62,23 @@ def describe(options: argparse.Namespace) -> int:
     if not paths:
         print(f"There is nothing to describe. {_READ}", file=sys.stderr)
         return 0 if options.skip_existing and not refused else 1
-    with OllamaClient(find_server(options.server)) as client:
-        job = make_job(
-            client,
-            vision_model=options.vision_model,
-            text_model=options.text_model,
-            instructions=options.instructions,
-            vision_prompt=options.vision_prompt,
-            seed=options.seed,
-            keep_loaded_s=60.0 * options.keep_loaded_minutes,
-        )
-        if any(is_toy(stage.model, client.server) for stage in (job.vision, job.text) if stage):
-            print(
-                f"{TOY} is a stand-in that knows drawn shapes and colors only. Fetch a real model "
-                f"with: {pull('smolvlm')} (or install Ollama, then run: ollama pull llava)",
-                file=sys.stderr,
-            )
-        captions = (
-            _Captions({path: files[path] for path in paths}, options) if options.txt else None
-        )
-        done = run_on_files(client, paths, job, finished=captions)
+    job = make_job(
+        vision_model=options.vision_model,
+        text_model=options.text_model,
+        instructions=options.instructions,
+        vision_prompt=options.vision_prompt,
+        seed=options.seed,
+        keep_loaded_s=60.0 * options.keep_loaded_minutes,
+    )
+    captions = _Captions({path: files[path] for path in paths}, options) if options.txt else None
+    done = run_on_files(paths, job, server=options.server, finished=captions)
     if captions is not None:
         print(f"{captions.written} captions written.", file=sys.stderr)
         for problem in captions.problems:
             print(f"Error: {problem}", file=sys.stderr)
     for path, caption in zip(paths, done, strict=True):
         if options.json:
-            print(json.dumps(_as_json(path, caption, job), ensure_ascii=False))
+            print(json.dumps(_as_json(path, caption), ensure_ascii=False))
         elif captions is None:
             _print_texts(path, caption, heading=len(paths) > 1)
     unwritten = refused or (captions is not None and captions.problems)
@@ -145,25 +131,41 @@ class _Captions:
 
 
 def run_on_files(
-    client: OllamaClient,
     paths: Sequence[Path],
     job: Job,
+    *,
+    server: str = "",
     finished: Callable[[int, Caption], None] | None = None,
 ) -> list[Caption]:
-    """Run a job on image files, with progress on stderr; `finished` hears of each at once."""
-    with watching() as watcher:
+    """Run a job on image files, with progress on stderr; `finished` hears of each at once.
+
+    Args:
+        server: where models are that do not name their own server ("llava @ box").
+    """
+    models = [stage.model for stage in (job.vision, job.text) if stage]
+    job = replace(job, vision=_without_server(job.vision))
+    if job.text:
+        job = replace(job, text=_without_server(job.text))
+    with (
+        watching() as watcher,
+        open_backends(server, *models, cancelled=watcher.cancelled) as backends,
+    ):
         return run(
-            client,
+            backends[0],
             [source(path) for path in paths],
             job,
+            text_backend=backends[-1],
             memory=memory.StageMemory(),
             watcher=watcher,
             finished=finished,
         )
 
 
+def _without_server(stage: Stage) -> Stage:
+    return replace(stage, model=split_model(stage.model)[0])
+
+
 def make_job(
-    client: OllamaClient,
     *,
     vision_model: str | None = None,
     text_model: str | None = None,
@@ -172,50 +174,19 @@ def make_job(
     seed: int = 0,
     keep_loaded_s: float = 0.0,
 ) -> Job:
-    """Return the job with the node's defaults; a model that is not named is chosen."""
+    """Return the job with the node's defaults; a model that is not named is chosen by the run."""
     settings = StageOptions()
-    if not vision_model or (instructions and not text_model):
-        models = [client.show(model) for model in client.list()]
-        vision_model = vision_model or choose(models, "vision", client.server)
-        text_model = text_model or choose(models, "completion", client.server)
     return Job(
-        vision=Stage(model=vision_model, options=vision_options(VISION_SAMPLING, seed, settings)),
-        text=Stage(
-            model=text_model or vision_model,
-            options=text_options(TEXT_SAMPLING, seed, settings),
-        )
+        vision=Stage(
+            model=vision_model or AUTO, options=vision_options(VISION_SAMPLING, seed, settings)
+        ),
+        text=Stage(model=text_model or AUTO, options=text_options(TEXT_SAMPLING, seed, settings))
         if instructions
         else None,
         instructions=[instructions],
         custom_prompts=[vision_prompt],
         keep_loaded_s=keep_loaded_s,
     )
-
-
-def choose(models: Sequence[Model], capability: str, server: Server) -> str:
-    """Return the usual model if it is installed, else the first that can do it, a toy last.
-
-    The toy cannot write without a picture.
-
-    Text models come before models that can see as well: they are the better writers for their size.
-
-    Raises:
-        NoModel: none can; the message names the usual one.
-    """
-    able = [model for model in models if not model.lacks(capability)]
-    if capability == "completion":
-        able = [model for model in able if not is_toy(model.name, server)]
-    able.sort(key=lambda model: is_toy(model.name, server))
-    if not able:
-        raise NoModel(_CALLED[capability], USUAL_MODELS[capability], server)
-    usual = [model for model in able if same_model(model.name, USUAL_MODELS[capability])]
-    plain = [model for model in able if capability == "completion" and model.lacks("vision")]
-    return (usual or plain or able)[0].name
-
-
-def is_toy(name: str, server: Server) -> bool:
-    """Return whether a name means the built-in model of the embedded engine."""
-    return server.is_embedded and same_model(name, TOY)
 
 
 def source(path: Path) -> Callable[[], Image.Image]:
@@ -248,15 +219,17 @@ def _print_result(path: Path, result: Result) -> None:
     print(f"Error: {where}{message(result.error)}", file=sys.stderr)
 
 
-def _as_json(path: Path, caption: Caption, job: Job) -> dict[str, Any]:
-    entry: dict[str, Any] = {"image": str(path), "vision_model": job.vision.model}
-    if job.text is not None:
-        entry["text_model"] = job.text.model
-    for name, result in (("description", caption.description), ("refined_output", caption.refined)):
+def _as_json(path: Path, caption: Caption) -> dict[str, Any]:
+    entry: dict[str, Any] = {"image": str(path)}
+    stages = (
+        ("vision_model", "description", caption.description),
+        ("text_model", "refined_output", caption.refined),
+    )
+    for model, name, result in stages:
         if result and result.error:
             entry["error"] = message(result.error)
-        elif result:
-            entry[name] = result.text
+        elif result and result.answer:
+            entry |= {model: result.answer.model, name: result.text}
     return entry
 
 

@@ -7,16 +7,20 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from .._program import install, pull
+from .._backends import open_backend
+from .._program import install
 from ..files.folders import CHECKPOINT_SUFFIXES, PICKLE_SUFFIXES
-from ..llm import llamacpp
-from ..llm.errors import EndpointMissing, LLMError
+from ..llm.backend import Backend, LoadedModel
+from ..llm.choice import able
+from ..llm.errors import EndpointMissing, LLMError, NoModel, NoServer
+from ..llm.llamacpp.installed import available, why_unavailable
+from ..llm.llamacpp.library import Library
+from ..llm.probe import find_servers, identify
 from ..llm.servers import config_path, find_server, server_names
 from ..memory.report import readable
-from ..ollama_client import OllamaClient
-from .describe import USUAL_MODELS, is_toy
 from .terminal import message
 
 _PACKAGES = (
@@ -81,46 +85,58 @@ def _servers() -> list[str]:
     problems: list[str] = []
     for name in server_names():
         problems += _server(name)
+    named = {url for name in server_names() if (url := _address(name))}
+    for found in find_servers():
+        if found.url not in named:
+            print(f'Found "{found.name}": {found.title}')
     return problems
+
+
+def _address(name: str) -> str:
+    with contextlib.suppress(LLMError):
+        return identify(find_server(name)).url
+    return ""
 
 
 def _server(name: str) -> list[str]:
     try:
-        with OllamaClient(find_server(name)) as client:
-            version = client.version()
-            models = [client.show(model) for model in client.list()]
-            try:
-                loaded = client.ps()
-                remark = ""
-            except EndpointMissing as error:
-                loaded, remark = [], message(error)
+        with contextlib.closing(open_backend(find_server(name))) as backend:
+            models = [backend.show(model) for model in backend.list()]
+            loaded, remark = _loaded(backend)
+    except NoServer as error:
+        print(f'Server "{name}": none found')
+        # The embedded engine does instead of one.
+        return [] if available() else [f'Server "{name}": {message(error)}']
     except LLMError as error:
         print(f'Server "{name}": not usable, see below')
         return [f'Server "{name}": {message(error)}']
-    embedded = client.server.is_embedded
-    kind = "embedded engine" if embedded else f"Ollama {version} at {client.url}"
-    print(f'Server "{name}": {kind}, {len(models)} models')
+    print(f'Server "{name}": {backend.server.title}, {len(models)} models')
     if remark:
         print(f"  It cannot say which models are loaded: {remark}")
     for model in loaded:
         print(f"  loaded: {model.name}, {readable(model.vram_bytes)} of GPU memory")
     problems: list[str] = []
-    for capability, usual in USUAL_MODELS.items():
-        able = [model.name for model in models if not model.lacks(capability)]
-        toys = [model for model in able if is_toy(model, client.server)]
-        said = [f"{model} (a toy)" if model in toys else model for model in able]
+    for capability, task in (("vision", "describing images"), ("completion", "writing text")):
+        suited = able(models, capability)
+        said = [f"{model.name} (a stand-in)" if model.note else model.name for model in suited]
         print(f"  {capability}: {', '.join(said) or 'none'}")
-        if len(able) == len(toys):
-            how = pull("smolvlm") if embedded else f"ollama pull {usual}"
-            problems.append(f"Fetch a model for {capability}: {how}")
+        if all(model.note for model in suited):
+            problems.append(message(NoModel(task, backend.server)))
     return problems
 
 
+def _loaded(backend: Backend) -> tuple[Sequence[LoadedModel], str]:
+    try:
+        return backend.ps(), ""
+    except EndpointMissing as error:
+        return (), message(error)
+
+
 def _engine() -> list[str]:
-    if reason := llamacpp.why_unavailable():
+    if reason := why_unavailable():
         print(f"Embedded engine: {reason}")
         return []
-    names = [model.name for model in llamacpp.Library().models()]
+    names = [model.name for model in Library().models()]
     print(f"Embedded engine: ready, with {', '.join(names) or 'no models'}")
     return []
 

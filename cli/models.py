@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from typing import Any
 
 from tqdm import tqdm
 
-from ..llm import llamacpp
+from .._backends import open_backend
 from ..llm.errors import LLMError
+from ..llm.llamacpp.installed import why_unavailable
+from ..llm.llamacpp.library import Library, models_folder
+from ..llm.llamacpp.pull import PullError, pull_steps
 from ..llm.servers import Server, find_server
 from ..memory.report import readable
-from ..ollama_client import OllamaClient
 from .terminal import message
 
 _NOT_IN_OLLAMAS_LIBRARY = ("smolvlm", "smolvlm2")
@@ -29,12 +32,12 @@ def list_models(server: str) -> int:
     except LLMError as error:
         print(f"Error: {message(error)}", file=sys.stderr)
         failed = True
-    print(f"Embedded engine (OLLAMA_BASE_URL=embedded), GGUF files in {llamacpp.models_folder()}")
-    for model in llamacpp.Library().models():
+    print(f"The embedded engine, GGUF files in {models_folder()}")
+    for model in Library().models():
         can = ", ".join(model.capabilities)
         print(f"  {model.name:32} {readable(model.size):>10}  {can}")
         count += 1
-    if reason := llamacpp.why_unavailable():
+    if reason := why_unavailable():
         print(reason, file=sys.stderr)
     return 1 if failed or not count else 0
 
@@ -42,39 +45,39 @@ def list_models(server: str) -> int:
 def _list_models_of(server: Server) -> int:
     if server.is_embedded:
         return 0  # it is listed in any case
-    with OllamaClient(server) as client:
-        models = [client.show(model) for model in client.list()]
-    print(f"Ollama at {client.url}")
+    with closing(open_backend(server)) as backend:
+        models = [backend.show(model) for model in backend.list()]
+    title = backend.server.title
+    print(f"{title[:1].upper()}{title[1:]}")
     for model in models:
         can = ", ".join(sorted(model.capabilities or ())) or "not known"
-        where = (
-            f"runs on {model.remote_host}" if model.remote_host else readable(model.size_bytes or 0)
-        )
+        size = "" if model.size_bytes is None else readable(model.size_bytes)
+        where = f"runs on {model.remote_host}" if model.remote_host else size
         print(f"  {model.name:32} {where:>10}  {can}")
     return len(models)
 
 
 def pull_model(name: str, server: str) -> int:
-    """Fetch a model, for the embedded engine where Ollama's library lacks it, else for Ollama."""
+    """Fetch a model, for the embedded engine where it is one of its own, else for the server."""
     chosen = find_server(server)
     if chosen.is_embedded or name.partition(":")[0].lower() in _NOT_IN_OLLAMAS_LIBRARY:
         return _pull_embedded(name)
-    with OllamaClient(chosen) as client, _Bar() as bar:
-        for step in client.pull(name):
+    with closing(open_backend(chosen)) as backend, _Bar() as bar:
+        for step in backend.pull(name):
             bar.show(step.status, step.completed_bytes, step.total_bytes)
-    print(f"{name} is installed at {client.url}")
+    print(f"{name} is installed {backend.server.where}")
     return 0
 
 
 def _pull_embedded(name: str) -> int:
     try:
         with _Bar() as bar:
-            for step in llamacpp.pull_steps(name):
+            for step in pull_steps(name):
                 bar.show(step.status, step.completed, step.total)
-    except llamacpp.PullError as error:
+    except PullError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    print(f"{name} is in {llamacpp.models_folder()}; use it with OLLAMA_BASE_URL=embedded")
+    print(f"{name} is in {models_folder()}, for the server embedded")
     return 0
 
 

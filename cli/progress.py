@@ -60,6 +60,9 @@ class TerminalWatcher(Watcher):
     def waiting(self, reason: str, seconds: float) -> None:
         self._say(f"{reason}, trying again in {seconds:g} s")
 
+    def note(self, text: str) -> None:
+        self._say(text)
+
     def _say(self, line: str) -> None:
         tqdm.write(line, file=sys.stderr)
 

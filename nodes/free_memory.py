@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from typing import Any
 
 from comfy_api.latest import io
@@ -93,7 +94,7 @@ def _unload_models(server: str) -> list[str]:
 
     try:
         memory.finish_pending_unloads(host.interrupted)
-        with host.open_backend(server) as backend:
+        with closing(host.open_backend(server)) as backend:
             freed = [
                 str(memory.unload_model(backend, model.name, cancelled=host.interrupted))
                 for model in backend.ps(host.interrupted)
@@ -101,5 +102,5 @@ def _unload_models(server: str) -> list[str]:
     except Cancelled:
         host.stop()
     except LLMError as error:
-        return [f"Ollama: {with_advice(error, host.PAGE)}"]
-    return freed or ["Ollama held no models"]
+        return [with_advice(error, host.PAGE)]
+    return freed or [f"{backend.server.product or 'The server'} held no models"]

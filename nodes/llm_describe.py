@@ -77,7 +77,7 @@ class LLMDescribe(llm_inputs.AsksServer):
             if problem:
                 raise problem
             job = _job(given, one_question)
-            with host.open_backend(given.server) as backend:
+            with host.open_backends(given.server, given.vision_model) as (backend,):
                 pixels = [convert.pixels(single) for single in images]
                 captions = run(backend, pixels, job, memory=StageMemory(), watcher=node_run.watcher)
                 results = [caption.description for caption in captions]

@@ -112,9 +112,16 @@ class LLMImageRefine(llm_inputs.AsksServer):
             if problem:
                 raise problem
             job = _job(given, one_question)
-            with host.open_backend(given.server) as backend:
-                pixels = [convert.pixels(single) for single in images]
-                captions = run(backend, pixels, job, memory=StageMemory(), watcher=node_run.watcher)
+            models = given.vision_model, given.text_model
+            with host.open_backends(given.server, *models) as (seeing, writing):
+                captions = run(
+                    seeing,
+                    [convert.pixels(single) for single in images],
+                    job,
+                    text_backend=writing,
+                    memory=StageMemory(),
+                    watcher=node_run.watcher,
+                )
         if node_run.error:
             failed = Result(error=node_run.error)
             count = 1 if one_question else len(images)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..captioning.options import TEXT_SAMPLING, VISION_SAMPLING, StageOptions
+from ..llm.servers import split_model
 from . import host
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def text_model(tooltip: str) -> Any:
 
 def _model(capability: str, usual: str, tooltip: str) -> Any:
     def make(id: str) -> Any:
-        names = host.models_to_choose(capability, usual)
-        combo = io.Combo.Input(id, options=names, default=usual if usual in names else names[0])
+        names, default = host.models_to_choose(capability, usual)
+        combo = io.Combo.Input(id, options=names, default=default)
         return io.MultiType.Input(combo, types=[io.String], tooltip=tooltip)
 
     return host.widget(make, default="")
@@ -216,8 +217,9 @@ def server_input(id: str = "server") -> Any:
         options=host.servers_to_choose(),
         default=SERVER,
         optional=True,
-        tooltip="default: OLLAMA_BASE_URL, else OLLAMA_HOST, else this machine. Other "
-        "servers are named in image-refinery.toml in ComfyUI's user folder.",
+        tooltip="default: the language-model server that runs on this machine. Name other "
+        "servers in image-refinery.toml in ComfyUI's user folder. embedded: the engine inside "
+        "this pack.",
     )
 
 
@@ -253,5 +255,5 @@ def stage(id: str, model: str, options: dict[str, Any], settings: StageOptions) 
     from ..captioning.job import Stage
 
     if not model.strip():
-        raise host.BadInput(f"{id} is empty. Choose a model, or fetch one with: ollama pull llava")
-    return Stage(model=model.strip(), options=options, settings=settings)
+        raise host.BadInput(f"{id} is empty. Choose a model, or auto.")
+    return Stage(model=split_model(model)[0], options=options, settings=settings)

@@ -52,7 +52,7 @@ class NodeRun:
             host.count_failed_run(self._node)
         summary = _summary(verb, noun, results, time.monotonic() - self._started)
         # What many results share is shown once.
-        lines = [summary, *dict.fromkeys([*errors, *remarks])]
+        lines = [summary, *dict.fromkeys([*errors, *remarks, *self.watcher.notes])]
         host.show(host.node_id(self._node), *lines[:_SHOWN_LINES])
 
 

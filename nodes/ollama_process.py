@@ -88,7 +88,7 @@ class OllamaProcess(llm_inputs.AsksServer):
             if problem:
                 raise problem
             job = _job(given)
-            with host.open_backend(given.server) as backend:
+            with host.open_backends(given.server, given.text_model) as (backend,):
                 results = process(backend, job, memory=StageMemory(), watcher=node_run.watcher)
         if node_run.error:
             count = max(len(given.text), len(given.instructions))

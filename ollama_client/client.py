@@ -23,7 +23,7 @@ from ..llm.errors import (
 from ..llm.failures import explain, words_of
 from ..llm.http import CancelCheck, Http, Json, Timeouts, json_object
 from ..llm.retry import Retries
-from ..llm.servers import EMBEDDED, Server, find_server
+from ..llm.servers import Server, find_server
 
 UNLOAD_TIMEOUT_S = 15.0
 """How long an unload may take: Ollama waits up to 5 s for the driver, and for a running request."""
@@ -46,14 +46,10 @@ class OllamaClient:
     retries: Retries = field(default_factory=Retries)
 
     def __post_init__(self) -> None:
-        if self.server.url == EMBEDDED:
-            from ..llm import llamacpp
-
-            try:
-                url = llamacpp.start_shared()
-            except llamacpp.EngineMissing as error:
-                raise ServerConfigError(str(error)) from error
-            self.server = replace(self.server, url=url, embedded=True)
+        if self.server.is_embedded:
+            raise ServerConfigError("The embedded engine does not speak Ollama's API.")
+        if not self.server.kind:
+            self.server = replace(self.server, kind="ollama", search=False)
         self._http = Http(self.server, self.timeouts)
 
     def __enter__(self) -> OllamaClient:
@@ -74,6 +70,15 @@ class OllamaClient:
     def copy(self) -> OllamaClient:
         """Return another client of the same server, which is closed apart from this one."""
         return replace(self)
+
+    @property
+    def unloads_always(self) -> bool:
+        """True: an unload costs others who use Ollama one load at most."""
+        return True
+
+    def ignored(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """Return nothing: the options are Ollama's own."""
+        return ()
 
     def same_model(self, one: str, other: str) -> bool:
         """Return whether two names mean the same model; ":latest" may be left out."""

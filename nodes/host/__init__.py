@@ -5,7 +5,7 @@ from .inputs import BadInput, number, read, read_rows, widget, widgets
 from .progress import PAGE, NodeWatcher, RefineProgress, show
 from .running import count_failed_run, failed_runs, interrupted, node_id, stop
 from .schemas import schema
-from .servers import models_to_choose, open_backend, servers_to_choose
+from .servers import models_to_choose, open_backend, open_backends, servers_to_choose
 
 __all__ = [
     "PACK_FOLDER",
@@ -21,6 +21,7 @@ __all__ = [
     "node_id",
     "number",
     "open_backend",
+    "open_backends",
     "own_folder",
     "read",
     "read_rows",

@@ -1,14 +1,14 @@
-"""The names of installed models for a list on a page, without ever making the page wait."""
+"""The names of the models of all servers for a list on a page, without making the page wait."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...llm.errors import LLMError
 
@@ -30,8 +30,15 @@ START_DELAY_S = 0.3
 loading thread 21 of 55 ms of CPU (2 cores, ComfyUI 0.33.0)."""
 
 
+class Source(NamedTuple):
+    """A server to list: what its models are called after " @ ", "" for the default, and how."""
+
+    name: str
+    open: Callable[[], Backend]
+
+
 class ModelListCache:
-    """Remembers what a server has; looks again in the background when somebody asks.
+    """Remembers what servers have; looks again in the background when somebody asks.
 
     ComfyUI builds the description of a node on the thread that serves the page, for every request
     and every queued prompt, so a server that is off or hangs must cost next to nothing there. The
@@ -39,10 +46,10 @@ class ModelListCache:
     server has answered: a list that comes then is shown when the page asks once more.
     """
 
-    def __init__(self, open_backend: Callable[[], Backend]) -> None:
-        self._open = open_backend
+    def __init__(self, sources: Callable[[], Iterable[Source]]) -> None:
+        self._sources = sources
         self._lock = threading.Lock()
-        self._models: list[Model] = []
+        self._models: dict[str, list[Model]] = {}
         self._looked_at = float("-inf")
         self._failed_at = float("-inf")
         self._hangs = False
@@ -52,6 +59,8 @@ class ModelListCache:
 
     def names(self, capability: str) -> list[str]:
         """Return model names: those with `capability`, then those not known, then the others.
+
+        Those of the default server come first, then "model @ server" of every other server.
 
         Args:
             capability: "vision" or "completion", in Ollama's words.
@@ -63,7 +72,15 @@ class ModelListCache:
             rests = self._hangs or now - self._failed_at <= REST_S
             if self._looks > 1 and not rests:
                 self._hangs = not listed.wait(WAIT_S)
-        return [model.name for model in sorted(self._models, key=lambda m: _rank(m, capability))]
+        return [
+            f"{model.name} @ {server}" if server else model.name
+            for server, models in list(self._models.items())
+            for model in sorted(models, key=lambda m: _rank(m, capability))
+        ]
+
+    def server_names(self) -> list[str]:
+        """Return the names of the servers that had models at the last look, but the default."""
+        return [name for name, models in list(self._models.items()) if name and models]
 
     def _start_look(self) -> threading.Event:
         with self._lock:
@@ -82,26 +99,44 @@ class ModelListCache:
     def _run(self, listed: threading.Event, delay_s: float) -> None:
         time.sleep(delay_s)
         try:
-            with closing(self._open()) as backend:
+            seen: set[str] = set()
+            for source in self._sources():
+                self._list(source, seen)
+                if not source.name:
+                    self._looked_at = time.monotonic()
+                    listed.set()
+        except LLMError as error:
+            log.debug("The servers cannot be listed: %s", error)
+        finally:
+            listed.set()
+
+    def _list(self, source: Source, seen: set[str]) -> None:
+        """List one server, unless it has another name as well; one that is off has no models."""
+        try:
+            with closing(source.open()) as backend:
+                if backend.server.url in seen:
+                    return
+                seen.add(backend.server.url)
                 models = backend.list()
                 # What was found out before is kept while the rest is asked for again.
-                known = {model.digest: model.capabilities for model in self._models}
-                self._models = [
-                    replace(model, capabilities=known.get(model.digest))
+                before = self._models.get(source.name, ())
+                known = {(model.name, model.digest): model.capabilities for model in before}
+                self._models[source.name] = [
+                    replace(model, capabilities=known.get((model.name, model.digest)))
                     if model.capabilities is None
                     else model
                     for model in models
                 ]
-                self._looked_at = time.monotonic()
-                self._failed_at, self._hangs = float("-inf"), False
-                listed.set()
-                # Servers before 0.30 tell capabilities one model at a time: once per digest.
-                self._models = [backend.show(model) for model in models]
+                if not source.name:
+                    self._failed_at, self._hangs = float("-inf"), False
+                # Ollama before 0.30 tells capabilities one model at a time: once per digest.
+                self._models[source.name] = [backend.show(model) for model in models]
         except LLMError as error:
-            self._failed_at = time.monotonic()
-            log.debug("The list of models could not be read: %s", error)
-        finally:
-            listed.set()
+            log.debug("The models of %s cannot be listed: %s", source.name or "default", error)
+            if not source.name:
+                self._failed_at = time.monotonic()
+            else:
+                self._models.pop(source.name, None)
 
 
 def _rank(model: Model, capability: str) -> tuple[int, str]:

@@ -43,6 +43,7 @@ class NodeWatcher(Watcher):
         self._waiting = ""
         self._since = 0.0
         self._shown_at = 0.0
+        self.notes: list[str] = []
 
     def cancelled(self) -> bool:
         if self._waiting and time.monotonic() - self._shown_at >= 1.0:
@@ -81,6 +82,10 @@ class NodeWatcher(Watcher):
     def waiting(self, reason: str, seconds: float) -> None:
         self._wait(f"{self._title}: {reason}, trying again")
         self._show(f"{self._title}: {reason}, trying again in {seconds:g} s")
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
     def show_cancelled(self) -> None:
         """Show how far the run came, in place of the last live text."""

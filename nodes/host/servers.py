@@ -2,33 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from ...llm.servers import find_server, server_names
+from ... import _backends
+from ...llm.choice import AUTO
+from ...llm.llamacpp.installed import available
+from ...llm.servers import EMBEDDED, find_server, server_names
 from .folders import config_file
-from .model_lists import ModelListCache
+from .model_lists import ModelListCache, Source
+from .running import interrupted
 
 if TYPE_CHECKING:
-    from ...ollama_client import OllamaClient
+    from ...llm.backend import Backend
 
 
-def open_backend(name: str) -> OllamaClient:
-    """Return a client for the server that a workflow's `server` widget names; close it."""
-    from ...ollama_client import OllamaClient
+def open_backend(name: str) -> Backend:
+    """Return a backend for the server that a workflow's `server` widget names; close it."""
+    server = find_server(name, config=config_file())
+    return _backends.open_backend(server, cancelled=interrupted)
 
-    return OllamaClient(find_server(name, config=config_file()))
+
+def open_backends(server: str, *models: str) -> AbstractContextManager[list[Backend]]:
+    """Open the server of each model; see `_backends.open_backends`."""
+    return _backends.open_backends(server, *models, config=config_file(), cancelled=interrupted)
+
+
+def all_servers() -> Iterator[Source]:
+    """Yield the default server, as "", those of image-refinery.toml, and others found here."""
+    from ...llm.probe import find_servers
+
+    config = config_file()
+    names = server_names(config)[1:]
+    default = find_server("", config=config)
+    yield Source("", lambda: _backends.open_backend(default))
+    for name in names:
+        server = find_server(name, config=config)
+        yield Source(name, lambda server=server: _backends.open_backend(server))
+    for found in find_servers():
+        if found.name not in names:
+            yield Source(found.name, lambda found=found: _backends.open_backend(found))
+    if EMBEDDED not in names and available():
+        embedded = find_server(EMBEDDED, config=config)
+        yield Source(EMBEDDED, lambda: _backends.open_backend(embedded))
+
+
+model_lists = ModelListCache(all_servers)
+"""The models of all servers, for the lists on the page."""
 
 
 def servers_to_choose() -> list[str]:
     """Names for the `server` widget."""
-    return server_names(config_file())
+    found = model_lists.server_names()
+    here = [EMBEDDED] if available() else []
+    return list(dict.fromkeys([*server_names(config_file()), *found, *here]))
 
 
-model_lists = ModelListCache(lambda: open_backend(""))
-"""The models of the default server, for the lists on the page."""
+def models_to_choose(capability: str, usual: str) -> tuple[list[str], str]:
+    """Return the names for a model widget, and its default.
 
-
-def models_to_choose(capability: str, usual: str) -> list[str]:
-    """Names for a model widget, never empty: with `usual` where the server does not have it."""
+    The first is "auto"; `usual` is there also where no server has it. It is the default as long as
+    no server has been listed, or one has it.
+    """
     names = model_lists.names(capability)
-    return names if usual in names else [*names, usual]
+    if usual in names:
+        return [AUTO, *names], usual
+    return [AUTO, *names, usual], AUTO if names else usual

@@ -1,0 +1,83 @@
+"""Open the backend of a server: the one place that knows every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .llm.choice import AUTO
+from .llm.errors import NoServer
+from .llm.servers import EMBEDDED, Server, find_server, split_model
+
+if TYPE_CHECKING:
+    from .llm.backend import Backend
+    from .llm.http import CancelCheck
+
+
+def open_backend(
+    server: Server, *, or_embedded: bool = False, cancelled: CancelCheck | None = None
+) -> Backend:
+    """Return a backend for a server, whose kind is found out where it is not known; close it.
+
+    Args:
+        or_embedded: use the embedded engine where a search finds no server.
+
+    Raises:
+        NoServer, LLMError: as `llm.probe.identify` says.
+        ServerConfigError: the embedded engine is not installed.
+    """
+    # Imported here: ComfyUI's start does not need what a run needs.
+    from .llm.llamacpp.backend import EmbeddedEngine
+    from .llm.llamacpp.installed import available
+    from .llm.openai import kinds
+    from .llm.openai.client import OpenAIClient
+    from .llm.probe import identify
+    from .ollama_client import OllamaClient
+
+    if server.is_embedded:
+        return EmbeddedEngine(server)
+    try:
+        server = identify(server, cancelled)
+    except NoServer:
+        if not (or_embedded and server.search and available()):
+            raise
+        return EmbeddedEngine()
+    opened = {
+        "ollama": OllamaClient,
+        "openai": OpenAIClient,
+        "llama-server": kinds.LlamaServer,
+        "lmstudio": kinds.LMStudio,
+        "llama-swap": kinds.LlamaSwap,
+        "vllm": kinds.VLLM,
+        EMBEDDED: EmbeddedEngine,
+    }
+    return opened[server.kind](server)
+
+
+@contextmanager
+def open_backends(
+    server: str,
+    *models: str,
+    config: Path | None = None,
+    cancelled: CancelCheck | None = None,
+) -> Iterator[list[Backend]]:
+    """Open the server of each model, which its name may tell ("llava @ box"), else `server`.
+
+    Models of the same server share a backend. Where a search finds no server and a model is "auto",
+    it is the embedded engine.
+
+    Args:
+        config: path of image-refinery.toml, as `find_server` takes it.
+    """
+    chosen = [split_model(model, server) for model in models]
+    auto = any(model == AUTO for model, _ in chosen)
+    opened: dict[str, Backend] = {}
+    with ExitStack() as stack:
+        for _, name in chosen:
+            if name not in opened:
+                found = find_server(name, config=config)
+                backend = open_backend(found, or_embedded=auto, cancelled=cancelled)
+                opened[name] = stack.enter_context(closing(backend))
+        yield [opened[name] for _, name in chosen]
