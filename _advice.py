@@ -82,8 +82,10 @@ def advice(error: LLMError, edge: Edge) -> str:
             )
         case errors.NotInLibrary():
             return "Check the spelling."
+        case errors.NoModel() if ollama:
+            return f"Fetch one, such as: ollama pull {_USUAL_MODELS.get(error.task, 'llava')}"
         case errors.NoModel():
-            return _fetch(kind, _USUAL_MODELS.get(error.task, ""))
+            return _fetch(kind, "") or "Start it with one."
         case errors.ModelNotFound():
             fetch = _fetch(kind, error.model)
             if error.instead:
@@ -133,7 +135,8 @@ def _about_empty(error: errors.EmptyAnswer, edge: Edge, ollama: bool) -> str:
 
 
 def _about_response(error: LLMError, edge: Edge, kind: str, product: str) -> str:
-    variable = "OLLAMA_BASE_URL" if kind == "ollama" else f"its url in {CONFIG_NAME}"
+    # An address whose kind is not known yet was given by somebody: a search finds proven kinds.
+    variable = "OLLAMA_BASE_URL" if kind in ("ollama", "") else f"its url in {CONFIG_NAME}"
     match error:
         case errors.AccessDenied():
             return _about_access(error, variable)

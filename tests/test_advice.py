@@ -7,10 +7,10 @@ from image_refinery._advice import Edge, remark, with_advice
 from image_refinery.cli.terminal import TERMINAL
 from image_refinery.llm import errors
 from image_refinery.llm.backend import Answer
-from image_refinery.llm.servers import EMBEDDED, Server
+from image_refinery.llm.servers import EMBEDDED, KINDS, Server
 
 PAGE = Edge(again="queue again", options="Ollama Options")
-OLLAMA, ENGINE = Server(), Server(url=EMBEDDED)
+OLLAMA, ENGINE = Server(), Server(url=EMBEDDED, kind=EMBEDDED)
 
 
 def denied(server: Server, *, key_withheld: bool = False, signin_url: str = "") -> Exception:
@@ -25,10 +25,11 @@ def every_error(server: Server) -> list[errors.LLMError]:
         errors.ConnectionBroke(server, "reset"),
         errors.ServerTimeout(server, "answering", 3),
         errors.ModelNotFound("llava", server),
-        errors.NoModel("describing images", "llava", server),
+        errors.NoModel("describing images", server),
         errors.NoVision("llama", server),
         errors.NoThinking("llama", server),
         errors.ServerBusy("llama", server, "busy"),
+        errors.LoadFailed("llama", server, "its file is damaged"),
         errors.OutOfMemory("llama", server, "killed"),
         errors.EmptyAnswer("llama", server, done_reason="stop", thought=False),
         errors.EmptyAnswer("llama", server, done_reason="length", thought=False),
@@ -50,7 +51,7 @@ def every_error(server: Server) -> list[errors.LLMError]:
             "Start the Ollama app (or run `ollama",
         ),
         (errors.ModelNotFound("qwen3-vl:8b", OLLAMA), "Fetch it with: ollama pull qwen3-vl:8b"),
-        (errors.NoModel("text", "llama3.2", OLLAMA), "Fetch one, such as: ollama pull llama3.2"),
+        (errors.NoModel("writing text", OLLAMA), "Fetch one, such as: ollama pull llama3.2"),
         (errors.NoVision("llama", OLLAMA), "Choose a model with vision"),
         (
             errors.OutOfMemory("llama", OLLAMA, "x"),
@@ -113,3 +114,20 @@ def test_an_answer_that_is_not_whole_says_what_to_raise() -> None:
     assert remark(cut, TERMINAL) == said
     assert remark(full, PAGE).endswith("is missing. Raise num_ctx in Ollama Options, or send less.")
     assert remark(Answer(text="A", done_reason="stop"), PAGE) == ""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("ollama", EMBEDDED)])
+def test_who_has_another_server_never_reads_of_ollama(kind: str) -> None:
+    server = Server(url="http://127.0.0.1:1234", kind=kind)
+    options = Edge(again="queue again", options="the options")
+    for error in [*every_error(server), errors.NoServer(server, (11434, 1234))]:
+        for edge in (options, TERMINAL):
+            message = with_advice(error, edge)
+            assert "ollama" not in message.lower(), message
+            assert len(message) > len(str(error)), "there is always something to do"
+
+
+def test_a_missing_model_names_installed_ones() -> None:
+    error = errors.ModelNotFound("llava", OLLAMA)
+    error.instead = ["moondream", "bakllava"]
+    assert "Choose an installed one (moondream, bakllava)." in with_advice(error, PAGE)
