@@ -11,7 +11,8 @@ import importlib.util
 import threading
 
 from ..._program import install
-from .library import Library, Model, UnknownModel, UnreadableModel, models_folder
+from .library import Library, Model, UnknownModel, UnreadableModel
+from .places import Place, comfyui_places, models_folder
 from .pull import PULLABLE, NotPullable, PullError, PullStatus, pull, pull_steps
 from .server import EmbeddedServer
 
@@ -22,11 +23,13 @@ __all__ = [
     "Library",
     "Model",
     "NotPullable",
+    "Place",
     "PullError",
     "PullStatus",
     "UnknownModel",
     "UnreadableModel",
     "available",
+    "comfyui_places",
     "models_folder",
     "pull",
     "pull_steps",
