@@ -120,8 +120,10 @@ def _engine() -> list[str]:
     if reason := llamacpp.why_unavailable():
         print(f"Embedded engine: {reason}")
         return []
-    names = [model.name for model in llamacpp.Library().models()]
-    print(f"Embedded engine: ready, with {', '.join(names) or 'no models'}")
+    models = llamacpp.Library().models()
+    print(f"Embedded engine: ready, with {len(models)} models")
+    for model in models:
+        print(f"  {model.name}: {model.place}")
     return []
 
 

@@ -29,10 +29,11 @@ def list_models(server: str) -> int:
     except LLMError as error:
         print(f"Error: {message(error)}", file=sys.stderr)
         failed = True
-    print(f"Embedded engine (OLLAMA_BASE_URL=embedded), GGUF files in {llamacpp.models_folder()}")
+    folder = llamacpp.models_folder()
+    print(f"Embedded engine (OLLAMA_BASE_URL=embedded), your models folder is {folder}")
     for model in llamacpp.Library().models():
         can = ", ".join(model.capabilities)
-        print(f"  {model.name:32} {readable(model.size):>10}  {can}")
+        print(f"  {model.name:32} {readable(model.size):>10}  {can:20} {model.place}")
         count += 1
     if reason := llamacpp.why_unavailable():
         print(reason, file=sys.stderr)
