@@ -69,13 +69,11 @@ def pull_model(name: str, server: str) -> int:
 
 def _pull_embedded(name: str) -> int:
     try:
-        with _Bar() as bar:
-            for step in llamacpp.pull_steps(name):
-                bar.show(step.status, step.completed, step.total)
+        full = llamacpp.pull(name)
     except llamacpp.PullError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    print(f"{name} is in {llamacpp.models_folder()}; use it with OLLAMA_BASE_URL=embedded")
+    print(f"{full} is in {llamacpp.models_folder()}; use it with OLLAMA_BASE_URL=embedded")
     return 0
 
 
