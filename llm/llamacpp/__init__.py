@@ -11,6 +11,7 @@ import importlib.util
 import threading
 
 from ..._program import install
+from .gpu import gpu_remark
 from .library import Library, Model, UnknownModel, UnreadableModel
 from .places import Place, comfyui_places, models_folder
 from .pull import PULLABLE, NotPullable, PullError, PullStatus, pull, pull_steps
@@ -30,6 +31,7 @@ __all__ = [
     "UnreadableModel",
     "available",
     "comfyui_places",
+    "gpu_remark",
     "models_folder",
     "pull",
     "pull_steps",
