@@ -124,6 +124,8 @@ def _engine() -> list[str]:
     print(f"Embedded engine: ready, with {len(models)} models")
     for model in models:
         print(f"  {model.name}: {model.place}")
+    if remark := llamacpp.gpu_remark():
+        print(f"  {remark}")
     return []
 
 

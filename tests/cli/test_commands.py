@@ -186,6 +186,17 @@ def test_models_and_doctor_name_the_place_of_each_embedded_model(
         assert "  toy-vision:latest: built in\n" in printed
 
 
+def test_doctor_tells_about_a_gpu_that_the_engine_does_not_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from image_refinery.llm import llamacpp
+
+    monkeypatch.setattr(llamacpp, "why_unavailable", lambda: "")
+    monkeypatch.setattr(llamacpp, "gpu_remark", lambda: "Install a build for it.")
+    assert main(["doctor"]) == 0
+    assert "\n  Install a build for it.\n" in capsys.readouterr().out
+
+
 def test_models_pull_fetches_for_ollama(ollama: FaultyOllama, capsys: Any) -> None:
     assert main(["models", "--pull", "llava"]) == 0
     assert "llava is installed" in capsys.readouterr().out
