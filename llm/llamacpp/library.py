@@ -313,7 +313,7 @@ def _size(path: Path) -> int:
 
 
 def _repeats(files: _Files, earlier: _Files) -> bool:
-    """Return whether an earlier entry of the same size is the same model, with all it can do."""
+    """Return whether an earlier file of the same size is this one, and loses no projector by it."""
     if files.mmproj and not earlier.mmproj:
         return False
     try:

@@ -49,7 +49,7 @@ class Folder:
 
 
 Report: TypeAlias = Callable[[str], None]
-"""Receives one sentence for people on what is skipped."""
+"""Receives one sentence about each file or folder that is skipped."""
 Layout: TypeAlias = Callable[[Path, Report], Iterator[Folder]]
 
 
@@ -70,7 +70,7 @@ class Place:
     foreign: bool = True
 
     def folders(self, report: Report) -> Iterator[Folder]:
-        """Yield the folders with GGUF files; `report` gets what cannot be read."""
+        """Yield the folders with GGUF files; `report` gets a sentence about unreadable ones."""
         return self.layout(self.path, report)
 
 
