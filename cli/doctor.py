@@ -16,6 +16,7 @@ from ..files.folders import CHECKPOINT_SUFFIXES, PICKLE_SUFFIXES
 from ..llm.backend import Backend, LoadedModel
 from ..llm.choice import able
 from ..llm.errors import EndpointMissing, LLMError, NoModel, NoServer
+from ..llm.llamacpp.gpu import gpu_remark
 from ..llm.llamacpp.installed import available, why_unavailable
 from ..llm.llamacpp.library import Library
 from ..llm.probe import find_servers, identify
@@ -136,8 +137,12 @@ def _engine() -> list[str]:
     if reason := why_unavailable():
         print(f"Embedded engine: {reason}")
         return []
-    names = [model.name for model in Library().models()]
-    print(f"Embedded engine: ready, with {', '.join(names) or 'no models'}")
+    models = Library().models()
+    print(f"Embedded engine: ready, with {len(models)} models")
+    for model in models:
+        print(f"  {model.name}: {model.place}")
+    if remark := gpu_remark():
+        print(f"  {remark}")
     return []
 
 

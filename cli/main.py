@@ -28,9 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s"
     )
+    # It has a handler of its own: each of its warnings would be printed twice.
+    logging.getLogger("huggingface_hub").propagate = False
     try:
         return options.run(options)
-    except Cancelled:
+    except (Cancelled, KeyboardInterrupt):
         return _cancelled()
     except LLMError as error:
         return _failed(message(error))

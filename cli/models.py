@@ -12,7 +12,7 @@ from .._backends import open_backend
 from ..llm.errors import LLMError
 from ..llm.llamacpp.installed import why_unavailable
 from ..llm.llamacpp.library import Library, models_folder
-from ..llm.llamacpp.pull import PullError, pull_steps
+from ..llm.llamacpp.pull import PullError, pull
 from ..llm.servers import Server, find_server
 from ..memory.report import readable
 from .terminal import message
@@ -32,10 +32,11 @@ def list_models(server: str) -> int:
     except LLMError as error:
         print(f"Error: {message(error)}", file=sys.stderr)
         failed = True
-    print(f"The embedded engine, GGUF files in {models_folder()}")
+    folder = models_folder()
+    print(f"The embedded engine, your models folder is {folder}")
     for model in Library().models():
         can = ", ".join(model.capabilities)
-        print(f"  {model.name:32} {readable(model.size):>10}  {can}")
+        print(f"  {model.name:32} {readable(model.size):>10}  {can:20} {model.place}")
         count += 1
     if reason := why_unavailable():
         print(reason, file=sys.stderr)
@@ -71,13 +72,11 @@ def pull_model(name: str, server: str) -> int:
 
 def _pull_embedded(name: str) -> int:
     try:
-        with _Bar() as bar:
-            for step in pull_steps(name):
-                bar.show(step.status, step.completed, step.total)
+        full = pull(name)
     except PullError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    print(f"{name} is in {models_folder()}, for the server embedded")
+    print(f"{full} is in {models_folder()}; use it with the server embedded")
     return 0
 
 

@@ -86,7 +86,8 @@ def test_nothing_is_unpickled() -> None:
 
 def test_commands_are_run_by_the_embedded_engine_only_and_never_by_a_shell() -> None:
     assert {name for name, module in imported() if module == "subprocess"} == {
-        "llm/llamacpp/process.py"
+        "llm/llamacpp/gpu.py",
+        "llm/llamacpp/process.py",
     }
     for _, node in nodes_of(ast.keyword):
         assert isinstance(node, ast.keyword)

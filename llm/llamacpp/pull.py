@@ -1,42 +1,26 @@
-"""Fetch the models that are known here from the model hub into the user's folder."""
+"""Download the models that the embedded engine knows from Hugging Face into the user's folder."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import time
-from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from .library import LATEST, models_folder
-
-if TYPE_CHECKING:
-    import requests
-
-ENDPOINT_VARIABLE = "HF_ENDPOINT"
-OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
-_ENDPOINT = "https://huggingface.co"
-_TIMEOUT_S = (10, 60)  # connect, and silence between two pieces
-_ATTEMPTS = 4  # a broken download goes on where it stopped
-_PIECE = 1 << 14  # what is lost when a connection breaks, at most
-_HASHED_AT_ONCE = 1 << 20
-_REPORT_EVERY_S = 0.1
+from .library import LATEST
+from .places import MODELS_VARIABLE, models_folder
 
 
 class PullError(Exception):
-    """The model could not be fetched; the message says why and what to do."""
+    """The model could not be downloaded; the message says why and what to do."""
 
 
 class NotPullable(PullError):
-    """The name is not one that can be fetched."""
+    """The name is not one of `PULLABLE`."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model lies on the hub; the projector first, so that a half-fetched vision model does
-    not pass for a text model."""
+    """A model's repository and files on Hugging Face; the projector first, so that a vision model
+    of which only one file was downloaded is not listed as a text model."""
 
     repository: str
     files: tuple[str, ...]
@@ -61,45 +45,21 @@ PULLABLE = {
 }
 
 
-@dataclass(frozen=True)
-class PullStatus:
-    """One line of Ollama's pull.
-
-    Attributes:
-        status: Ollama's text.
-        digest: "sha256:..." of the file that is fetched; "" where the line is about no file.
-        total: bytes of that file.
-        completed: bytes that are here.
-    """
-
-    status: str
-    digest: str = ""
-    total: int = 0
-    completed: int = 0
-
-
-def pull(
-    name: str,
-    *,
-    folder: Path | None = None,
-    progress: Callable[[int, int], object] | None = None,
-) -> str:
-    """Fetch a model and return its full name.
+def pull(name: str, *, folder: Path | None = None) -> str:
+    """Download a model and return its full name; files that are there already are kept.
 
     Args:
         name: one of `PULLABLE`, or such a name without its tag ("smolvlm").
-        folder: where to; None: `models_folder()`.
-        progress: called with (bytes here, bytes in all) of the file that is fetched; what it raises
-            stops the fetching, which the next call takes up again.
+        folder: where to put the files; None: `models_folder()`.
 
     Raises:
         NotPullable: the name is unknown.
-        PullError: no network, a file that differs from the hub's, or no room.
+        PullError: the download failed, or the files cannot be written.
     """
-    for status in pull_steps(name, folder=folder):
-        if progress and status.total:
-            progress(status.completed, status.total)
-    return full_name(name)
+    full = full_name(name)
+    for file in PULLABLE[full].files:
+        _download(full, file, folder or models_folder())
+    return full
 
 
 def full_name(name: str) -> str:
@@ -115,143 +75,50 @@ def full_name(name: str) -> str:
     wanted = LATEST.get(wanted.removesuffix(":latest"), wanted)
     if wanted not in PULLABLE:
         known = ", ".join(PULLABLE)
-        raise NotPullable(f"The embedded engine cannot fetch '{name}', only these: {known}.")
+        raise NotPullable(
+            f"The embedded engine can't download '{name}'. Choose one of these: {known}."
+        )
     return wanted
 
 
-def pull_steps(name: str, *, folder: Path | None = None) -> Generator[PullStatus, None, None]:
-    """Fetch a model and yield what `ollama pull` would say; closing the generator stops it.
+def _download(name: str, file: str, folder: Path) -> None:
+    import huggingface_hub
 
-    Raises:
-        as `pull` does.
-    """
-    import requests
-
-    yield PullStatus("pulling manifest")
-    full = full_name(name)
-    source = PULLABLE[full]
-    folder = folder or models_folder()
     try:
-        with requests.Session() as session:
-            facts = _file_facts(session, source)
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in source.files:
-                yield from _fetch(session, source, file, folder, *facts[file])
-    except requests.RequestException as error:
-        raise PullError(_network_sentence(full, source, folder, _short(error))) from error
-    except OSError as error:
-        raise PullError(f"Cannot write '{full}' into {folder}: {error}.") from error
-    yield PullStatus("writing manifest")
-    yield PullStatus("success")
+        huggingface_hub.hf_hub_download(PULLABLE[name].repository, file, local_dir=folder)
+    # RuntimeError: hf_xet, the library behind large files.
+    except (OSError, RuntimeError, *_connection_errors()) as error:
+        raise PullError(_sentence(name, folder, error)) from error
 
 
-def _endpoint() -> str:
-    return (os.environ.get(ENDPOINT_VARIABLE, "").strip() or _ENDPOINT).rstrip("/")
+def _connection_errors() -> tuple[type[Exception], ...]:
+    try:
+        import httpx
+    except ImportError:  # huggingface_hub before 1.0 uses requests, whose errors are OSErrors
+        return ()
+    return (httpx.HTTPError,)
 
 
-def _network_sentence(name: str, source: Source, folder: Path, reason: str) -> str:
-    files = " and ".join(source.files)
+def _sentence(name: str, folder: Path, error: Exception) -> str:
+    from huggingface_hub.constants import ENDPOINT
+
+    network = isinstance(error, (ConnectionError, TimeoutError)) or not getattr(error, "errno", 0)
+    if not network:
+        return (
+            f"Can't save '{name}' in {folder} ({_reason(error)}). Make room there, or set "
+            f"{MODELS_VARIABLE} to a folder that you can write to."
+        )
+    files = " and ".join(PULLABLE[name].files)
     return (
-        f"Cannot fetch '{name}' from {_endpoint()} ({reason}): check the network, or put {files} "
-        f"of {source.repository} into {folder} by hand."
+        f"Can't download '{name}' from {ENDPOINT} ({_reason(error)}). "
+        f"Check the connection, or download {files} of {PULLABLE[name].repository} elsewhere and "
+        f"put them into {folder}."
     )
 
 
-def _short(error: Exception) -> str:
-    """Return the innermost cause; the outer layers repeat addresses."""
-    cause: Any = error
-    while getattr(cause, "reason", None) or getattr(cause, "args", ()):
-        inner = getattr(cause, "reason", None) or cause.args[0]
-        if not isinstance(inner, Exception):
-            break
-        cause = inner
-    return " ".join(str(cause).split())[:200]
-
-
-def _file_facts(session: requests.Session, source: Source) -> dict[str, tuple[int, str]]:
-    """Return size in bytes and SHA-256 (empty where the hub gives none) of the source's files."""
-    import requests
-
-    if os.environ.get(OFFLINE_VARIABLE, "").strip().lower() in ("1", "true", "yes", "on"):
-        raise requests.ConnectionError(f"{OFFLINE_VARIABLE} is set")
-    url = f"{_endpoint()}/api/models/{source.repository}/tree/main"
-    response = session.get(url, timeout=_TIMEOUT_S)
-    response.raise_for_status()
-    try:
-        entries: dict[str, Any] = {entry["path"]: entry for entry in response.json()}
-        hashes: dict[str, Any] = {file: entries[file].get("lfs") or {} for file in source.files}
-        return {
-            file: (int(entries[file]["size"]), str(hashes[file].get("oid", "")))
-            for file in source.files
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PullError(
-            f"{url} does not list {' and '.join(source.files)} as expected; is {ENDPOINT_VARIABLE} "
-            "set to a mirror that does not work?"
-        ) from error
-
-
-def _fetch(
-    session: requests.Session, source: Source, file: str, folder: Path, size: int, sha256: str
-) -> Iterator[PullStatus]:
-    target, part = folder / file, folder / f"{file}.part"
-    label = sha256 or hashlib.sha256(file.encode()).hexdigest()
-
-    def status(completed: int) -> PullStatus:
-        return PullStatus(f"pulling {label[:12]}", f"sha256:{label}", size, completed)
-
-    if target.is_file() and target.stat().st_size == size:
-        yield status(size)
-        return
-    url = f"{_endpoint()}/{source.repository}/resolve/main/{file}"
-    for completed in _download(session, url, part, size):
-        yield status(completed)
-    yield PullStatus("verifying sha256 digest")
-    if part.stat().st_size != size or (sha256 and _sha256(part) != sha256):
-        part.unlink()
-        raise PullError(f"{file} came damaged from {_endpoint()} and was deleted; pull again.")
-    os.replace(part, target)
-
-
-def _download(session: requests.Session, url: str, part: Path, size: int) -> Iterator[int]:
-    """Fetch into `part`, going on where an earlier try stopped; yield the bytes that are here."""
-    import requests
-
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            yield from _download_once(session, url, part, size)
-            return
-        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
-            if attempt == _ATTEMPTS:
-                raise
-
-
-def _download_once(session: requests.Session, url: str, part: Path, size: int) -> Iterator[int]:
-    here = part.stat().st_size if part.is_file() else 0
-    if here > size:
-        part.unlink()
-        here = 0
-    yield here
-    if here == size:
-        return
-    headers = {"Range": f"bytes={here}-", "Accept-Encoding": "identity"}
-    with session.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
-        response.raise_for_status()
-        resumed = response.status_code == 206  # else the server sends all of it again
-        here = here if resumed else 0
-        reported = 0.0
-        with part.open("ab" if resumed else "wb") as file:
-            for piece in response.iter_content(_PIECE):
-                file.write(piece)
-                here += len(piece)
-                if time.monotonic() - reported >= _REPORT_EVERY_S or here >= size:
-                    reported = time.monotonic()
-                    yield here
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_HASHED_AT_ONCE):
-            digest.update(piece)
-    return digest.hexdigest()
+def _reason(error: BaseException) -> str:
+    """Return the first line of the innermost cause; the outer ones only say that it failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__

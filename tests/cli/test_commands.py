@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -32,6 +33,9 @@ def environment(ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("IMAGE_REFINERY_MODELS", str(tmp_path / "gguf"))
     monkeypatch.delenv("IMAGE_REFINERY_REFINER", raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("LLAMA_CACHE", str(tmp_path / "llama.cpp"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
 
 
@@ -162,6 +166,35 @@ def test_models_lists_what_the_server_has(capsys: Any) -> None:
     assert main(["models"]) == 0
     printed = capsys.readouterr().out
     assert "llava:latest" in printed and "completion, vision" in printed
+
+
+def test_models_and_doctor_name_the_place_of_each_embedded_model(
+    tmp_path: Path, capsys: Any
+) -> None:
+    toy = ROOT / "llm" / "llamacpp" / "models" / "toy-vision.gguf"
+    found = tmp_path / "home" / ".lmstudio" / "models" / "someone" / "repository" / "other.gguf"
+    found.parent.mkdir(parents=True)
+    found.write_bytes(toy.read_bytes() + b" ")
+    assert main(["models"]) == 0
+    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert listed["other:latest"].endswith("LM Studio")
+    assert listed["toy-vision:latest"].endswith("built in")
+    if importlib.util.find_spec("xllamacpp"):
+        main(["doctor"])
+        printed = capsys.readouterr().out
+        assert "  other:latest: LM Studio\n" in printed
+        assert "  toy-vision:latest: built in\n" in printed
+
+
+def test_doctor_tells_about_a_gpu_that_the_engine_does_not_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from image_refinery.llm import llamacpp
+
+    monkeypatch.setattr(llamacpp, "why_unavailable", lambda: "")
+    monkeypatch.setattr(llamacpp, "gpu_remark", lambda: "Install a build for it.")
+    assert main(["doctor"]) == 0
+    assert "\n  Install a build for it.\n" in capsys.readouterr().out
 
 
 def test_models_pull_fetches_for_ollama(ollama: FaultyOllama, capsys: Any) -> None:
@@ -470,7 +503,8 @@ def test_what_ollamas_library_lacks_is_pulled_by_the_engine(
     ollama: FaultyOllama, capsys: Any
 ) -> None:
     assert main(["models", "--pull", "smolvlm:9b"]) == 1
-    assert "cannot fetch 'smolvlm:9b', only these: smolvlm:256m" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "can't download 'smolvlm:9b'. Choose one of these: smolvlm:256m" in printed
     assert ollama.of("pull") == []
 
 

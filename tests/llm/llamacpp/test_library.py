@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from image_refinery.llm.llamacpp import Library, UnknownModel, UnreadableModel
 from image_refinery.llm.llamacpp.gguf_header import GgufError, read_header
-from image_refinery.llm.llamacpp.library import (
+from image_refinery.llm.llamacpp.places import (
     BUILT_IN,
-    default_places,
     models_folder,
+    own_places,
 )
 
 
@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_read_is_left_out(
         if os.access(locked, os.R_OK):
             pytest.skip("this user reads everything")
         assert Library([locked, models / "tiny.gguf"]).models()[0].name == "tiny:latest"
-        assert "No models are taken from" in caplog.text
+        assert f"Can't read {locked} (" in caplog.text
     finally:
         locked.chmod(0o700)
 
@@ -172,7 +172,7 @@ def test_the_folder_comes_from_the_environment_or_the_cache(
 ) -> None:
     monkeypatch.setenv("IMAGE_REFINERY_MODELS", str(tmp_path))
     assert models_folder() == tmp_path
-    assert default_places()[:2] == [tmp_path, BUILT_IN]
+    assert [place.path for place in own_places()][:2] == [tmp_path, BUILT_IN]
     monkeypatch.setenv("IMAGE_REFINERY_MODELS", "~/models")
     assert models_folder() == Path.home() / "models"
     monkeypatch.setenv("IMAGE_REFINERY_MODELS", "")
