@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ._program import pull
 from .llm import errors
 from .llm.errors import LLMError
-from .llm.servers import CONFIG_NAME, EMBEDDED
+from .llm.servers import CONFIG_NAME, DEFAULT_NAME, EMBEDDED
 
 if TYPE_CHECKING:
     from .llm.backend import Answer
@@ -70,6 +70,14 @@ def advice(error: LLMError, edge: Edge) -> str:
             )
         case errors.UnknownServer():
             return f"Check the address, and the kind in {CONFIG_NAME}."
+        case errors.ServerUnreachable(server=server) if not kind and server is not None:
+            # No kind: the address was given, by a variable or in the file.
+            if server.name == DEFAULT_NAME:
+                return (
+                    "Start the server there (for Ollama: `ollama serve`), or correct "
+                    "OLLAMA_BASE_URL."
+                )
+            return f"Start it, or correct its url in {CONFIG_NAME}."
         case errors.ServerUnreachable():
             return _START.get(kind, f"Start {product}, or check its address.")
         case errors.ConnectionBroke():
@@ -85,7 +93,7 @@ def advice(error: LLMError, edge: Edge) -> str:
         case errors.NoModel() if ollama:
             return f"Fetch one, such as: ollama pull {_USUAL_MODELS.get(error.task, 'llava')}"
         case errors.NoModel():
-            return _fetch(kind, "") or "Start it with one."
+            return _fetch(kind, "")
         case errors.ModelNotFound():
             fetch = _fetch(kind, error.model)
             if error.instead:
@@ -94,7 +102,7 @@ def advice(error: LLMError, edge: Edge) -> str:
         case errors.NoVision() if ollama:
             return "Choose a model with vision, or fetch one, for example with: ollama pull llava"
         case errors.NoVision():
-            return f"Choose a model with vision. {_fetch(kind, '')}".strip()
+            return f"Choose a model with vision{f', or: {_fetch_embedded()}' if embedded else '.'}"
         case errors.NoThinking():
             example = ", for example: ollama pull qwen3" if ollama else ""
             return f'Set think to "off", or choose a model with thinking{example}.'
@@ -118,7 +126,8 @@ def advice(error: LLMError, edge: Edge) -> str:
 
 
 def _about_empty(error: errors.EmptyAnswer, edge: Edge, ollama: bool) -> str:
-    instruct = f"choose its instruct variant (such as {_instruct(error.model)})" if ollama else ""
+    example = f" (such as {_instruct(error.model)})" if ollama else ""
+    instruct = f"choose its instruct variant{example}"
     off = 'set think to "off"' if edge.options else ""
     if error.thought and error.done_reason == "length":
         return _sentence(edge.set("raise", "num_predict"), off, instruct)
@@ -136,7 +145,9 @@ def _about_empty(error: errors.EmptyAnswer, edge: Edge, ollama: bool) -> str:
 
 def _about_response(error: LLMError, edge: Edge, kind: str, product: str) -> str:
     # An address whose kind is not known yet was given by somebody: a search finds proven kinds.
-    variable = "OLLAMA_BASE_URL" if kind in ("ollama", "") else f"its url in {CONFIG_NAME}"
+    is_default = error.server is not None and error.server.name == DEFAULT_NAME
+    given = kind == "ollama" or (not kind and is_default)
+    variable = "OLLAMA_BASE_URL" if given else f"its url in {CONFIG_NAME}"
     match error:
         case errors.AccessDenied():
             return _about_access(error, variable)
@@ -195,8 +206,8 @@ def _fetch(kind: str, model: str) -> str:
     if kind == "ollama" and model:
         return f"Fetch it with: ollama pull {model}"
     if kind == "lmstudio":
-        return "LM Studio can download more."
-    return ""
+        return "Choose another, or download it in LM Studio."
+    return "Start the server with it, or choose one that it lists."
 
 
 def _whose(product: str) -> str:

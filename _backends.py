@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .llm.choice import AUTO
 from .llm.errors import NoServer
-from .llm.servers import EMBEDDED, Server, find_server, split_model
+from .llm.servers import Server, find_server, split_model
 
 if TYPE_CHECKING:
     from .llm.backend import Backend
     from .llm.http import CancelCheck
+    from .llm.llamacpp.places import Place
 
 
 def open_backend(
-    server: Server, *, or_embedded: bool = False, cancelled: CancelCheck | None = None
+    server: Server,
+    *,
+    or_embedded: bool = False,
+    places: Sequence[Place] = (),
+    cancelled: CancelCheck | None = None,
 ) -> Backend:
     """Return a backend for a server, whose kind is found out where it is not known; close it.
 
     Args:
         or_embedded: use the embedded engine where a search finds no server.
+        places: more folders with models of the embedded engine.
 
     Raises:
         NoServer, LLMError: as `llm.probe.identify` says.
@@ -31,19 +37,20 @@ def open_backend(
     # Imported here: ComfyUI's start does not need what a run needs.
     from .llm.llamacpp.backend import EmbeddedEngine
     from .llm.llamacpp.installed import available
+    from .llm.llamacpp.library import Library
     from .llm.openai import kinds
     from .llm.openai.client import OpenAIClient
     from .llm.probe import identify
     from .ollama_client import OllamaClient
 
     if server.is_embedded:
-        return EmbeddedEngine(server)
+        return EmbeddedEngine(server, library=Library(extra=places))
     try:
         server = identify(server, cancelled)
     except NoServer:
         if not (or_embedded and server.search and available()):
             raise
-        return EmbeddedEngine()
+        return EmbeddedEngine(library=Library(extra=places))
     opened = {
         "ollama": OllamaClient,
         "openai": OpenAIClient,
@@ -51,7 +58,6 @@ def open_backend(
         "lmstudio": kinds.LMStudio,
         "llama-swap": kinds.LlamaSwap,
         "vllm": kinds.VLLM,
-        EMBEDDED: EmbeddedEngine,
     }
     return opened[server.kind](server)
 
@@ -61,6 +67,7 @@ def open_backends(
     server: str,
     *models: str,
     config: Path | None = None,
+    places: Sequence[Place] = (),
     cancelled: CancelCheck | None = None,
 ) -> Iterator[list[Backend]]:
     """Open the server of each model, which its name may tell ("llava @ box"), else `server`.
@@ -70,6 +77,7 @@ def open_backends(
 
     Args:
         config: path of image-refinery.toml, as `find_server` takes it.
+        places: as `open_backend` takes them.
     """
     chosen = [split_model(model, server) for model in models]
     auto = any(model == AUTO for model, _ in chosen)
@@ -78,6 +86,6 @@ def open_backends(
         for _, name in chosen:
             if name not in opened:
                 found = find_server(name, config=config)
-                backend = open_backend(found, or_embedded=auto, cancelled=cancelled)
+                backend = open_backend(found, or_embedded=auto, places=places, cancelled=cancelled)
                 opened[name] = stack.enter_context(closing(backend))
         yield [opened[name] for _, name in chosen]

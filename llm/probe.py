@@ -36,6 +36,7 @@ _KNOWN_S = 60.0
 """How long a proven kind of a given address is believed."""
 
 _Get: TypeAlias = Callable[[str], Json]
+_Proof: TypeAlias = tuple[str, Callable[[_Get], bool]]
 
 _known: dict[str, tuple[str, float]] = {}
 _lock = threading.Lock()
@@ -62,7 +63,7 @@ def identify(server: Server, cancelled: CancelCheck | None = None) -> Server:
     with _lock:
         kind, since = _known.get(server.url, ("", 0.0))
     if not kind or time.monotonic() - since > _KNOWN_S:
-        kind = _kind_at(server, cancelled)
+        kind = _kind_at(server, _PROOFS, cancelled)
         with _lock:
             _known[server.url] = kind, time.monotonic()
     return replace(server, kind=kind)
@@ -87,7 +88,7 @@ def _in_thread(port: int) -> Future[Server | None]:
 
     def look() -> None:
         try:
-            kind = _kind_at(server)
+            kind = _kind_at(server, (_OLLAMA_LIST, *_PROOFS[1:]))
         except Exception:  # noqa: BLE001 - whatever listens there is no server of ours
             future.set_result(None)
         else:
@@ -97,7 +98,7 @@ def _in_thread(port: int) -> Future[Server | None]:
     return future
 
 
-def _kind_at(server: Server, cancelled: CancelCheck | None = None) -> str:
+def _kind_at(server: Server, proofs: Sequence[_Proof], cancelled: CancelCheck | None = None) -> str:
     deadline = time.monotonic() + PROBE_TIMEOUT_S
     http = Http(server, Timeouts(connect_s=PROBE_TIMEOUT_S, quick_s=PROBE_TIMEOUT_S))
     refused: UnexpectedResponse | None = None
@@ -120,7 +121,7 @@ def _kind_at(server: Server, cancelled: CancelCheck | None = None) -> str:
         return {}
 
     try:
-        for kind, proof in _PROOFS:
+        for kind, proof in proofs:
             if proof(get):
                 return kind
     except Cancelled:
@@ -134,7 +135,11 @@ def _kind_at(server: Server, cancelled: CancelCheck | None = None) -> str:
 
 
 def _is_ollama(get: _Get) -> bool:
-    return set(get("/api/version")) == {"version"} and _list(get("/api/tags"), "models") is not None
+    return set(get("/api/version")) == {"version"}
+
+
+def _is_ollama_with_list(get: _Get) -> bool:
+    return _is_ollama(get) and _list(get("/api/tags"), "models") is not None
 
 
 def _is_llama_swap(get: _Get) -> bool:
@@ -159,7 +164,7 @@ def _is_openai(get: _Get) -> bool:
     return _list(get("/v1/models"), "data") is not None
 
 
-_PROOFS: Sequence[tuple[str, Callable[[_Get], bool]]] = (
+_PROOFS: Sequence[_Proof] = (
     ("ollama", _is_ollama),
     ("llama-swap", _is_llama_swap),
     ("lmstudio", _is_lmstudio),
@@ -167,6 +172,8 @@ _PROOFS: Sequence[tuple[str, Callable[[_Get], bool]]] = (
     ("vllm", _is_vllm),
     ("openai", _is_openai),
 )
+_OLLAMA_LIST: _Proof = ("ollama", _is_ollama_with_list)
+"""For a search: Open WebUI, which may be on port 8080, has a version like Ollama's and no list."""
 
 
 def _list(body: Json, key: str) -> list[Json] | None:

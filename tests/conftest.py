@@ -74,6 +74,8 @@ def no_look_for_models_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Ite
     Describing a node starts one. It ends before `monkeypatch` takes back the test's address.
     """
     yield
+    if probe := sys.modules.get("image_refinery.llm.probe"):
+        probe._known.clear()  # another server may get the same port
     servers = sys.modules.get("image_refinery.nodes.host.servers")
     if servers is not None and servers.model_lists._look is not None:
         servers.model_lists._look.join(timeout=30)

@@ -127,7 +127,8 @@ def test_describing_all_nodes_asks_for_the_models_once(
     from image_refinery.nodes.host import model_lists, servers
 
     monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
-    lists = model_lists.ModelListCache(lambda: host.open_backend(""))
+    default = model_lists.Source("", lambda: host.open_backend(""))
+    lists = model_lists.ModelListCache(lambda: [default])
     monkeypatch.setattr(servers, "model_lists", lists)
     # A hundred times as long, for a machine that pauses; no time at all would stay none.
     monkeypatch.setattr(model_lists, "FRESH_S", model_lists.FRESH_S * 100)
@@ -141,7 +142,8 @@ def test_describing_all_nodes_asks_for_the_models_once(
             node.define_schema()
         assert lists._look is not None
         lists._look.join(timeout=30)
-        assert asked(ollama) == [("tags", "")]
+        # The first proves once a minute that it is Ollama.
+        assert asked(ollama) == [("version", ""), ("tags", "")]
 
 
 # pixels

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from ..._program import pull
 from ..answers import whole_number
 from ..backend import Answer, LoadedModel, Message, Model, PullProgress, Think, Unloaded
 from ..errors import (
@@ -28,11 +30,14 @@ from ..openai.kinds import LlamaServer
 from ..openai.options import LLAMA_CPP_NAMES, left_out
 from ..retry import Retries
 from ..servers import EMBEDDED, Server
+from .gpu import gpu_remark
 from .installed import why_unavailable
 from .library import Library, UnknownModel, UnreadableModel
 from .library import Model as LocalModel
 from .process import LoadOptions, Worker, WorkerEnded
 from .registry import Registry
+
+log = logging.getLogger(__name__)
 
 DEFAULT_NUM_CTX = 4096
 MIN_VISION_NUM_CTX = 2048
@@ -40,7 +45,8 @@ MIN_VISION_NUM_CTX = 2048
 UNLOAD_TIMEOUT_S = 15.0
 _LOAD_OPTIONS = ("num_ctx", "num_gpu", "num_batch", "num_thread", "use_mmap")
 _TOY_NOTE = (
-    "is a stand-in model: it names drawn shapes, their colors and places, and knows nothing else."
+    "is a stand-in model: it names drawn shapes, their colors and places, and knows nothing else. "
+    "Fetch a real one with:"
 )
 
 
@@ -50,6 +56,12 @@ def shared_registry() -> Registry:
     registry = Registry()
     atexit.register(registry.close)
     return registry
+
+
+@lru_cache(maxsize=1)
+def _warn_of_unused_gpu() -> None:
+    if remark := gpu_remark():
+        log.warning("%s", remark)
 
 
 @dataclass
@@ -71,6 +83,7 @@ class EmbeddedEngine:
     registry: Registry = field(default_factory=shared_registry)
 
     def __post_init__(self) -> None:
+        self._full_names: dict[str, str] = {}
         if reason := why_unavailable():
             raise ServerConfigError(reason, server=self.server)
 
@@ -98,10 +111,7 @@ class EmbeddedEngine:
 
     def same_model(self, one: str, other: str) -> bool:
         """Return whether two names mean the same file; a tag may be left out."""
-        try:
-            return self.library.find(one).name == self.library.find(other).name
-        except (UnknownModel, UnreadableModel):
-            return one.strip().lower() == other.strip().lower()
+        return one == other or self._full_name(one) == self._full_name(other)
 
     def list(self, cancelled: CancelCheck | None = None) -> Sequence[Model]:
         """Return the models of the library."""
@@ -154,6 +164,7 @@ class EmbeddedEngine:
         Raises:
             LoadFailed, OutOfMemory: with llama.cpp's reason.
         """
+        _warn_of_unused_gpu()
         with self._lease(self._find(model), options or {}, keep_alive, cancelled):
             pass
 
@@ -238,6 +249,14 @@ class EmbeddedEngine:
         """Raise BadRequest: see `llm.llamacpp.pull`."""
         raise BadRequest("Fetch models of the embedded engine with llm.llamacpp.pull.")
 
+    def _full_name(self, name: str) -> str:
+        if name not in self._full_names:  # a look through all folders
+            try:
+                self._full_names[name] = self.library.find(name).name
+            except (UnknownModel, UnreadableModel):
+                return name.strip().lower()
+        return self._full_names[name]
+
     def _find(self, name: str) -> LocalModel:
         try:
             return self.library.find(name)
@@ -320,5 +339,5 @@ def _told(model: LocalModel) -> Model:
         digest=model.digest,
         capabilities=frozenset(model.capabilities),
         context_length=model.header.context_length or None,
-        note=f"{model.name} {_TOY_NOTE}" if model.is_toy else "",
+        note=f"{model.name} {_TOY_NOTE} {pull('smolvlm')}" if model.is_toy else "",
     )

@@ -101,16 +101,13 @@ class ModelListCache:
         try:
             seen: set[str] = set()
             for source in self._sources():
-                self._list(source, seen)
-                if not source.name:
-                    self._looked_at = time.monotonic()
-                    listed.set()
+                self._list(source, seen, listed)
         except LLMError as error:
             log.debug("The servers cannot be listed: %s", error)
         finally:
             listed.set()
 
-    def _list(self, source: Source, seen: set[str]) -> None:
+    def _list(self, source: Source, seen: set[str], listed: threading.Event) -> None:
         """List one server, unless it has another name as well; one that is off has no models."""
         try:
             with closing(source.open()) as backend:
@@ -128,7 +125,9 @@ class ModelListCache:
                     for model in models
                 ]
                 if not source.name:
+                    self._looked_at = time.monotonic()
                     self._failed_at, self._hangs = float("-inf"), False
+                    listed.set()
                 # Ollama before 0.30 tells capabilities one model at a time: once per digest.
                 self._models[source.name] = [backend.show(model) for model in models]
         except LLMError as error:

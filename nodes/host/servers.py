@@ -10,7 +10,7 @@ from ... import _backends
 from ...llm.choice import AUTO
 from ...llm.llamacpp.installed import available
 from ...llm.servers import EMBEDDED, find_server, server_names
-from .folders import config_file
+from .folders import config_file, gguf_places
 from .model_lists import ModelListCache, Source
 from .running import interrupted
 
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 def open_backend(name: str) -> Backend:
     """Return a backend for the server that a workflow's `server` widget names; close it."""
     server = find_server(name, config=config_file())
-    return _backends.open_backend(server, cancelled=interrupted)
+    return _backends.open_backend(server, places=gguf_places(), cancelled=interrupted)
 
 
 def open_backends(server: str, *models: str) -> AbstractContextManager[list[Backend]]:
     """Open the server of each model; see `_backends.open_backends`."""
-    return _backends.open_backends(server, *models, config=config_file(), cancelled=interrupted)
+    return _backends.open_backends(
+        server, *models, config=config_file(), places=gguf_places(), cancelled=interrupted
+    )
 
 
 def all_servers() -> Iterator[Source]:
@@ -39,13 +41,15 @@ def all_servers() -> Iterator[Source]:
     yield Source("", lambda: _backends.open_backend(default))
     for name in names:
         server = find_server(name, config=config)
-        yield Source(name, lambda server=server: _backends.open_backend(server))
+        yield Source(
+            name, lambda server=server: _backends.open_backend(server, places=gguf_places())
+        )
     for found in find_servers():
         if found.name not in names:
             yield Source(found.name, lambda found=found: _backends.open_backend(found))
     if EMBEDDED not in names and available():
         embedded = find_server(EMBEDDED, config=config)
-        yield Source(EMBEDDED, lambda: _backends.open_backend(embedded))
+        yield Source(EMBEDDED, lambda: _backends.open_backend(embedded, places=gguf_places()))
 
 
 model_lists = ModelListCache(all_servers)

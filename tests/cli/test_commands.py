@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from image_refinery.__main__ import main
 from image_refinery._version import __version__
-from image_refinery.llm.errors import ModelNotFound
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -121,8 +120,8 @@ def test_no_server_is_one_sentence(
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
     assert main(["describe", str(photo)]) == 1
     printed = capsys.readouterr()
-    assert printed.err.startswith("Error: Can't reach Ollama at ") and not printed.out
-    assert printed.err.count(". ") == 1 and "embedded" in printed.err, "what is wrong; what to do"
+    assert printed.err.startswith("Error: Can't reach the server at ") and not printed.out
+    assert printed.err.count(". ") == 1 and "ollama serve" in printed.err, "what to do"
 
 
 def test_the_toy_says_that_it_is_one(
@@ -132,13 +131,13 @@ def test_the_toy_says_that_it_is_one(
     monkeypatch.setenv("OLLAMA_BASE_URL", "embedded")
     assert main(["describe", str(ROOT / "examples" / "scene.png")]) == 0
     printed = capsys.readouterr()
-    warnings = [line for line in printed.err.splitlines() if "toy-vision is a stand-in" in line]
+    warnings = [line for line in printed.err.splitlines() if "is a stand-in model" in line]
     assert len(warnings) == 1 and "image-refinery models --pull smolvlm" in warnings[0]
     assert "triangle" in printed.out and "toy-vision is" not in printed.out
     assert main(["doctor"]) == 1
     printed = capsys.readouterr()
-    assert "vision: toy-vision:latest (a toy)" in printed.out
-    assert "Fetch a model for vision: image-refinery models --pull smolvlm" in printed.out
+    assert "vision: toy-vision:latest (a stand-in)" in printed.out
+    assert "with: image-refinery models --pull smolvlm" in printed.out.partition("To do:")[2]
 
 
 def test_no_other_model_is_called_a_toy(photo: Path, ollama: FaultyOllama, capsys: Any) -> None:
@@ -147,19 +146,6 @@ def test_no_other_model_is_called_a_toy(photo: Path, ollama: FaultyOllama, capsy
     ollama.models = {"toy-vision:latest": vision_model("toy-vision")}
     assert main(["describe", str(photo)]) == 0
     assert "is a stand-in" not in capsys.readouterr().err, "somebody's own model of that name"
-
-
-def test_the_toy_is_chosen_only_where_nothing_else_can_see() -> None:
-    from image_refinery.cli.describe import choose
-    from image_refinery.llm.backend import Model
-    from image_refinery.llm.servers import EMBEDDED, Server
-
-    engine = Server(url=EMBEDDED)
-    models = [Model(name="toy-vision:latest"), Model(name="zeta-vl:7b")]
-    assert choose(models, "vision", engine) == "zeta-vl:7b"
-    assert choose(models[:1], "vision", engine) == "toy-vision:latest"
-    with pytest.raises(ModelNotFound, match="writing text is installed in the embedded engine"):
-        choose(models[:1], "completion", engine)
 
 
 def test_models_lists_what_the_server_has(capsys: Any) -> None:
@@ -189,10 +175,10 @@ def test_models_and_doctor_name_the_place_of_each_embedded_model(
 def test_doctor_tells_about_a_gpu_that_the_engine_does_not_use(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from image_refinery.llm import llamacpp
+    from image_refinery.cli import doctor
 
-    monkeypatch.setattr(llamacpp, "why_unavailable", lambda: "")
-    monkeypatch.setattr(llamacpp, "gpu_remark", lambda: "Install a build for it.")
+    monkeypatch.setattr(doctor, "why_unavailable", lambda: "")
+    monkeypatch.setattr(doctor, "gpu_remark", lambda: "Install a build for it.")
     assert main(["doctor"]) == 0
     assert "\n  Install a build for it.\n" in capsys.readouterr().out
 
@@ -221,7 +207,6 @@ def test_doctor_says_a_problem_once_and_what_to_do(
     before, _, to_do = printed.partition("To do:")
     assert 'Server "default": not usable' in before
     assert printed.count("http://127.0.0.1:9") == 1 and "ollama serve" in to_do
-    assert "to embedded for the engine inside this package" in to_do
 
 
 TINY = ROOT / "tools" / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
@@ -310,15 +295,14 @@ def test_demo_leaves_pictures_and_a_text(photo: Path, capsys: Any) -> None:
 
 def test_demo_names_a_command_that_exists(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     from image_refinery.cli import demo
-    from image_refinery.llm import llamacpp
 
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(llamacpp, "available", lambda: True)
+    monkeypatch.setattr(demo, "why_unavailable", lambda: "")
     monkeypatch.setattr(sys, "argv", [str(ROOT / "__main__.py")])
     monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
-    demo._best_client().close()
+    assert demo._best_server() == "embedded"
     printed = capsys.readouterr().err
-    assert f"or run `python {ROOT} models --pull smolvlm`." in printed
+    assert f"run: python {ROOT} models --pull smolvlm\n" in printed
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process on Windows")
@@ -496,7 +480,9 @@ def test_qwens_tags_are_pulled_by_ollama(ollama: FaultyOllama, capsys: Any) -> N
     assert main(["models", "--pull", "qwen2.5:7b"]) == 0
     (request,) = ollama.of("pull")
     assert request.model == "qwen2.5:7b"
-    assert f"qwen2.5:7b is installed at {ollama.url}" in capsys.readouterr().out
+    assert (
+        f"qwen2.5:7b is installed on the Ollama server at {ollama.url}" in capsys.readouterr().out
+    )
 
 
 def test_what_ollamas_library_lacks_is_pulled_by_the_engine(

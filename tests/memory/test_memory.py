@@ -149,16 +149,16 @@ def test_an_unload_that_failed_is_not_logged_as_one(
     assert "freed" not in caplog.text and "0 B" not in caplog.text
 
 
-def test_the_log_names_the_embedded_engine(
+def test_the_log_names_the_kind_of_server(
     ollama: FaultyOllama, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    with OllamaClient(Server(url=ollama.url, embedded=True)) as client:
+    with OllamaClient(Server(url=ollama.url, kind="vllm")) as client:
         client.load("llava")
         memory.StageMemory().after(client, client.list()[0], cancelled=lambda: False)
         ollama.always("unload", "bad_gateway")
         client.load("llava")
         memory.StageMemory().after(client, client.list()[0], cancelled=lambda: False)
-    what = 'the embedded engine\'s model "llava:latest": '
+    what = 'vLLM\'s model "llava:latest": '
     assert f"Image Refinery freed {what}" in caplog.text
     assert f"Could not unload {what}" in caplog.text

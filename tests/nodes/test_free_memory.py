@@ -67,7 +67,7 @@ def test_a_server_that_does_not_answer_is_said_and_no_error(
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
     output = free(node, "kept", ollama_models=True)
     assert output.result == ("kept",)
-    assert output.ui["text"][0].startswith("Ollama: Can't reach Ollama")
+    assert output.ui["text"][0].startswith("Can't reach the server at http://127.0.0.1:9")
 
 
 def test_cancel_ends_it(node: Any) -> None:

@@ -95,16 +95,17 @@ def test_the_model_lists_hold_what_the_server_has_and_the_usual_names(
     from faulty_ollama import vision_model
     from image_refinery.nodes import host
     from image_refinery.nodes.host import servers
-    from image_refinery.nodes.host.model_lists import ModelListCache
+    from image_refinery.nodes.host.model_lists import ModelListCache, Source
 
     ollama.models = {"bakllava:latest": vision_model("bakllava")}
-    lists = ModelListCache(lambda: host.open_backend(""))
+    lists = ModelListCache(lambda: [Source("", lambda: host.open_backend(""))])
     monkeypatch.setattr(servers, "model_lists", lists)
     lists.names("vision")
     lists._look.join(timeout=10)
     inputs = {i.id: i.as_dict() for i in node.define_schema().inputs}
-    assert inputs["vision_model"]["options"] == ["bakllava:latest", "llava:latest"]
-    assert inputs["text_model"]["options"] == ["bakllava:latest", "llama3.2:latest"]
+    assert inputs["vision_model"]["options"] == ["auto", "bakllava:latest", "llava:latest"]
+    assert inputs["text_model"]["options"] == ["auto", "bakllava:latest", "llama3.2:latest"]
+    assert inputs["vision_model"]["default"] == inputs["text_model"]["default"] == "auto"
 
 
 def test_any_model_name_passes_validation(node: Any) -> None:

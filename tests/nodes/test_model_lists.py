@@ -12,15 +12,15 @@ from image_refinery.ollama_client import client as client_module
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
-    from image_refinery.nodes.host.model_lists import ModelListCache
+    from image_refinery.nodes.host.model_lists import ModelListCache, Source
 
 
 @pytest.fixture(scope="module", autouse=True)
 def imported(comfy_for_all: None) -> None:
     """Import what is tested while ComfyUI, or the stub, can be found."""
-    global ModelListCache, WAIT_S, lists_module
+    global ModelListCache, Source, WAIT_S, lists_module
     from image_refinery.nodes.host import model_lists as lists_module
-    from image_refinery.nodes.host.model_lists import WAIT_S, ModelListCache
+    from image_refinery.nodes.host.model_lists import WAIT_S, ModelListCache, Source
 
 
 LONG_S = 30.0
@@ -35,7 +35,7 @@ def begun(url: str) -> ModelListCache:
         gate.wait(10)
         return OllamaClient(Server(url=url))
 
-    lists = ModelListCache(opened)
+    lists = ModelListCache(lambda: [Source("", opened)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lists_module, "WAIT_S", LONG_S)
         started = time.monotonic()
@@ -153,8 +153,35 @@ def test_after_a_wait_in_vain_nobody_waits_until_the_server_has_answered(
 
 
 def test_a_server_that_is_off_costs_next_to_nothing() -> None:
-    lists = ModelListCache(lambda: OllamaClient(Server(url="http://127.0.0.1:9")))
+    lists = ModelListCache(
+        lambda: [Source("", lambda: OllamaClient(Server(url="http://127.0.0.1:9")))]
+    )
     started = time.monotonic()
     for _ in range(20):
         assert lists.names("vision") == []
     assert time.monotonic() - started < 10 * WAIT_S, "20 waits would take twice as long"
+
+
+def test_models_of_other_servers_name_their_server(make_ollama: Any) -> None:
+    from faulty_ollama import text_model, vision_model
+
+    default, other = make_ollama([text_model("a")]), make_ollama([text_model("b")])
+    twice = make_ollama([vision_model("c")])
+
+    def sources() -> list[Source]:
+        def opened(url: str) -> OllamaClient:
+            return OllamaClient(Server(url=url))
+
+        return [
+            Source("", lambda: opened(default.url)),
+            Source("off", lambda: opened("http://127.0.0.1:9")),
+            Source("box", lambda: opened(other.url)),
+            Source("seeing", lambda: opened(twice.url)),
+            Source("the same", lambda: opened(twice.url)),
+        ]
+
+    lists = ModelListCache(sources)
+    assert lists.names("vision") == []
+    end_of_look(lists)
+    assert lists.names("vision") == ["a:latest", "b:latest @ box", "c:latest @ seeing"]
+    assert lists.server_names() == ["box", "seeing"]
