@@ -73,7 +73,7 @@ def test_a_miniature_loads_and_equals_diffusers_own_call(
             image=image,
             strength=0.3,
             guidance_scale=7.5,
-            num_inference_steps=10,
+            num_inference_steps=7,
             generator=torch.Generator().manual_seed(1),
             output_type="pt",
             **words,
@@ -81,7 +81,7 @@ def test_a_miniature_loads_and_equals_diffusers_own_call(
         pixels = torch.from_numpy(np.array(image, np.float32) / 255)
         ours = refiner.refine(
             pixels,
-            num_inference_steps=10,
+            num_inference_steps=7,
             seed=1,
             working_size="as it is",
             keep_colours=False,

@@ -37,6 +37,7 @@ class StandInPipeline:
         return {"image": image.copy(), "seed": seed}
 
 
+@pytest.mark.usefixtures("quarter_megapixel")
 def test_the_snippet_runs(
     tiny_file: Path, draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
