@@ -318,7 +318,10 @@ print(json.dumps({"nodes": nodes, "cpu_s": cpu_s, "modules": sorted(sys.modules)
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The pack loaded over the stub, in five processes: its nodes, modules, and CPU time."""
+    """The pack loaded over the stub, each time in a new process: its nodes, modules, and CPU time.
+
+    The least time counts, so the first that is short enough is the last of at most five.
+    """
     command = [sys.executable, "-c", PROGRAM, str(ROOT), str(STUB)]
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     # As for a user, the byte code of the first run is there for the others.
@@ -328,6 +331,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
         assert done.returncode == 0, done.stderr
         runs.append(json.loads(done.stdout.splitlines()[-1]))
+        if runs[-1]["cpu_s"] < MAX_CPU_S:
+            break
     return runs
 
 
