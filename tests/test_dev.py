@@ -23,11 +23,12 @@ HERE = Path(__file__).relative_to(ROOT).as_posix()
 @pytest.mark.parametrize(
     ("extra", "end"),
     [
-        ([], ["tests"]),
-        (["-k", "refine"], ["-k", "refine", "tests"]),  # a folder of the checkout is called so
+        ([], [*dev.IN_PROCESSES, "tests"]),
+        # A folder of the checkout is called refine.
+        (["-k", "refine"], [*dev.IN_PROCESSES, "-k", "refine", "tests"]),
         (["-x", HERE], ["-x", HERE]),
         ([f"{HERE}::test_one", "-q"], [f"{HERE}::test_one", "-q"]),
-        (["tests/nothing.py"], ["tests/nothing.py", "tests"]),
+        (["tests/nothing.py"], [*dev.IN_PROCESSES, "tests/nothing.py", "tests"]),
     ],
 )
 def test_pytest_runs_all_tests_unless_some_are_named(extra: list[str], end: list[str]) -> None:
