@@ -278,6 +278,7 @@ def test_doctor_never_prints_a_key(
     assert "very-secret" not in printed and "hidden" not in printed
 
 
+@pytest.mark.usefixtures("quarter_megapixel")
 def test_demo_leaves_pictures_and_a_text(photo: Path, capsys: Any) -> None:
     assert main(["demo", str(photo)]) == 0
     output = photo.parent / "demo-output"

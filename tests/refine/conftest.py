@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from image_refinery.refine import Components, ImageRefiner, LocalResidency, geometry
+from image_refinery.refine import Components, ImageRefiner, LocalResidency
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,16 +130,6 @@ def plain_pipeline(tiny_file: Path, dtype: torch.dtype):
     pipeline.set_progress_bar_config(disable=True)
     logging.enable_progress_bar()
     return pipeline
-
-
-@pytest.fixture
-def quarter_megapixel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images are enlarged to 512 x 512 px in place of 1024 x 1024, which takes a fifth of the time.
-
-    The true sizes are those of test_geometry.py.
-    """
-    for name in ("MEGAPIXEL", "MIN_WORKING_AREA_PX", "MAX_SINGLE_TILE_AREA_PX"):
-        monkeypatch.setattr(geometry, name, getattr(geometry, name) // 4)
 
 
 @pytest.fixture
