@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,11 +28,13 @@ MAY_CONNECT = {
 }
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
+@functools.cache
+def sources() -> list[tuple[str, ast.Module]]:
     files = [ROOT / "__init__.py", ROOT / "__main__.py", ROOT / "_program.py", ROOT / "_version.py"]
     files += [file for name in PACKAGES for file in sorted((ROOT / name).rglob("*.py"))]
-    for file in files:
-        yield file.relative_to(ROOT).as_posix(), ast.parse(file.read_text("utf-8"))
+    return [
+        (file.relative_to(ROOT).as_posix(), ast.parse(file.read_text("utf-8"))) for file in files
+    ]
 
 
 def nodes_of(kind: type[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
@@ -52,10 +55,13 @@ def imported() -> Iterator[tuple[str, str]]:
             yield name, node.module.partition(".")[0]
 
 
-def called() -> Iterator[tuple[str, str]]:
-    for name, node in nodes_of(ast.Call):
-        assert isinstance(node, ast.Call)
-        yield name, ast.unparse(node.func)
+@functools.cache
+def called() -> list[tuple[str, str]]:
+    return [
+        (name, ast.unparse(node.func))
+        for name, node in nodes_of(ast.Call)
+        if isinstance(node, ast.Call)
+    ]
 
 
 def test_every_test_that_the_page_names_exists() -> None:
