@@ -22,6 +22,7 @@ from ..llm.llamacpp.library import Library
 from ..llm.probe import find_servers, identify
 from ..llm.servers import config_path, find_server, server_names
 from ..memory.report import readable
+from ..ollama_client import OllamaClient
 from .terminal import message
 
 _PACKAGES = (
@@ -111,7 +112,10 @@ def _server(name: str) -> list[str]:
     except LLMError as error:
         print(f'Server "{name}": not usable, see below')
         return [f'Server "{name}": {message(error)}']
-    print(f'Server "{name}": {backend.server.title}, {len(models)} models')
+    title = backend.server.title
+    if isinstance(backend, OllamaClient):
+        title = f"Ollama {backend.version()} at {backend.url}"
+    print(f'Server "{name}": {title}, {len(models)} models')
     if remark:
         print(f"  It cannot say which models are loaded: {remark}")
     for model in loaded:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
-from .backend import Model
+if TYPE_CHECKING:
+    from .backend import Model
 
 AUTO = "auto"
 """In place of a model's name: choose one."""

@@ -30,7 +30,7 @@ def test_in_comfyui_the_folder_is_the_command(comfyui: Path) -> None:
     folder = Path("custom_nodes", "my refinery")
     assert module.program() == f'python "{folder}"'
     assert module.install("xllamacpp") == "python -m pip install xllamacpp"
-    error = ModelNotFound("x", Server(url=EMBEDDED))
+    error = ModelNotFound("x", Server(url=EMBEDDED, kind=EMBEDDED))
     assert f'python "{folder}" models --pull smolvlm' in with_advice(error, TERMINAL)
 
 

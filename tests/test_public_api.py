@@ -24,6 +24,8 @@ ACCEPTED = {
     "ollama_client.OllamaClient.pick": "find",
     "ollama_client.OllamaClient.place": "Server.title",
     "ollama_client.OllamaClient.with_capabilities": "show, as Ollama calls it",
+    "ollama_client.Server.__init__": "embedded is a kind",
+    "ollama_client.Server.embedded": "is_embedded, or kind",
     "ollama_client.Server.place": "Server.title and Server.where",
     "memory.StageMemory.after": "client is named backend",
     "memory.StageMemory.before": "client is named backend",

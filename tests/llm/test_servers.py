@@ -36,16 +36,40 @@ def config(tmp_path: Path) -> Path:
 def test_without_anything_it_is_this_machine(tmp_path: Path) -> None:
     server = find_server(config=tmp_path / "none.toml", environ={})
     assert (server.url, server.api_key) == ("http://127.0.0.1:11434", None)
-    assert server.is_this_machine
+    assert server.is_this_machine and server.search and not server.kind
+
+
+def test_names_of_kinds_need_no_entry(tmp_path: Path) -> None:
+    none = tmp_path / "none.toml"
+    found = find_server("lmstudio", config=none, environ={"OLLAMA_BASE_URL": "http://a:1"})
+    assert (found.kind, found.search, found.api_key) == ("lmstudio", True, None)
+    engine = find_server("embedded", config=none, environ={})
+    assert engine.is_embedded and engine.title == "the embedded engine"
+
+
+def test_an_entry_has_a_kind_and_what_it_overrules(tmp_path: Path) -> None:
+    path = tmp_path / "image-refinery.toml"
+    entry = '[servers.a]\nurl = "http://b:1"\nkind = "vllm"\nunload = true\nassume = ["vision"]\n'
+    path.write_text(entry, "utf-8")
+    server = find_server("a", config=path, environ={})
+    assert (server.kind, server.unload, server.assume) == ("vllm", True, {"vision"})
+    for wrong in ('kind = "wllm"', 'unload = "no"', 'assume = "vision"'):
+        path.write_text(f'[servers.a]\nurl = "http://b:1"\n{wrong}\n', "utf-8")
+        with pytest.raises(ServerConfigError, match=r'"a" in image-refinery\.toml'):
+            find_server("a", config=path, environ={})
 
 
 def test_the_environment_wins_over_the_file(config: Path) -> None:
     environ = {"OLLAMA_BASE_URL": "http://a:1", "OLLAMA_HOST": "b:2", "OLLAMA_API_KEY": "k"}
     assert find_server(config=config, environ=environ).url == "http://a:1"
     assert find_server(config=config, environ=environ).api_key == "k"
-    assert find_server(config=config, environ={"OLLAMA_HOST": "0.0.0.0:7"}).url == (
-        "http://127.0.0.1:7"
-    )
+
+
+def test_the_files_default_wins_over_ollamas_own_variable(config: Path, tmp_path: Path) -> None:
+    environ = {"OLLAMA_HOST": "0.0.0.0:7"}
+    assert find_server(config=config, environ=environ).url == "http://192.0.2.7:11434"
+    elsewhere = find_server(config=tmp_path / "none.toml", environ=environ)
+    assert (elsewhere.url, elsewhere.search) == ("http://127.0.0.1:7", False)
 
 
 def test_names_come_from_the_file(config: Path) -> None:

@@ -19,7 +19,7 @@ from image_refinery.captioning.run import process
 from image_refinery.llm import errors
 from image_refinery.llm.retry import Retries
 from image_refinery.memory import StageMemory, finish_pending_unloads
-from image_refinery.ollama_client import OllamaClient, Server, Timeouts, collect
+from image_refinery.ollama_client import OllamaClient, Server, Timeouts
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
@@ -379,11 +379,3 @@ def test_silence_is_bounded_and_timeout_s_is_the_first_bytes(
     assert type(outcome.error) is wanted
     assert "sent nothing for" in str(outcome.error)
     assert time.monotonic() - begun < 20.0
-
-
-def test_the_client_knows_when_it_talks_to_the_embedded_engine(ollama: FaultyOllama) -> None:
-    with OllamaClient(Server(url=ollama.url, embedded=True)) as client:
-        with pytest.raises(errors.ModelNotFound, match="in the embedded engine"):
-            client.find("bakllava")
-        with pytest.raises(errors.ModelNotFound, match="in the embedded engine"):
-            collect(client.chat("bakllava", HELLO))
