@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
+import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,6 +25,7 @@ from ..errors import (
     NoVision,
     OutOfMemory,
     ServerConfigError,
+    ServerTimeout,
     ServerUnreachable,
 )
 from ..http import CancelCheck, Json, Timeouts
@@ -44,6 +47,9 @@ MIN_VISION_NUM_CTX = 2048
 """A vision model gets no less, as in Ollama: an image alone takes hundreds of tokens."""
 UNLOAD_TIMEOUT_S = 15.0
 _LOAD_OPTIONS = ("num_ctx", "num_gpu", "num_batch", "num_thread", "use_mmap")
+_UNITS_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_DURATION = re.compile(rf"-?(?:{_DURATION_PART.pattern})+")
 _TOY_NOTE = (
     "is a stand-in model: it names drawn shapes, their colors and places, and knows nothing else. "
     "Fetch a real one with:"
@@ -171,14 +177,9 @@ class EmbeddedEngine:
     def unload(self, model: str, *, cancelled: CancelCheck | None = None) -> Unloaded:
         """Unload a model as soon as nobody uses it, and wait for that, for 15 s at most."""
         name = self._find(model).name
-        before = {loaded.name: loaded for loaded in self.ps()}
-        if name not in before:
-            return Unloaded(model=model)
-        self.registry.unload(name)
-        gone = self.registry.wait_until_gone(name, UNLOAD_TIMEOUT_S, cancelled)
-        return Unloaded(
-            model=model, vram_bytes=before[name].vram_bytes if gone else 0, confirmed=gone
-        )
+        vram_bytes = sum(loaded.vram_bytes for loaded in self.ps() if loaded.name == name)
+        gone = self.registry.unload(name, UNLOAD_TIMEOUT_S, cancelled)
+        return Unloaded(model=model, vram_bytes=vram_bytes if gone else 0, confirmed=gone)
 
     def chat(
         self,
@@ -197,13 +198,16 @@ class EmbeddedEngine:
         Args:
             options: Ollama's own names; another num_ctx, num_gpu, num_batch, num_thread or
                 use_mmap loads the model again.
-            think: as in Ollama.
+            think: as in Ollama, but None is False.
             format: "json", or a JSON schema.
-            keep_alive: seconds that the model stays loaded after the answer.
+            keep_alive: as in Ollama: seconds that the model stays loaded after the answer, or text
+                such as "5m"; negative: until it is unloaded.
             timeout_s: for the first byte; None: as in `timeouts`.
 
         Raises:
             NoVision, BadRequest: before a load, where the model cannot do what is asked.
+            ConnectionBroke, OutOfMemory, IncompleteAnswer: llama.cpp ended, before a word of the
+                answer came or later, with its reason.
             LLMError: any other; see `llm.errors`.
         """
         local = self._find(model)
@@ -232,10 +236,21 @@ class EmbeddedEngine:
                             return end.value
                         answering = True
                         yield piece
-            except (ConnectionBroke, ServerUnreachable, IncompleteAnswer) as error:
-                if isinstance(error, IncompleteAnswer) and worker.usable:
+            except IncompleteAnswer as error:
+                # A crash closes the connection a moment before the process is gone.
+                if worker.usable and not isinstance(error.__cause__, ConnectionBroke):
                     raise
-                raise self._failed(local.name, worker.end_reason()) from error
+                why, characters = worker.end_reason(), error.characters
+                raise IncompleteAnswer(
+                    local.name, self.server, characters=characters, why=why
+                ) from error
+            except (ConnectionBroke, ServerUnreachable) as error:
+                why = worker.end_reason()
+                if is_about_memory(why):
+                    raise OutOfMemory(local.name, self.server, why) from error
+                raise ConnectionBroke(self.server, why) from error
+            except ServerTimeout:
+                raise  # it may still be at work
             except LLMError:
                 answering = True  # llama.cpp has refused, and is well
                 raise
@@ -272,7 +287,7 @@ class EmbeddedEngine:
         if model.is_toy and not has_images:
             raise BadRequest(
                 f"{model.name} is a stand-in model that describes drawn images and writes nothing "
-                "else.",
+                "else. Choose a text model.",
                 server=self.server,
                 model=model.name,
             )
@@ -287,19 +302,15 @@ class EmbeddedEngine:
         keep_alive: float | str | None,
         cancelled: CancelCheck | None,
     ) -> Generator[Worker]:
-        seconds = None if keep_alive is None else float(keep_alive)
+        seconds = keep_alive_s(keep_alive)
         try:
             with self.registry.lease(model, load_options(model, options), seconds, cancelled) as it:
                 yield it
         except WorkerEnded as error:
-            raise self._failed(model.name, str(error)) from error
+            failure = OutOfMemory if is_about_memory(str(error)) else LoadFailed
+            raise failure(model.name, self.server, str(error)) from error
         except OSError as error:
             raise LoadFailed(model.name, self.server, f"no process: {error}") from error
-
-    def _failed(self, model: str, why: str) -> LLMError:
-        if "out of memory" in why or "failed to allocate" in why:
-            return OutOfMemory(model, self.server, why)
-        return LoadFailed(model, self.server, why)
 
 
 class _WorkerClient(LlamaServer):
@@ -311,6 +322,35 @@ class _WorkerClient(LlamaServer):
 
     def context_of(self, model: str) -> int | None:
         return self._num_ctx
+
+
+def keep_alive_s(keep_alive: float | str | None) -> float | None:
+    """Return Ollama's keep_alive in seconds, `math.inf` for a negative one, None for None.
+
+    >>> [keep_alive_s(value) for value in (300, "1h30m", "0.5s", 0, -1, "-1m", None)]
+    [300.0, 5400.0, 0.5, 0.0, inf, inf, None]
+
+    Raises:
+        BadRequest: a text of another form.
+    """
+    if keep_alive is None:
+        return None
+    if isinstance(keep_alive, str):
+        if not _DURATION.fullmatch(keep_alive):
+            raise BadRequest(f'keep_alive is "{keep_alive}", but must be like "5m" or "1h30m".')
+        parts = _DURATION_PART.findall(keep_alive)
+        seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+        return math.inf if keep_alive.startswith("-") else seconds
+    return math.inf if keep_alive < 0 else float(keep_alive)
+
+
+def is_about_memory(reason: str) -> bool:
+    """Whether the reason of a worker's end is a lack of memory.
+
+    >>> is_about_memory("failed to allocate buffer of size 9"), is_about_memory("exit status 1")
+    (True, False)
+    """
+    return "out of memory" in reason or "failed to allocate" in reason
 
 
 def load_options(model: LocalModel, options: Mapping[str, Any]) -> LoadOptions:

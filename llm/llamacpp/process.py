@@ -144,6 +144,10 @@ class Worker:
             reader.join()
         raise WorkerEnded(self._reason())
 
+    def forget_log(self) -> None:
+        """Forget what was logged: an error of an earlier request does not explain a later crash."""
+        self._log.clear()
+
     def kill(self) -> None:
         """End the process at once; nothing in it needs saving."""
         self._killed = True
@@ -158,14 +162,14 @@ class Worker:
             self._stdin.close()
 
     def end_reason(self) -> str:
-        """Return one sentence on why the process broke off; ends it where it still runs."""
+        """Return in a few words why the process ended; ends it where it still runs."""
         try:
             # A crash closes the connection a moment before the process is gone.
             self._process.wait(_DYING_S)
         except subprocess.TimeoutExpired:
             self.kill()
             self._process.wait()
-        return f"llama.cpp has stopped (exit status {self._process.returncode}): {self._reason()}"
+        return f"llama.cpp has stopped: {self._reason()}"
 
     @property
     def server(self) -> Server:

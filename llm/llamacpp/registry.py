@@ -79,18 +79,21 @@ class Registry:
             slots = [slot for slot in self._slots.values() if slot.worker.alive]
             return [(slot.model, slot.options, slot.worker) for slot in slots]
 
-    def unload(self, name: str) -> None:
-        """Have a model unloaded as soon as nobody uses it; returns before that."""
-        with self._changed:
-            if slot := self._slots.get(name):
-                slot.unload_asked = True
-                self._changed.notify_all()
+    def unload(self, name: str, limit_s: float, cancelled: CancelCheck | None) -> bool:
+        """Unload a model as soon as nobody uses it; return False where the time is over before.
 
-    def wait_until_gone(self, name: str, limit_s: float, cancelled: CancelCheck | None) -> bool:
-        """Wait until a model is unloaded; return False where the time is over before."""
+        Raises:
+            Cancelled: while waiting; the model is unloaded later all the same.
+        """
         deadline = time.monotonic() + limit_s
         with self._changed:
-            while name in self._slots:
+            slot = self._slots.get(name)
+            if slot is None:
+                return True
+            slot.unload_asked = True
+            self._changed.notify_all()
+            # Not until no model has the name: whoever waits for this one loads it again.
+            while self._slots.get(name) is slot:
                 _check(cancelled)
                 if time.monotonic() > deadline:
                     return False
@@ -118,7 +121,9 @@ class Registry:
         started = time.monotonic()
         slot = self._acquire(model, options, keep_alive_s, cancelled)
         try:
-            if not slot.ready:
+            if slot.ready:
+                slot.worker.forget_log()
+            else:
                 while not slot.worker.is_ready(POLL_S):
                     _check(cancelled)
                 slot.ready = True
