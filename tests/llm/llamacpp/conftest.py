@@ -1,24 +1,25 @@
-"""Real llama.cpp with tiny models of our own, and a plain client to speak to the engine."""
+"""Real llama.cpp with tiny models of our own, and short ways to use the engine."""
 
 from __future__ import annotations
 
 import base64
 import importlib.util
 import io
-import json
 import os
-import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-import requests
-from image_refinery.llm.llamacpp import EmbeddedServer, Library
+from image_refinery.llm.backend import Answer, LoadedModel, collect
+from image_refinery.llm.llamacpp.backend import EmbeddedEngine
+from image_refinery.llm.llamacpp.library import Library
+from image_refinery.llm.llamacpp.registry import Registry
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
@@ -74,71 +75,72 @@ def runs(pid: int) -> bool:
         return not Path("/proc/self").exists()
 
 
-class Api:
-    """What a client sends, with one thread, so that time to load does not depend on the machine."""
+class User:
+    """Who uses an engine, with one CPU thread, so that time to load does not depend on the machine.
 
-    def __init__(self, server: EmbeddedServer) -> None:
-        self.server = server
-        self.url = server.url
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._connections: list[socket.socket] = []
+    Each of its keyword arguments is one of `EmbeddedEngine.chat`, but `images`, which go with the
+    text, and `options`, which are added to the usual ones.
+    """
+
+    def __init__(self, engine: EmbeddedEngine) -> None:
+        self.engine = engine
+        self._threads = ThreadPoolExecutor(16, "user")
+        self._leaving = threading.Event()
 
     def close(self) -> None:
-        self._session.close()
-        for connection in self._connections:
-            connection.close()
+        """End what still runs, also where the test failed."""
+        self._leaving.set()
+        self.engine.registry.close()
+        self._threads.shutdown()
 
-    def get(self, path: str, **kwargs: Any) -> requests.Response:
-        return self._session.get(self.url + path, timeout=60, **kwargs)
+    def start(self, model: str, text: str = "hello", **how: Any) -> Generator[str, None, Answer]:
+        """Return the pieces of an answer, of which none is asked for yet."""
+        message: dict[str, Any] = {"role": "user", "content": text}
+        if images := how.pop("images", None):
+            message["images"] = images
+        how["options"] = self.options(**how.get("options", {}))
+        return self.engine.chat(model, how.pop("messages", [message]), **how)
 
-    def post(self, path: str, body: dict[str, Any], **kwargs: Any) -> requests.Response:
-        return self._session.post(self.url + path, json=body, timeout=60, **kwargs)
+    def chat(self, model: str, text: str = "hello", **how: Any) -> Answer:
+        return collect(self.start(model, text, **how))
 
-    def chat(self, model: str, text: str = "hello", **fields: Any) -> dict[str, Any]:
-        """One whole answer; keyword `options` and others as in Ollama's request."""
-        response = self.post("/api/chat", self.body(model, text, **fields, stream=False))
-        assert response.status_code == 200, response.text
-        return response.json()
+    def say(self, model: str, text: str = "hello", **how: Any) -> str:
+        return self.chat(model, text, **how).text
 
-    def say(self, model: str, text: str = "hello", **fields: Any) -> str:
-        return self.chat(model, text, **fields)["message"]["content"]
+    def behind(self, model: str, text: str = "hello", **how: Any) -> Future[Answer]:
+        """Chat in another thread, as another node does."""
+        left = how.pop("cancelled", lambda: False)
+        either = lambda: left() or self._leaving.is_set()  # noqa: E731
+        return self._threads.submit(self.chat, model, text, cancelled=either, **how)
 
-    def load(self, model: str, **fields: Any) -> dict[str, Any]:
-        return self.chat(model, messages=[], **fields)
+    def load(self, model: str, **how: Any) -> None:
+        how["options"] = self.options(**how.get("options", {}))
+        self.engine.load(model, **how)
 
-    def ps(self) -> dict[str, dict[str, Any]]:
-        return {entry["name"]: entry for entry in self.get("/api/ps").json()["models"]}
+    def ps(self) -> dict[str, LoadedModel]:
+        return {loaded.name.partition(":")[0]: loaded for loaded in self.engine.ps()}
+
+    def pids(self) -> list[int]:
+        return [worker.pid for _, _, worker in self.engine.registry.loaded()]
+
+    def pid(self) -> int:
+        """The process of the only loaded model."""
+        (pid,) = self.pids()
+        return pid
 
     @staticmethod
-    def body(model: str, text: str = "hello", **fields: Any) -> dict[str, Any]:
-        options = {"num_thread": 1, "num_predict": 8, "seed": 1, **fields.pop("options", {})}
-        images = fields.pop("images", None)
-        message = {"role": "user", "content": text, **({"images": images} if images else {})}
-        return {"model": model, "messages": [message], "options": options, **fields}
-
-    def connect(self) -> socket.socket:
-        address = urlsplit(self.url)
-        connection = socket.create_connection((address.hostname, address.port), timeout=WAIT_S)
-        self._connections.append(connection)
-        return connection
-
-    def raw(self, path: str, body: dict[str, Any]) -> socket.socket:
-        """Send a request by hand and return the socket, so that a test can close it any time."""
-        connection = self.connect()
-        payload = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n"
-        connection.sendall(head.encode() + payload)
-        return connection
+    def options(**options: Any) -> dict[str, Any]:
+        return {"num_thread": 1, "num_predict": 8, "seed": 1, **options}
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `tiny`, `tiny-vision`, `thinker`, `slow` and the damaged `cut` and `noise`."""
+    """A folder of small models, of which `cut` and `noise` are damaged."""
     import tiny_gguf
 
     folder = tmp_path_factory.mktemp("models")
     tiny_gguf.write_text_model(folder / "tiny.gguf", seed=3)
+    tiny_gguf.write_text_model(folder / "other.gguf", seed=4)
     tiny_gguf.write_text_model(folder / "tiny-vision.gguf", seed=1)
     tiny_gguf.write_projector(folder / "mmproj-tiny-vision.gguf")
     tiny_gguf.write_text_model(folder / "thinker.gguf", template=tiny_gguf.THINKING_TEMPLATE)
@@ -148,36 +150,33 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def shared_api(models: Path) -> Iterator[Api]:
-    """One server for the tests of a module that leave it as they find it."""
-    with EmbeddedServer(Library([models])) as server:
-        api = Api(server)
-        yield api
-        api.close()
-
-
 @pytest.fixture
-def api(models: Path) -> Iterator[Api]:
-    """A server of the test's own, with nothing loaded."""
-    with EmbeddedServer(Library([models])) as server:
-        api = Api(server)
-        yield api
-        api.close()
+def make_user(models: Path) -> Iterator[Callable[..., User]]:
+    """make_user(library): an engine of the test's own, with nothing loaded."""
+    made: list[User] = []
 
-
-@pytest.fixture
-def make_api() -> Iterator[Callable[[EmbeddedServer], Api]]:
-    """make_api(server): one more client, or that of a test's own server."""
-    made: list[Api] = []
-
-    def make(server: EmbeddedServer) -> Api:
-        made.append(Api(server))
+    def make(library: Library | None = None) -> User:
+        engine = EmbeddedEngine(library=library or Library([models]), registry=Registry())
+        made.append(User(engine))
         return made[-1]
 
     yield make
-    for api in made:
-        api.close()
+    for user in made:
+        user.close()
+
+
+@pytest.fixture
+def user(make_user: Callable[..., User]) -> User:
+    """An engine of the test's own, with nothing loaded."""
+    return make_user()
+
+
+@pytest.fixture(scope="module")
+def shared(models: Path) -> Iterator[User]:
+    """One engine for the tests of a module that do not mind what is loaded."""
+    user = User(EmbeddedEngine(library=Library([models]), registry=Registry()))
+    yield user
+    user.close()
 
 
 @pytest.fixture(name="until")
@@ -193,12 +192,12 @@ def runs_fixture() -> Callable[[int], bool]:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[..., str]:
-    """picture("red", size=(64, 64), kind="PNG") -> base64."""
+def image() -> Callable[..., str]:
+    """image("red", size=(64, 64), kind="PNG") -> base64."""
 
-    def make(colour: str, size: tuple[int, int] = (64, 64), kind: str = "PNG") -> str:
+    def make(color: str, size: tuple[int, int] = (64, 64), kind: str = "PNG") -> str:
         file = io.BytesIO()
-        Image.new("RGB", size, colour).save(file, kind)
+        Image.new("RGB", size, color).save(file, kind)
         return base64.b64encode(file.getvalue()).decode()
 
     return make

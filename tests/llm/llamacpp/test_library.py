@@ -9,8 +9,8 @@ import struct
 from pathlib import Path
 
 import pytest
-from image_refinery.llm.llamacpp import Library, UnknownModel, UnreadableModel
 from image_refinery.llm.llamacpp.gguf_header import GgufError, read_header
+from image_refinery.llm.llamacpp.library import Library, UnknownModel, UnreadableModel
 from image_refinery.llm.llamacpp.places import (
     BUILT_IN,
     models_folder,

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import gguf
 import pytest
-from image_refinery.llm.llamacpp import Library, Model, comfyui_places
+from image_refinery.llm.llamacpp.library import Library, Model
 from image_refinery.llm.llamacpp.places import (
     Place,
+    comfyui_places,
     other_places,
     read_hugging_face,
     read_llama_cpp,

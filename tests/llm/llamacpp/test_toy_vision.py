@@ -1,12 +1,13 @@
-"""What the toy vision model says of scenes it has never seen, asked as the node asks: over HTTP.
+"""What the toy vision model says of scenes that are not in its training data, as nodes use it.
 
-It is what lets tests check meaning: swapped channels, mirrored pictures and mixed-up batches show.
+It is what lets tests check meaning: swapped channels, mirrored images and mixed-up batches show.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,14 +17,10 @@ import numpy as np
 import pytest
 from image_refinery.captioning.job import Job, Stage
 from image_refinery.captioning.run import run
-from image_refinery.llm.errors import UnexpectedResponse
-from image_refinery.llm.llamacpp import EmbeddedServer, why_unavailable
-from image_refinery.ollama_client import Message, OllamaClient, Server, collect
+from image_refinery.llm.llamacpp.backend import EmbeddedEngine
+from image_refinery.llm.llamacpp.registry import Registry
 
-pytestmark = [
-    pytest.mark.embedded,
-    pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable() or "the engine is here"),
-]
+pytestmark = pytest.mark.embedded
 
 SCENES_FILE = Path(__file__).resolve().parents[3] / "tools" / "toy_vision" / "scenes.py"
 TARGET = 0.95
@@ -44,22 +41,23 @@ def scenes() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[OllamaClient]:
-    with EmbeddedServer() as server, OllamaClient(Server(url=server.url)) as client:
-        yield client
+def engine() -> Iterator[EmbeddedEngine]:
+    registry = Registry()
+    yield EmbeddedEngine(registry=registry)
+    registry.close()
 
 
 def shares(
-    client: OllamaClient,
+    engine: EmbeddedEngine,
     scenes: ModuleType,
     count: int,
     change: Callable[[Pixels], Pixels] = lambda pixels: pixels,
 ) -> tuple[float, float]:
-    """Of all objects: the share with colour and shape right, and the share in the right place."""
+    """Of all objects: the share with color and shape right, and the share in the right place."""
     drawn = [scenes.draw_scene(seed) for seed in scenes.HELD_OUT_SEEDS[:count]]
     pictures = [np.ascontiguousarray(change(np.asarray(image))) for image, _ in drawn]
     job = Job(vision=Stage(model="toy-vision", options={"temperature": 0, "num_predict": 80}))
-    results = run(client, [lambda picture=picture: picture for picture in pictures], job)
+    results = run(engine, [lambda picture=picture: picture for picture in pictures], job)
     scores = []
     for result, (_, scene) in zip(results, drawn, strict=True):
         assert result.description.answer, result.description
@@ -69,24 +67,26 @@ def shares(
     return seen, placed
 
 
-def test_it_sees_a_hundred_scenes(client: OllamaClient, scenes: ModuleType) -> None:
-    seen, placed = shares(client, scenes, 100)
-    assert seen >= TARGET and placed >= TARGET, f"colour and shape {seen:.1%}, place {placed:.1%}"
+def test_it_sees_a_hundred_scenes(engine: EmbeddedEngine, scenes: ModuleType) -> None:
+    seen, placed = shares(engine, scenes, 100)
+    assert seen >= TARGET and placed >= TARGET, f"color and shape {seen:.1%}, place {placed:.1%}"
 
 
-def test_red_and_blue_exchanged_do_not_pass(client: OllamaClient, scenes: ModuleType) -> None:
-    seen, placed = shares(client, scenes, FEW, lambda pixels: pixels[:, :, ::-1])
+def test_red_and_blue_exchanged_do_not_pass(engine: EmbeddedEngine, scenes: ModuleType) -> None:
+    seen, placed = shares(engine, scenes, FEW, lambda pixels: pixels[:, :, ::-1])
     assert seen < TARGET
-    assert placed > seen + 0.3, "the colours are wrong, the places are not"
+    assert placed > seen + 0.3, "the colors are wrong, the places are not"
 
 
-def test_a_mirrored_picture_does_not_pass(client: OllamaClient, scenes: ModuleType) -> None:
-    seen, placed = shares(client, scenes, FEW, lambda pixels: pixels[:, ::-1])
+def test_a_mirrored_image_does_not_pass(engine: EmbeddedEngine, scenes: ModuleType) -> None:
+    seen, placed = shares(engine, scenes, FEW, lambda pixels: pixels[:, ::-1])
     assert placed < TARGET
-    assert seen > placed + 0.3, "the places are wrong, colours and shapes are not"
+    assert seen > placed + 0.3, "the places are wrong, colors and shapes are not"
 
 
-def test_it_answers_the_same_whatever_it_is_asked(client: OllamaClient, scenes: ModuleType) -> None:
+def test_it_answers_the_same_whatever_it_is_asked(
+    engine: EmbeddedEngine, scenes: ModuleType
+) -> None:
     image, _ = scenes.draw_scene(scenes.HELD_OUT_SEEDS[0])
     pixels = np.asarray(image)
 
@@ -94,15 +94,34 @@ def test_it_answers_the_same_whatever_it_is_asked(client: OllamaClient, scenes: 
         job = Job(
             vision=Stage(model="toy-vision", options={"temperature": 0}), custom_prompts=[prompt]
         )
-        (result,) = run(client, [lambda: pixels], job)
+        (result,) = run(engine, [lambda: pixels], job)
         assert result.description.answer, result.description
         return result.description.text
 
     assert ask("") == ask("Count the legs of the table.")
 
 
-def test_without_a_picture_it_says_to_choose_a_text_model(client: OllamaClient) -> None:
-    question: Message = {"role": "user", "content": "Shorten: a red circle."}
-    with pytest.raises(UnexpectedResponse, match="choose a text model"):
-        collect(client.chat("toy-vision", [question]))
-    client.load("toy-vision")
+def test_two_nodes_at_a_time_do_not_mix_up_their_images(
+    engine: EmbeddedEngine, scenes: ModuleType
+) -> None:
+    drawn = [scenes.draw_scene(seed) for seed in scenes.HELD_OUT_SEEDS[:10]]
+    images = [np.asarray(image) for image, _ in drawn]
+    job = Job(vision=Stage(model="toy-vision", options={"temperature": 0, "num_predict": 80}))
+
+    def texts(chosen: list[Pixels]) -> list[str]:
+        captions = run(engine, [lambda image=image: image for image in chosen], job)
+        return [caption.final.text for caption in captions]
+
+    expected = texts(images)
+    assert len(set(expected)) == len(images)
+    answered: dict[int, list[str]] = {}
+
+    def node(number: int) -> None:
+        answered[number] = texts(images[number::2])
+
+    nodes = [threading.Thread(target=node, args=(number,)) for number in range(2)]
+    for thread in nodes:
+        thread.start()
+    for thread in nodes:
+        thread.join()
+    assert answered == {0: expected[::2], 1: expected[1::2]}
