@@ -12,7 +12,7 @@ from .backend import Answer
 from .errors import EmptyAnswer, IncompleteAnswer, LLMError
 from .runaway import RepeatGuard
 from .servers import Server
-from .thinking import ThinkSplitter
+from .thinking import ThinkSplitter, split_unopened
 
 MAX_ANSWER_CHARS = 2**20
 """A longer answer is cut: memory stays bounded whatever the server sends."""
@@ -153,6 +153,10 @@ class AnswerBuilder:
         rest = self._splitter.finish()
         self._text.append(rest)
         self._thinking.append(self._splitter.thinking)
+        thought, text = split_unopened("".join(self._text))
+        if thought:
+            self._thinking.append(thought)
+            self._text = [text]
         return rest
 
 

@@ -15,6 +15,7 @@ from .errors import (
     ContextTooLong,
     EndpointMissing,
     LLMError,
+    LoadFailed,
     ModelNotFound,
     NoThinking,
     NotInLibrary,
@@ -41,7 +42,15 @@ _CONTEXT = re.compile(
 )
 _NO_VISION = re.compile(
     r"(?:not|n't) support (?:image|vision|multimodal)|image input is not supported"
-    r"|missing data required for image|no vision|mmproj",
+    r"|missing data required for image|no vision|mmproj|not a multimodal model|at most 0 image",
+    re.IGNORECASE,
+)
+_NO_MODEL = re.compile(
+    r"model\b.*(?:not found|does not exist)|not found.*\bmodel|not find suitable inference handler",
+    re.IGNORECASE,
+)
+_LOAD_FAILED = re.compile(
+    r"failed to load(?: model|$)|unable to start process|no models loaded|model is not loaded",
     re.IGNORECASE,
 )
 
@@ -79,8 +88,10 @@ def explain(error: UnexpectedResponse, http: Http, *, model: str, path: str) -> 
         return NoVision(model, server)
     if "file does not exist" in said:
         return NotInLibrary(model, server, said)
-    if model and "not found" in said and "model" in said:
+    if model and _NO_MODEL.search(said):
         return ModelNotFound(model, server)
+    if model and server.kind != "ollama" and _LOAD_FAILED.search(said):
+        return LoadFailed(model, server, said.rstrip("."))
     # LM Studio answers 200 to a path that it does not know.
     if status == HTTPStatus.NOT_FOUND or said.startswith("Unexpected endpoint"):
         other = _other_api(http) if server.kind == "ollama" else ""

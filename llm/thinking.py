@@ -58,3 +58,20 @@ class ThinkSplitter:
         self._state = "text"
         text, self._held = self._held, ""
         return text
+
+
+def split_unopened(text: str) -> tuple[str, str]:
+    """Return the thinking and the answer of a text whose <think> stood in the prompt.
+
+    Then the answer holds only the end of the block, on a line of its own.
+
+    >>> split_unopened("A red ball.\\n</think>\\n\\nA ball.")
+    ('A red ball.\\n', '\\n\\nA ball.')
+    >>> split_unopened("The tag </think> ends it.")
+    ('', 'The tag </think> ends it.')
+    """
+    thinking, closed, answer = text.partition(_CLOSE)
+    is_block = closed and _OPEN not in thinking and (answer.startswith("\n") or not answer)
+    if is_block and thinking.rstrip(" ").endswith("\n"):
+        return thinking, answer
+    return "", text

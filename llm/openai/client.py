@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, cast
 
 from ..answers import Stream, stream_answer, whole_number
 from ..backend import Answer, LoadedModel, Message, Model, PullProgress, Think, Unloaded
-from ..errors import BadRequest, Cancelled, LLMError, ModelNotFound, UnexpectedResponse
+from ..errors import BadRequest, Cancelled, LLMError, ModelNotFound, UnexpectedResponse, WrongForm
 from ..failures import explain, words_of
 from ..http import POLL_S, CancelCheck, Http, Json, Timeouts, json_object
 from ..retry import Retries
@@ -19,6 +20,8 @@ from .options import OPENAI_NAMES, OptionNames, left_out, translate
 from .stream import read_stream
 
 UNLOAD_TIMEOUT_S = 15.0
+NOT_TOLD = frozenset({"thinking"})
+"""Which models think, these servers do not tell."""
 _PNG = "iVBOR"
 """How base64 of a PNG begins."""
 
@@ -67,7 +70,8 @@ class OpenAIClient:
 
     def ignored(self, options: Mapping[str, Any]) -> Sequence[str]:
         """Return the names of options that this kind of server does not take."""
-        return left_out(options, self.option_names)
+        names = left_out(options, self.option_names)
+        return [name for name in names if not (name == "think" and self.has_think_switch)]
 
     def context_of(self, model: str) -> int | None:
         """Return the context that a model has here, in tokens; None: not known (yet)."""
@@ -75,7 +79,7 @@ class OpenAIClient:
 
     def list(self, cancelled: CancelCheck | None = None) -> Sequence[Model]:
         """Return the server's models, with what it says of each."""
-        models = [self._assumed(model) for model in self._list(cancelled)]
+        models = [self._assumed(model) for model in self._list(cancelled) if model.name]
         self._contexts |= {model.name: model.context_length for model in models}
         return models
 
@@ -117,9 +121,9 @@ class OpenAIClient:
 
     def unload(self, model: str, *, cancelled: CancelCheck | None = None) -> Unloaded:
         """Unload a model, and wait until the server no longer lists it as loaded."""
+        before = self._loaded(model, cancelled)  # this also tells a router from a single server
         if not self.can_unload:
             return Unloaded(model=model, confirmed=False, possible=False)
-        before = self._loaded(model, cancelled)
         if before is None:
             return Unloaded(model=model)
         self._unload(model, cancelled)
@@ -175,7 +179,7 @@ class OpenAIClient:
     # What kinds override
 
     def _list(self, cancelled: CancelCheck | None) -> Sequence[Model]:
-        entries = objects(self._get("/v1/models", cancelled).get("data"))
+        entries = self._objects("/v1/models", "data", cancelled)
         return [Model(name=text(entry.get("id"))) for entry in entries]
 
     def _unload(self, model: str, cancelled: CancelCheck | None) -> None:
@@ -189,8 +193,10 @@ class OpenAIClient:
     def _assumed(self, model: Model) -> Model:
         if not self.server.assume:
             return model
-        known = model.capabilities or frozenset({"completion"})
-        return replace(model, capabilities=known | self.server.assume)
+        if model.capabilities is not None:
+            return replace(model, capabilities=model.capabilities | self.server.assume)
+        assumed = self.server.assume | {"completion"}
+        return replace(model, capabilities=assumed, not_told=NOT_TOLD)
 
     def _body(
         self,
@@ -231,6 +237,17 @@ class OpenAIClient:
     def _get(self, path: str, cancelled: CancelCheck | None = None) -> Json:
         with self._explained(path):
             return self._checked(self._http.get(path, cancelled))
+
+    def _objects(self, path: str, key: str, cancelled: CancelCheck | None) -> Sequence[Json]:
+        """Return the objects in the list that a path answers with.
+
+        Raises:
+            WrongForm: it answers with no list; that is no server without models.
+        """
+        body = self._get(path, cancelled)
+        if not isinstance(body.get(key), list):
+            raise WrongForm(self.server, json.dumps(body)[:300])
+        return objects(body[key])
 
     def _post(
         self, path: str, body: Json, cancelled: CancelCheck | None = None, *, model: str = ""

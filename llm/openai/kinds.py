@@ -6,15 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+from ..answers import Stream
 from ..backend import LoadedModel, Model
-from ..errors import EndpointMissing, LLMError, LoadFailed, ServerBusy, ServerTimeout
+from ..errors import (
+    EndpointMissing,
+    LLMError,
+    LoadFailed,
+    ServerBusy,
+    ServerTimeout,
+    UnexpectedResponse,
+)
 from ..http import CancelCheck, Json
-from .client import OpenAIClient, item, number, objects, text
+from .client import NOT_TOLD, OpenAIClient, item, number, objects, text
 from .options import LLAMA_CPP_DEFAULTS, LLAMA_CPP_NAMES, LMSTUDIO_NAMES, VLLM_NAMES, OptionNames
 
 _TEXT, _VISION = frozenset({"completion"}), frozenset({"completion", "vision"})
-_THINKING = frozenset({"thinking"})
-"""Which models think, these servers do not tell."""
+_AWAKE_OR_ASLEEP = ("loaded", "sleeping")
+"""What a router says of a model that a request need not load: a sleeping one wakes up by itself."""
 
 
 class LlamaServer(OpenAIClient):
@@ -60,7 +68,7 @@ class LlamaServer(OpenAIClient):
         """
         limit_s = timeout_s or self.timeouts.first_byte_s
         entry = self._entry(model, cancelled)
-        if self._is_router and _status(entry) != "loaded":
+        if self._is_router and _status(entry) not in _AWAKE_OR_ASLEEP:
             if _status(entry) != "loading":
                 self._post("/models/load", {"model": model}, cancelled, model=model)
             ready = self._wait(lambda: self._has_loaded(model, cancelled), limit_s, cancelled)
@@ -68,10 +76,10 @@ class LlamaServer(OpenAIClient):
             ready = self._wait(lambda: self._is_healthy(cancelled), limit_s, cancelled)
         if not ready:
             raise ServerTimeout(self.server, f'loading "{model}"', limit_s)
-        if self._is_router:
-            # Without autoload=false this would load a model.
-            props = self._quietly(f"/props?model={quote(model)}&autoload=false", cancelled)
-            self._contexts[model] = _context(props) or self._contexts.get(model)
+        # Without autoload=false this would load a router's model.
+        which = f"?model={quote(model)}&autoload=false" if self._is_router else ""
+        props = self._quietly(f"/props{which}", cancelled)
+        self._contexts[model] = _context(props) or self._contexts.get(model)
 
     def _list(self, cancelled: CancelCheck | None) -> Sequence[Model]:
         entries = self._entries(cancelled)
@@ -89,7 +97,7 @@ class LlamaServer(OpenAIClient):
             name=text(entry.get("id")),
             size_bytes=number(entry, "meta", "size"),
             capabilities=_capabilities(sees),
-            not_told=_THINKING,
+            not_told=NOT_TOLD,
             context_length=_context(props) or number(entry, "meta", "n_ctx"),
         )
 
@@ -97,8 +105,8 @@ class LlamaServer(OpenAIClient):
         self._post("/models/unload", {"model": model}, cancelled)
 
     def _entries(self, cancelled: CancelCheck | None) -> Sequence[Json]:
-        entries = objects(self._get("/models", cancelled).get("data"))
-        self._is_router = any("status" in entry for entry in entries)
+        entries = self._objects("/models", "data", cancelled)
+        self._is_router = any(map(_status, entries))
         return entries
 
     def _entry(self, model: str, cancelled: CancelCheck | None) -> Json:
@@ -110,7 +118,7 @@ class LlamaServer(OpenAIClient):
         if item(entry, "status", "failed") is True or _status(entry) == "failed":
             code = number(entry, "status", "exit_code")
             raise LoadFailed(model, self.server, f"its process ended with exit code {code}")
-        return _status(entry) == "loaded"
+        return _status(entry) in _AWAKE_OR_ASLEEP
 
     def _is_healthy(self, cancelled: CancelCheck | None) -> bool:
         try:
@@ -159,7 +167,7 @@ class LMStudio(OpenAIClient):
         if loaded is not None:
             self._contexts[model] = loaded.context_length
             return
-        body: Json = {"model": model}
+        body: Json = {"model": model, "echo_load_config": True}
         if num_ctx := number(dict(options or {}), "num_ctx"):
             body["context_length"] = num_ctx
         limit_s = timeout_s or self.timeouts.first_byte_s
@@ -171,8 +179,9 @@ class LMStudio(OpenAIClient):
                 first_byte_s=limit_s,
                 cancelled=cancelled,
             )
-            self._checked(b"\n".join(lines))
-        self._contexts[model] = body.get("context_length")
+            reply = self._checked(b"\n".join(lines))
+        told = number(reply, "load_config", "context_length")
+        self._contexts[model] = told or body.get("context_length")
 
     def _list(self, cancelled: CancelCheck | None) -> Sequence[Model]:
         return [
@@ -180,7 +189,7 @@ class LMStudio(OpenAIClient):
                 name=text(entry.get("key")),
                 size_bytes=number(entry, "size_bytes"),
                 capabilities=_capabilities(item(entry, "capabilities", "vision") is True),
-                not_told=_THINKING,
+                not_told=NOT_TOLD,
                 context_length=_loaded_context(entry) or number(entry, "max_context_length"),
             )
             for entry in self._entries(cancelled)
@@ -195,7 +204,7 @@ class LMStudio(OpenAIClient):
                     self._post("/api/v1/models/unload", body, cancelled)
 
     def _entries(self, cancelled: CancelCheck | None) -> Sequence[Json]:
-        return objects(self._get("/api/v1/models", cancelled).get("models"))
+        return self._objects("/api/v1/models", "models", cancelled)
 
 
 class LlamaSwap(OpenAIClient):
@@ -208,7 +217,7 @@ class LlamaSwap(OpenAIClient):
 
     def ps(self, cancelled: CancelCheck | None = None) -> Sequence[LoadedModel]:
         """Return the models whose servers run."""
-        running = objects(self._get("/running", cancelled).get("running"))
+        running = self._objects("/running", "running", cancelled)
         return [LoadedModel(name=text(entry.get("model"))) for entry in running]
 
     def _unload(self, model: str, cancelled: CancelCheck | None) -> None:
@@ -217,7 +226,7 @@ class LlamaSwap(OpenAIClient):
         except EndpointMissing:
             # Older releases unload all or nothing; the models of others stay.
             if len(self.ps(cancelled)) == 1:
-                self._http.get("/unload", cancelled)
+                self._get("/unload", cancelled)
 
 
 class VLLM(OpenAIClient):
@@ -253,8 +262,18 @@ class VLLM(OpenAIClient):
     def _list(self, cancelled: CancelCheck | None) -> Sequence[Model]:
         return [
             Model(name=text(entry.get("id")), context_length=number(entry, "max_model_len"))
-            for entry in objects(self._get("/v1/models", cancelled).get("data"))
+            for entry in self._objects("/v1/models", "data", cancelled)
         ]
+
+    def _stream(self, body: Json, **how: Any) -> Stream:
+        try:
+            yield from super()._stream(body, **how)
+        except UnexpectedResponse as error:
+            # Mistral's tokenizers refuse the field, and these models have no such switch.
+            if error.status != 400 or "chat_template" not in error.said:
+                raise
+            plain = {name: body[name] for name in body if name != "chat_template_kwargs"}
+            yield from super()._stream(plain, **how)
 
     def _unload(self, model: str, cancelled: CancelCheck | None) -> None:
         try:

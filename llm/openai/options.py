@@ -55,11 +55,12 @@ def translate(options: Mapping[str, Any], names: OptionNames) -> dict[str, Any]:
     >>> translate({"num_predict": -1, "repeat_penalty": 1.1}, VLLM_NAMES)
     {'repetition_penalty': 1.1}
     """
-    unlimited = {"num_predict"} if (options.get("num_predict") or -1) < 0 else set[str]()
+    num_predict = options.get("num_predict")
+    is_unlimited = isinstance(num_predict, int) and num_predict <= 0
     return {
         names[name]: value
         for name, value in options.items()
-        if name in names and name not in unlimited and value is not None
+        if name in names and value is not None and not (name == "num_predict" and is_unlimited)
     }
 
 

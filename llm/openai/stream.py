@@ -10,7 +10,7 @@ from typing import Any, cast
 from ..answers import End, Piece, Stream, whole_number
 from ..errors import UnexpectedResponse, WrongForm
 from ..failures import words_of
-from ..http import Json
+from ..http import MAX_LINE_BYTES, Json
 from ..servers import Server
 
 
@@ -52,20 +52,29 @@ def read_stream(lines: Iterable[bytes], server: Server) -> Stream:
 def _events(lines: Iterable[bytes], server: Server) -> Iterator[Json | None]:
     """Yield the object of each event, and None for "[DONE]"."""
     others: list[bytes] = []
+    held = 0
     read_any = False
     for line in lines:
         field, separator, value = line.strip().partition(b":")
         value = value.strip()
         if not separator or field not in (b"data", b"error"):
-            others.append(line)
+            held += len(line)
+            if held > MAX_LINE_BYTES:
+                raise WrongForm(server, f"a body of more than {MAX_LINE_BYTES // 2**20} MB")
+            if field and not read_any:
+                others.append(line)
             continue
         read_any = True
+        held = 0
         if value == b"[DONE]":
             yield None
         else:
             yield _object(value, server)
     if not read_any and others:
-        yield _object(b"\n".join(others), server)
+        whole = _object(b"\n".join(others), server)
+        if not {"choices", "error"} & {*whole}:
+            raise WrongForm(server, json.dumps(whole)[:300])
+        yield whole
 
 
 def _object(text: bytes, server: Server) -> Json:
