@@ -56,7 +56,9 @@ def identify(server: Server, cancelled: CancelCheck | None = None) -> Server:
     if server.search:
         for found in find_servers(cancelled):
             if server.kind in ("", found.kind):
-                return replace(server, url=found.url, kind=found.kind, search=False)
+                # OLLAMA_API_KEY is no key of another server that happens to run here.
+                key = server.api_key if found.kind == "ollama" else None
+                return replace(server, url=found.url, kind=found.kind, search=False, api_key=key)
         raise NoServer(server, PORTS)
     if server.kind:
         return server
@@ -153,7 +155,7 @@ def _is_lmstudio(get: _Get) -> bool:
 
 def _is_llama_server(get: _Get) -> bool:
     models = _list(get("/models"), "data") or ()
-    return any("status" in model or _owner(model) == "llamacpp" for model in models)
+    return any(_is_routed(model) or _owner(model) == "llamacpp" for model in models)
 
 
 def _is_vllm(get: _Get) -> bool:
@@ -183,6 +185,11 @@ def _list(body: Json, key: str) -> list[Json] | None:
         return None
     entries = cast("list[Any]", value)
     return [cast("Json", entry) for entry in entries if isinstance(entry, dict)]
+
+
+def _is_routed(model: Json) -> bool:
+    status = model.get("status")
+    return isinstance(status, dict) and "value" in status
 
 
 def _owner(model: Json) -> str:

@@ -319,8 +319,14 @@ def _named(name: str, entries: Mapping[str, Any], environ: Mapping[str, str]) ->
     assume = entry.get("assume", [])
     if not isinstance(assume, list):
         raise ServerConfigError(f'{problem}: assume must be a list such as ["vision"].')
+    try:
+        server = _server(name, url, None if key is None else str(key))
+    except ServerConfigError as error:
+        raise ServerConfigError(
+            f"{problem} has a url that {error.cause}. Write it as http://host:1234."
+        ) from None
     return replace(
-        _server(name, url, None if key is None else str(key)),
+        server,
         **({"kind": kind} if kind else {}),
         shares_gpu=None if shares == "auto" else shares,
         unload=unload,
@@ -331,7 +337,8 @@ def _named(name: str, entries: Mapping[str, Any], environ: Mapping[str, str]) ->
 def _server(name: str, address: str, key: str | None = None) -> Server:
     if address.strip().lower() == EMBEDDED:
         return Server(name=name, url=EMBEDDED, kind=EMBEDDED)
-    url = parse_host(address)
+    # Where other programs want the address of OpenAI's API, "/v1" is a part of it.
+    url = parse_host(address).removesuffix("/v1")
     return Server(name=name, url=url, kind="", api_key=key, login=parse_login(address))
 
 
@@ -364,7 +371,8 @@ def _bad_address(what: str) -> ServerConfigError:
     # The address itself may hold a password, so it is not repeated.
     return ServerConfigError(
         f"The address of the server {what}. Write it as http://host:11434 "
-        f"(OLLAMA_BASE_URL, OLLAMA_HOST or {CONFIG_NAME})."
+        f"(OLLAMA_BASE_URL, OLLAMA_HOST or {CONFIG_NAME}).",
+        cause=what,
     )
 
 
