@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -72,7 +72,6 @@ _CALLED = {"vision": "describing images", "completion": "writing text"}
 _FATAL_ERRORS = (
     AccessDenied,
     LoadFailed,
-    LoadFailed,
     ModelNotFound,
     NoModel,
     NoThinking,
@@ -93,7 +92,14 @@ class Memory(Protocol):
         """Return the memory that a model of this server may take, in bytes; None: not known."""
         ...
 
-    def before(self, backend: Backend, model: Model, settings: StageOptions) -> None:
+    def before(
+        self,
+        backend: Backend,
+        model: Model,
+        settings: StageOptions,
+        *,
+        cancelled: CancelCheck | None = None,
+    ) -> None:
         """Make room for `model`."""
         ...
 
@@ -202,7 +208,9 @@ class _Step(NamedTuple):
 
     def uses(self, server: Server, model: str) -> bool:
         """Whether it uses this model of this server."""
-        return self.backend.server == server and self.backend.same_model(self.stage.model, model)
+        # By the address: a server may have several names.
+        same_server = self.backend.server.url == server.url
+        return same_server and self.backend.same_model(self.stage.model, model)
 
 
 class _Run:
@@ -218,6 +226,7 @@ class _Run:
         self.installed: dict[Server, Sequence[Model]] = {}
         self.loaded: list[tuple[Backend, Model]] = []
         self.has_made_room = False
+        self.noted: set[str] = set()
         # Both are chosen before anything is loaded: the models share num_ctx where they are one.
         self.steps = [self._with_model(step) for step in steps]
 
@@ -302,15 +311,17 @@ class _Run:
             raise NoVision(model.name, backend.server)
         think_value(model, settings.think_value, backend.server)
         if model.note:
-            self.watcher.note(model.note)
-        if ignored := backend.ignored(settings.model_options):
-            self.watcher.note(
+            self._note(model.note)
+        # "off" is the default.
+        think = {} if settings.think == "off" else {"think": settings.think}
+        if ignored := backend.ignored({**settings.model_options, **think}):
+            self._note(
                 f"{_capital(backend.server.title)} does not take {', '.join(ignored)}: left out."
             )
         if model.remote_host or any(step.uses(b.server, other.name) for b, other in self.loaded):
             return model
         if self.memory is not None:
-            self.memory.before(backend, model, settings)
+            self.memory.before(backend, model, settings, cancelled=self.watcher.cancelled)
         self.loaded.append((backend, model))
         self.watcher.loading(model.name)
         self._request(
@@ -353,8 +364,9 @@ class _Run:
         backend = step.backend
         url = backend.server.url
         models = self._show_all(step)
-        listed = self._request(step, lambda: backend.ps(self.watcher.cancelled))
-        loaded = [model.name for model in listed]
+        loaded: list[str] = []
+        with suppress(LLMError):  # a server that cannot say what is loaded can still be used
+            loaded = [model.name for model in backend.ps(self.watcher.cancelled)]
         chosen = choose(
             models,
             step.capability,
@@ -364,8 +376,14 @@ class _Run:
         )
         if chosen is None:
             raise NoModel(_CALLED[step.capability], backend.server)
-        self.watcher.note(f'"{AUTO}" chose {chosen.name} for {_CALLED[step.capability]}.')
+        self._note(f'"{AUTO}" chose {chosen.name} for {_CALLED[step.capability]}.')
         return chosen
+
+    def _note(self, text: str) -> None:
+        """Tell the watcher once, also where both stages have the same to say."""
+        if text not in self.noted:
+            self.noted.add(text)
+            self.watcher.note(text)
 
     def _list(self, step: _Step) -> Sequence[Model]:
         server = step.backend.server

@@ -32,12 +32,19 @@ class StageMemory:
         """Return the VRAM that a model may take once ComfyUI's models have left; None: unknown."""
         return total_vram_bytes() if shares_gpu(backend.server, None) else None
 
-    def before(self, backend: Backend, model: Model, settings: StageOptions) -> None:
+    def before(
+        self,
+        backend: Backend,
+        model: Model,
+        settings: StageOptions,
+        *,
+        cancelled: CancelCheck | None = None,
+    ) -> None:
         """Free ComfyUI's models when the server shares their GPU, and `free_memory` says so.
 
         On a server that is not unloaded in any case they stay where the model is loaded already.
         """
-        if not backend.unloads_always and _is_loaded(backend, model):
+        if not backend.unloads_always and _is_loaded(backend, model, cancelled):
             self._loaded_before.add((backend.server.url, model.name))
             return
         if not shares_gpu(backend.server, model) or settings.free_memory == "never":
@@ -94,10 +101,10 @@ def shares_gpu(server: Server, model: Model | None) -> bool:
     return server.is_this_machine if server.shares_gpu is None else server.shares_gpu
 
 
-def _is_loaded(backend: Backend, model: Model) -> bool:
+def _is_loaded(backend: Backend, model: Model, cancelled: CancelCheck | None) -> bool:
     """Whether the server has the model loaded; also where it cannot say."""
     try:
-        return any(backend.same_model(m.name, model.name) for m in backend.ps())
+        return any(backend.same_model(m.name, model.name) for m in backend.ps(cancelled))
     except LLMError:
         return True
 

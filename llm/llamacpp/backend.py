@@ -113,7 +113,8 @@ class EmbeddedEngine:
 
     def ignored(self, options: Mapping[str, Any]) -> Sequence[str]:
         """Return the names of options that llama.cpp does not take."""
-        return [name for name in left_out(options, LLAMA_CPP_NAMES) if name not in _LOAD_OPTIONS]
+        taken = (*_LOAD_OPTIONS, "think")
+        return [name for name in left_out(options, LLAMA_CPP_NAMES) if name not in taken]
 
     def same_model(self, one: str, other: str) -> bool:
         """Return whether two names mean the same file; a tag may be left out."""
