@@ -177,8 +177,7 @@ def _about_response(error: LLMError, edge: Edge, kind: str, product: str) -> str
         case errors.UnexpectedResponse() if kind == EMBEDDED:
             return _sentence(edge.again, "restart this program")
         case errors.UnexpectedResponse():
-            own = _whose(product)
-            log = f"{own[:1].upper()}{own[1:]} own log says more."
+            log = f"{errors.capital(_whose(product))} own log says more."
             return f"{log} {_sentence(edge.again, f'restart {product}')}"
         case _:
             return ""

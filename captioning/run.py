@@ -31,6 +31,7 @@ from ..llm.errors import (
     ServerConfigError,
     ServerTimeout,
     ServerUnreachable,
+    capital,
 )
 from ..llm.http import CancelCheck
 from ..llm.retry import with_retries
@@ -316,7 +317,7 @@ class _Run:
         think = {} if settings.think == "off" else {"think": settings.think}
         if ignored := backend.ignored({**settings.model_options, **think}):
             self._note(
-                f"{_capital(backend.server.title)} does not take {', '.join(ignored)}: left out."
+                f"{capital(backend.server.title)} does not take {', '.join(ignored)}: left out."
             )
         if model.remote_host or any(step.uses(b.server, other.name) for b, other in self.loaded):
             return model
@@ -490,7 +491,3 @@ def _briefly(error: LLMError) -> str:
 
 def _longest(texts: Sequence[str]) -> int:
     return max(map(len, texts))
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

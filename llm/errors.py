@@ -165,7 +165,7 @@ class ServerTimeout(LLMError):
 
     def __init__(self, server: Server, doing: str, seconds: float) -> None:
         super().__init__(
-            f"{_capital(server.title)} sent nothing for {seconds:g} s while {doing}.",
+            f"{capital(server.title)} sent nothing for {seconds:g} s while {doing}.",
             server=server,
             cause=f"the server sent nothing for {seconds:g} s",
         )
@@ -205,7 +205,7 @@ class NotInLibrary(ModelNotFound):
     def __init__(self, model: str, server: Server, said: str) -> None:
         LLMError.__init__(
             self,
-            f'{_capital(server.title)} answered "{said}": its library has no model "{model}".',
+            f'{capital(server.title)} answered "{said}": its library has no model "{model}".',
             server=server,
             model=model,
         )
@@ -239,7 +239,7 @@ class ServerBusy(LLMError):
     def __init__(self, model: str, server: Server, said: str, *, status: int = 503) -> None:
         for_model = f' for "{model}"' if model else ""
         super().__init__(
-            f"{_capital(server.title)} is too busy{for_model} ({said}).", server=server, model=model
+            f"{capital(server.title)} is too busy{for_model} ({said}).", server=server, model=model
         )
         self.status = status
 
@@ -249,7 +249,7 @@ class OutOfMemory(LLMError):
 
     def __init__(self, model: str, server: Server, said: str) -> None:
         super().__init__(
-            f'{_capital(server.title)} has not enough memory for "{model}" ({said}).',
+            f'{capital(server.title)} has not enough memory for "{model}" ({said}).',
             server=server,
             model=model,
             cause=f"the server has not enough memory: {said}",
@@ -261,7 +261,7 @@ class LoadFailed(LLMError):
 
     def __init__(self, model: str, server: Server, why: str) -> None:
         super().__init__(
-            f'{_capital(server.title)} could not load "{model}" ({why}).',
+            f'{capital(server.title)} could not load "{model}" ({why}).',
             server=server,
             model=model,
         )
@@ -322,7 +322,7 @@ class UnexpectedResponse(LLMError):
         phrase = "" if status == HTTPStatus.OK else " " + status_phrase(status)
         quoted = shorten(said) or "nothing"
         super().__init__(
-            f'{_capital(server.title)} answered{phrase}: "{quoted}".',
+            f'{capital(server.title)} answered{phrase}: "{quoted}".',
             server=server,
             model=model,
             cause=f'the server said: "{quoted}"',
@@ -398,5 +398,10 @@ def status_phrase(status: int) -> str:
         return str(status)
 
 
-def _capital(title: str) -> str:
-    return title[:1].upper() + title[1:]
+def capital(title: str) -> str:
+    """Return a title as a sentence begins with it; a product is written as it is.
+
+    >>> capital("the server at http://box"), capital("vLLM at http://box")
+    ('The server at http://box', 'vLLM at http://box')
+    """
+    return f"T{title[1:]}" if title.startswith("the ") else title
