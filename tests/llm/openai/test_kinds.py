@@ -180,7 +180,7 @@ def test_a_routers_load_that_fails_is_a_sentence(open_kind: Any) -> None:
         with pytest.raises(LoadFailed) as raised:
             client.load("broken")
         assert str(raised.value) == (
-            f'Llama-server at {server.url} could not load "broken" '
+            f'llama-server at {server.url} could not load "broken" '
             "(its process ended with exit code 137)."
         )
     client.load("good")
