@@ -85,7 +85,8 @@ class Server:
         """Where a model is: "on the Ollama server at http://127.0.0.1:11434"."""
         if self.is_embedded:
             return "in the embedded engine"
-        return f"on the {f'{self.product} server'.strip()} at {self.url}"
+        name = self.product if "server" in self.product else f"{self.product} server".strip()
+        return f"on the {name} at {self.url}"
 
     @property
     def is_embedded(self) -> bool:
