@@ -178,7 +178,7 @@ def test_the_same_seed_gives_the_same_words(writing: Server, opened: Any) -> Non
 def test_an_answer_is_cut_at_num_predict(writing: Server, opened: Any) -> None:
     backend = opened(writing)
     backend.list()
-    options = {"num_predict": 8, "num_ctx": 32}
+    options = {"num_predict": 8, "num_ctx": 32, "seed": 1}
     answer = collect(backend.chat("smollm2:135m", STORY, options=options))
     assert (answer.done_reason, answer.answer_tokens) == ("length", 8)
     assert not answer.context_full and answer.remark == "The answer was cut at num_predict."
@@ -224,7 +224,7 @@ def test_an_image_for_a_model_that_takes_none(writing: Server, opened: Any) -> N
     question: Any = [{"role": "user", "content": "What is it?", "images": [image]}]
     with pytest.raises(NoVision, match="does not take images"):
         collect(backend.chat("smollm2:135m", question))
-    assert collect(backend.chat("smollm2:135m", STORY, options={"num_predict": 4})).text
+    assert collect(backend.chat("smollm2:135m", STORY, options={"num_predict": 4, "seed": 1})).text
 
 
 def test_a_broken_image_is_a_sentence(seeing: Server, opened: Any) -> None:
@@ -268,7 +268,7 @@ def test_cancel_frees_the_server(writing: Server, opened: Any, when: str) -> Non
     thread.join(30)
     assert times and times[0] - started < SOON_S
     # It has one slot: the next answer would wait for the end of the first.
-    answer = collect(backend.chat("smollm2:135m", STORY, options={"num_predict": 2}))
+    answer = collect(backend.chat("smollm2:135m", STORY, options={"num_predict": 2, "seed": 1}))
     assert answer.text and time.monotonic() - started < 20
 
 
