@@ -136,7 +136,7 @@ def demo(extra: list[str]) -> int:
 
 
 def pytest_arguments(extra: list[str]) -> list[str]:
-    """What pytest is called with: everything in tests/ at once, unless some of it was named."""
+    """What pytest is called with: everything in tests/, unless some of it was named."""
     # -c makes tests/ pytest's root: with the checkout as root, pytest would import its __init__.py
     # as a test package.
     paths = [Path(argument.partition("::")[0]) for argument in extra]

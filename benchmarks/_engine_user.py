@@ -1,4 +1,4 @@
-"""One way to run a model by llama.cpp, used and measured in a process of its own.
+"""One way to run a model by llama.cpp, used and measured in a separate process.
 
     python _engine_user.py '{"way": "engine", "root": CHECKOUT, "at_a_time": [1, 2, 4], ...}'
 

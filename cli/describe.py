@@ -137,7 +137,7 @@ def run_on_files(
     server: str = "",
     finished: Callable[[int, Caption], None] | None = None,
 ) -> list[Caption]:
-    """Run a job on image files, with progress on stderr; `finished` hears of each at once.
+    """Run a job on image files, with progress on stderr; `finished` hears of each when it is done.
 
     Args:
         server: where models are that do not name their own server ("llava @ box").

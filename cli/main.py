@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s"
     )
-    # It has a handler of its own: each of its warnings would be printed twice.
+    # It has its own handler: each of its warnings would be printed twice.
     logging.getLogger("huggingface_hub").propagate = False
     try:
         return options.run(options)

@@ -59,7 +59,7 @@ def _list_models_of(server: Server) -> int:
 
 
 def pull_model(name: str, server: str) -> int:
-    """Fetch a model, for the embedded engine where it is one of its own, else for the server."""
+    """Fetch a model, for the embedded engine where the engine has it, else for the server."""
     chosen = find_server(server)
     if chosen.is_embedded or name.partition(":")[0].lower() in _NOT_IN_OLLAMAS_LIBRARY:
         return _pull_embedded(name)

@@ -44,7 +44,7 @@ class End:
 
 
 Stream: TypeAlias = Generator[Piece | End, None, None]
-"""An answer as a server sends it. It may go on after an `End`; without one it is incomplete."""
+"""An answer as a server sends it. More may come after an `End`; without one it is incomplete."""
 
 
 def stream_answer(
@@ -57,7 +57,7 @@ def stream_answer(
 ) -> Generator[str, None, Answer]:
     """Yield the text of an answer piece by piece; return the whole `Answer`.
 
-    An answer is cut, as by the server itself (`done_reason` "length"), when it goes on after
+    An answer is cut, as by the server itself (`done_reason` "length"), when it continues after
     num_predict, or after num_ctx where num_predict is unset or negative.
 
     Args:

@@ -29,7 +29,7 @@ from .http import CancelCheck, Http, Json, Timeouts
 from .servers import Server
 
 PORTS = (11434, 1234, 8080, 8000)
-"""Where Ollama, LM Studio, llama-server and vLLM listen unless they are told otherwise."""
+"""Where Ollama, LM Studio, llama-server and vLLM listen by default."""
 PROBE_TIMEOUT_S = 2.0
 """For all probes of a server together."""
 _KNOWN_S = 60.0

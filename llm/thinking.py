@@ -63,7 +63,7 @@ class ThinkSplitter:
 def split_unopened(text: str) -> tuple[str, str]:
     """Return the thinking and the answer of a text whose <think> stood in the prompt.
 
-    Then the answer holds only the end of the block, on a line of its own.
+    Then the answer holds only the end of the block, on a separate line.
 
     >>> split_unopened("A red ball.\\n</think>\\n\\nA ball.")
     ('A red ball.\\n', '\\n\\nA ball.')

@@ -200,7 +200,7 @@ class OllamaClient:
 
         Raises:
             EmptyAnswer, IncompleteAnswer: as `llm.answers.stream_answer` says, which also cuts
-                what goes on after num_predict.
+                what continues after num_predict.
             LLMError: any other; see `llm.errors`.
         """
         body: Json = {"model": model, "messages": list(messages), "stream": True}

@@ -103,7 +103,7 @@ class EmbeddedEngine:
         """Do nothing: loaded models belong to the process, and leave by their keep_alive."""
 
     def copy(self) -> EmbeddedEngine:
-        """Return this engine: it has no connections of its own."""
+        """Return this engine: it has no connections."""
         return self
 
     @property

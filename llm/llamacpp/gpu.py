@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..._program import install
 
-# In a process of its own: the import loads llama.cpp, and a CUDA build also takes VRAM.
+# In a separate process: the import loads llama.cpp, and a CUDA build also takes VRAM.
 _LIST_DEVICES = "import xllamacpp; print([d['type'].name for d in xllamacpp.get_device_info()])"
 _PROBE_TIMEOUT_S = 60
 

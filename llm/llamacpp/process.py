@@ -80,7 +80,7 @@ class Worker:
             "mmproj": os.fspath(model.mmproj) if model.mmproj else None,
             "api_key": self._key,
         }
-        # A worker that died at once is reported by is_ready, with its reason.
+        # A worker that died immediately is reported by is_ready, with its reason.
         with contextlib.suppress(BrokenPipeError):
             self._stdin.write(json.dumps(settings).encode() + b"\n")
             self._stdin.flush()
