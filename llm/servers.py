@@ -236,7 +236,7 @@ def find_server(
         return _server(DEFAULT_NAME, address, key)
     if chosen := entries.get("default"):
         entry = _named(str(chosen), entries, environ)
-        return replace(entry, name=DEFAULT_NAME, api_key=entry.api_key or key)
+        return replace(entry, api_key=entry.api_key or key)
     if address := environ.get("OLLAMA_HOST", "").strip():
         return _server(DEFAULT_NAME, address, key)
     return Server(kind="", search=True, api_key=key)
