@@ -162,12 +162,14 @@ def test_a_kind_is_asked_for_once_in_a_while(
     assert len(server.requests) == 2 * count
 
 
-LIES = {
+HALF_OLLAMA = {
     "a version like Ollama's": {"/api/version": {"version": "0.12.0"}},
     "a version and an error": {
         "/api/version": {"version": "0.12.0"},
         "/api/tags": {"error": "no", "models": []},
     },
+}
+LIES = {
     "a version with more in it": {
         "/api/version": {"version": "0.12.0", "commit": "abc"},
         "/api/tags": {"models": []},
@@ -180,18 +182,33 @@ LIES = {
 }
 
 
+def lying(make_server: Any, bodies: dict[str, Any]) -> Any:
+    """A plain server with some answers of another kind."""
+    server = make_server("openai")
+
+    def answer(record: Any) -> Reply | None:
+        return Reply(body=bodies[record.path]) if record.path in bodies else None
+
+    server.always("*", answer)
+    return server
+
+
 @pytest.mark.parametrize("lie", LIES)
 def test_a_server_that_looks_like_another_kind_is_not_taken_for_it(
     make_server: Any, lie: str
 ) -> None:
-    server = make_server("openai")
+    assert identify(unknown(lying(make_server, LIES[lie]).url)).kind == "openai"
 
-    def answer(record: Any) -> Reply | None:
-        body = LIES[lie].get(record.path)
-        return None if body is None else Reply(body=body)
 
-    server.always("*", answer)
-    assert identify(unknown(server.url)).kind == "openai"
+@pytest.mark.parametrize("lie", HALF_OLLAMA)
+def test_a_search_takes_no_half_of_ollama_for_ollama(
+    make_server: Any, ports: Any, lie: str
+) -> None:
+    """Open WebUI may be on a port that is searched; an address that was given is believed."""
+    server = lying(make_server, HALF_OLLAMA[lie])
+    ports(server)
+    assert identify(searched()).kind == "openai"
+    assert identify(unknown(server.url)).kind == "ollama"
 
 
 def test_a_server_that_answers_200_to_everything_is_unknown() -> None:
@@ -426,3 +443,17 @@ def test_a_bad_address_in_the_file_names_its_entry(tmp_path: Path) -> None:
     message = with_advice(raised.value, EDGE)
     assert "studio" in message and "image-refinery.toml" in message
     assert "secret" not in message and "ollama" not in message.lower()
+
+
+def test_a_default_of_the_file_that_is_off_is_not_called_ollama(
+    tmp_path: Path, free_port: int
+) -> None:
+    config = tmp_path / "image-refinery.toml"
+    url = f"http://127.0.0.1:{free_port}"
+    config.write_text(f'default = "studio"\n[servers.studio]\nurl = "{url}"\n', "utf-8")
+    with pytest.raises(ServerUnreachable) as raised:
+        open_backend(find_server("default", config=config, environ={}))
+    assert with_advice(raised.value, EDGE) == (
+        f"Can't reach the server at {url} (Connection refused). Start it, or correct its url in "
+        "image-refinery.toml."
+    )

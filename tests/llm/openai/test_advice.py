@@ -17,7 +17,7 @@ SERVERS = {
     "llama-swap": Server(url="http://127.0.0.1:8080", kind="llama-swap"),
     "vllm": Server(url="http://127.0.0.1:8000", kind="vllm"),
     "openai": Server(url="http://127.0.0.1:8000", kind="openai"),
-    "not known yet": Server(url="http://127.0.0.1:8000", kind=""),
+    "not known yet": Server(name="studio", url="http://127.0.0.1:8000", kind=""),
 }
 NAMES = {
     "lmstudio": "LM Studio",
@@ -130,7 +130,10 @@ def test_there_is_something_to_do_about_it(kind: str) -> None:
             errors.ServerUnreachable(SERVERS["lmstudio"], "Connection refused"),
             "Start its server in LM Studio, under Developer (or run `lms server start`).",
         ),
-        (missing(SERVERS["lmstudio"]), "Choose an installed one (qwen2.5-vl). LM Studio can"),
+        (
+            missing(SERVERS["lmstudio"]),
+            "Choose an installed one (qwen2.5-vl). Choose another, or download it in LM Studio.",
+        ),
         (denied(SERVERS["lmstudio"], 401), "Set the server's key in image-refinery.toml."),
         (errors.WrongForm(SERVERS["vllm"], "<html>"), "This is not what vLLM answers: check its"),
         (
