@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypedDict
 
 from .errors import NoThinking
@@ -227,6 +227,22 @@ class Backend(Protocol):
     def close(self) -> None:
         """Close idle connections."""
         ...
+
+
+def with_assumed(model: Model, server: Server) -> Model:
+    """Return `model` with the capabilities that the server's entry assumes.
+
+    >>> seeing = Server(assume=frozenset({"vision"}))
+    >>> model = with_assumed(Model(name="m", capabilities=frozenset({"completion"})), seeing)
+    >>> sorted(model.capabilities)
+    ['completion', 'vision']
+    """
+    if not server.assume:
+        return model
+    if model.capabilities is not None:
+        return replace(model, capabilities=model.capabilities | server.assume)
+    assumed = server.assume | {"completion"}
+    return replace(model, capabilities=assumed, not_told=frozenset({"thinking"}))
 
 
 def think_value(model: Model, think: Think | None, server: Server) -> Think | None:

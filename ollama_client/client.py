@@ -10,7 +10,16 @@ from threading import Lock
 from typing import Any, cast
 
 from ..llm.answers import End, Piece, Stream, stream_answer, whole_number
-from ..llm.backend import Answer, LoadedModel, Message, Model, PullProgress, Think, Unloaded
+from ..llm.backend import (
+    Answer,
+    LoadedModel,
+    Message,
+    Model,
+    PullProgress,
+    Think,
+    Unloaded,
+    with_assumed,
+)
 from ..llm.errors import (
     EndpointMissing,
     IncompleteAnswer,
@@ -91,7 +100,9 @@ class OllamaClient:
     def list(self, cancelled: CancelCheck | None = None) -> Sequence[Model]:
         """Return the installed models; capabilities where the server lists them (0.30 on)."""
         reply = self._get("/api/tags", cancelled)
-        return [_model(entry) for entry in _objects(reply.get("models"))]
+        models = [_model(entry) for entry in _objects(reply.get("models"))]
+        # Where no capabilities are listed, `show` assumes beside what it finds out.
+        return [with_assumed(m, self.server) if m.capabilities is not None else m for m in models]
 
     def show(self, model: Model, cancelled: CancelCheck | None = None) -> Model:
         """Return `model` with its capabilities and context length.
@@ -113,18 +124,19 @@ class OllamaClient:
                 known = self._show(model, cancelled)
             except EndpointMissing:
                 # Not remembered: a proxy also answers 404 while its server restarts.
-                return model
+                return with_assumed(model, self.server)
             if model.digest:
                 with _lock:
                     while len(_known_by_digest) >= _MAX_KNOWN_MODELS:
                         _known_by_digest.pop(next(iter(_known_by_digest)))
                     _known_by_digest[key] = known
-        return replace(
+        shown = replace(
             model,
             remote_host=model.remote_host or known.remote_host,
             capabilities=known.capabilities,
             context_length=model.context_length or known.context_length,
         )
+        return with_assumed(shown, self.server)
 
     def _show(self, model: Model, cancelled: CancelCheck | None) -> Model:
         reply = self._post("/api/show", {"model": model.name}, cancelled)

@@ -10,7 +10,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
 
 from ..answers import Stream, stream_answer, whole_number
-from ..backend import Answer, LoadedModel, Message, Model, PullProgress, Think, Unloaded
+from ..backend import (
+    Answer,
+    LoadedModel,
+    Message,
+    Model,
+    PullProgress,
+    Think,
+    Unloaded,
+    with_assumed,
+)
 from ..errors import BadRequest, Cancelled, LLMError, ModelNotFound, UnexpectedResponse, WrongForm
 from ..failures import explain, words_of
 from ..http import POLL_S, CancelCheck, Http, Json, Timeouts, json_object
@@ -79,7 +88,8 @@ class OpenAIClient:
 
     def list(self, cancelled: CancelCheck | None = None) -> Sequence[Model]:
         """Return the server's models, with what it says of each."""
-        models = [self._assumed(model) for model in self._list(cancelled) if model.name]
+        listed = [model for model in self._list(cancelled) if model.name]
+        models = [with_assumed(model, self.server) for model in listed]
         self._contexts |= {model.name: model.context_length for model in models}
         return models
 
@@ -189,14 +199,6 @@ class OpenAIClient:
 
     def _loaded(self, model: str, cancelled: CancelCheck | None) -> LoadedModel | None:
         return next((m for m in self.ps(cancelled) if self.same_model(m.name, model)), None)
-
-    def _assumed(self, model: Model) -> Model:
-        if not self.server.assume:
-            return model
-        if model.capabilities is not None:
-            return replace(model, capabilities=model.capabilities | self.server.assume)
-        assumed = self.server.assume | {"completion"}
-        return replace(model, capabilities=assumed, not_told=NOT_TOLD)
 
     def _body(
         self,

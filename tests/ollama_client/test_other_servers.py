@@ -318,3 +318,14 @@ def test_models_fails_where_no_server_can_be_listed(
     environment.setenv("OLLAMA_BASE_URL", serve("vLLM"))
     assert main(["models"]) == 0
     assert "The server at " in capsys.readouterr().out
+
+
+def test_an_entry_overrules_what_the_server_says_of_its_models(make_ollama: Any) -> None:
+    from faulty_ollama import text_model
+
+    for version in ("0.12.0", "0.33.0"):  # capabilities by /api/show, and in the list
+        url = make_ollama([text_model("understated")], version=version).url
+        with OllamaClient(Server(url=url, assume=frozenset({"vision"}))) as client:
+            assert not client.find("understated").lacks("vision")
+        with OllamaClient(Server(url=url)) as client:
+            assert client.find("understated").lacks("vision")
