@@ -174,7 +174,9 @@ def seed() -> Any:
 
 def batch_mode() -> Any:
     """One text per image, or one in all."""
-    return _choice(BATCH_MODES, "One text for each image, or one text about all of them together.")
+    return host.choice(
+        BATCH_MODES, "One text for each image, or one text about all of them together."
+    )
 
 
 def keep_loaded_minutes() -> Any:
@@ -190,24 +192,13 @@ def keep_loaded_minutes() -> Any:
 def on_error() -> Any:
     """What becomes of an error."""
     tooltip = "Put the error's message into the text outputs and go on, or stop."
-    return _choice(ON_ERROR, tooltip)
-
-
-def _choice(options: tuple[str, ...], tooltip: str) -> Any:
-    return host.widget(
-        lambda id: io.Combo.Input(
-            id, options=list(options), default=options[0], optional=True, tooltip=tooltip
-        ),
-        default=options[0],
-    )
+    return host.choice(ON_ERROR, tooltip)
 
 
 def clean_output(output: str) -> Any:
     """Whether the talk around an answer goes."""
     tooltip = f'Take "Here is ...:", wrapping quotes and code fences off {output}.'
-    return host.widget(
-        lambda id: io.Boolean.Input(id, default=True, optional=True, tooltip=tooltip), default=True
-    )
+    return host.switch(True, tooltip)
 
 
 def server_input(id: str = "server") -> Any:

@@ -50,22 +50,6 @@ def _int(default: int, low: int, high: int, tooltip: str, **more: Any) -> Any:
     )
 
 
-def _switch(default: bool, tooltip: str) -> Any:
-    return host.widget(
-        lambda id: io.Boolean.Input(id, default=default, optional=True, tooltip=tooltip),
-        default=default,
-    )
-
-
-def _choice(options: tuple[str, ...], tooltip: str) -> Any:
-    return host.widget(
-        lambda id: io.Combo.Input(
-            id, options=list(options), default=options[0], optional=True, tooltip=tooltip
-        ),
-        default=options[0],
-    )
-
-
 def _checkpoint(id: str) -> Any:
     names = checkpoints_to_choose()
     return io.Combo.Input(
@@ -127,7 +111,7 @@ class Inputs:
             "blended back. Pixels outside stay bit for bit.",
         )
     )
-    enabled: bool = _switch(
+    enabled: bool = host.switch(
         True, "Off: the image passes untouched, and linked prompts are not made."
     )
     aesthetic_score: float = _float(
@@ -154,26 +138,26 @@ class Inputs:
         round=0.001,
         optional=True,
     )
-    working_size: str = _choice(
+    working_size: str = host.choice(
         ("auto", "as it is"),
         "auto: small images are enlarged to about a megapixel for the work.",
     )
-    output_size: str = _choice(
+    output_size: str = host.choice(
         ("original", "working"),
         "working: keep the size of the work, so that a small image comes out larger.",
     )
-    keep_colours: bool = _switch(
+    keep_colours: bool = host.switch(
         True, "Carry the colors and shading of the image over to the result."
     )
-    memory_mode: MemoryMode = _choice(
+    memory_mode: MemoryMode = host.choice(
         ("auto", "gpu", "offload", "low_vram"),
         "auto: ComfyUI decides what stays on the GPU. gpu: each part whole. offload: only the "
         "part at work. low_vram: at most 1.5 GiB of weights.",
     )
-    unload_after: bool = _switch(
+    unload_after: bool = host.switch(
         True, "Free the GPU after each run. The next run reads nothing from disk again, either way."
     )
-    on_error: str = _choice(
+    on_error: str = host.choice(
         ON_ERROR, "Stop with the error's sentence, or pass the untouched image on."
     )
 

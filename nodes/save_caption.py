@@ -25,15 +25,6 @@ def _string(tooltip: str, **more: Any) -> Any:
     )
 
 
-def _choice(options: tuple[str, ...], tooltip: str, **more: Any) -> Any:
-    return host.widget(
-        lambda id: io.Combo.Input(
-            id, options=list(options), default=options[0], tooltip=tooltip, **more
-        ),
-        default=options[0],
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """The inputs of one caption, in their order; lists give one caption for each entry."""
@@ -47,10 +38,11 @@ class Inputs:
         multiline=True,
         lazy=True,
     )
-    place: str = _choice(
+    place: str = host.choice(
         _PLACES,
         "input: beside the image in ComfyUI's input folder. output: under the same name in "
         "ComfyUI's output folder.",
+        optional=False,
     )
     subfolder: str = _string(
         "A folder inside that place to put in front of the name.", optional=True
@@ -59,25 +51,18 @@ class Inputs:
         'Put before the text as it is, such as a trigger word: "ohwx, ".', optional=True
     )
     suffix: str = _string("Put after the text as it is.", optional=True)
-    existing: str = _choice(
+    existing: str = host.choice(
         EXISTING,
         "If the file exists: leave it, replace it, or add the text at its end.",
-        optional=True,
     )
-    keep_line_breaks: bool = host.widget(
-        lambda id: io.Boolean.Input(
-            id,
-            default=False,
-            optional=True,
-            tooltip="Off: write one line, as trainers read it. kohya's scripts ignore further "
-            "lines, OneTrainer picks one at random.",
-        ),
-        default=False,
+    keep_line_breaks: bool = host.switch(
+        False,
+        "Off: write one line, as trainers read it. kohya's scripts ignore further "
+        "lines, OneTrainer picks one at random.",
     )
-    same_name: str = _choice(
+    same_name: str = host.choice(
         _SAME_NAME,
         "If a.jpg and a.png are in one list: refuse the second one, or name its caption a.png.txt.",
-        optional=True,
     )
 
 

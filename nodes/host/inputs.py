@@ -43,6 +43,26 @@ def number(default: float, low: float, high: float, tooltip: str, **more: Any) -
     return dataclasses.field(default=default, metadata={_INPUT: make, _MIN: low, _MAX: high})
 
 
+def choice(options: Sequence[str], tooltip: str, *, optional: bool = True, **more: Any) -> Any:
+    """Return a field for a list of texts to choose from; the first is the default."""
+
+    def make(id: str) -> Any:
+        kind: dict[str, Any] = {"optional": True} if optional else {}
+        return io.Combo.Input(
+            id, options=list(options), default=options[0], tooltip=tooltip, **kind, **more
+        )
+
+    return widget(make, default=options[0])
+
+
+def switch(default: bool, tooltip: str) -> Any:
+    """Return a field for a switch."""
+    return widget(
+        lambda id: io.Boolean.Input(id, default=default, optional=True, tooltip=tooltip),
+        default=default,
+    )
+
+
 def widgets(inputs: type[Any]) -> list[Any]:
     """Return the schema's inputs for the fields of a dataclass."""
     return [field.metadata[_INPUT](field.name) for field in dataclasses.fields(inputs)]
