@@ -67,7 +67,7 @@ class LLMDescribe(llm_inputs.AsksServer):
         from ..captioning.job import Result
         from ..captioning.run import run
         from ..memory import StageMemory
-        from .llm_run import running, to_texts
+        from .llm_run import models_of, running, to_texts
 
         given, problem = host.read(Inputs, values)
         images = convert.single_images(given.image)
@@ -86,7 +86,7 @@ class LLMDescribe(llm_inputs.AsksServer):
 
         node_run.finish("described", "set of images" if one_question else "image", results)
         descriptions = to_texts(results)
-        ui = {"description": descriptions, "text": descriptions}
+        ui = {"description": descriptions, "text": descriptions, "models": models_of(results)}
         return io.NodeOutput(given.image if one_question else images, descriptions, ui=ui)
 
 

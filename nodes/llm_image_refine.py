@@ -102,7 +102,7 @@ class LLMImageRefine(llm_inputs.AsksServer):
         from ..captioning.job import Caption, Result
         from ..captioning.run import run
         from ..memory import StageMemory
-        from .llm_run import running, to_texts
+        from .llm_run import models_of, running, to_texts
 
         given, problem = host.read(Inputs, values)
         images = convert.single_images(given.image)
@@ -135,6 +135,7 @@ class LLMImageRefine(llm_inputs.AsksServer):
         node_run.finish(verb, "set of images" if one_question else "image", final, described)
         descriptions, refined = to_texts(described), to_texts(final)
         ui = {"description": descriptions, "refined_output": refined, "text": refined}
+        ui["models"] = models_of(described, final)
         shown = given.image if one_question else images
         return io.NodeOutput(shown, descriptions, refined, ui=ui)
 

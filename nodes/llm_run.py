@@ -83,6 +83,12 @@ def to_texts(results: Sequence[Result]) -> list[str]:
     return [_message(result.error) if result.error else result.text for result in results]
 
 
+def models_of(*stages: Sequence[Result]) -> list[str]:
+    """Return the names of the models that answered, for the history of the run."""
+    names = [result.answer.model for stage in stages for result in stage if result.answer]
+    return list(dict.fromkeys(names))
+
+
 def _message(error: LLMError) -> ErrorText:
     return ErrorText(f"Error: {with_advice(error, host.PAGE)}")
 

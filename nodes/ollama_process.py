@@ -80,7 +80,7 @@ class OllamaProcess(llm_inputs.AsksServer):
         from ..captioning.job import Result
         from ..captioning.run import process
         from ..memory import StageMemory
-        from .llm_run import running, to_texts
+        from .llm_run import models_of, running, to_texts
 
         given, problem = host.read(Inputs, values)
         results: list[Result] = []
@@ -96,7 +96,7 @@ class OllamaProcess(llm_inputs.AsksServer):
 
         node_run.finish("wrote", "text", results)
         written = to_texts(results)
-        return io.NodeOutput(written, ui={"text": written})
+        return io.NodeOutput(written, ui={"text": written, "models": models_of(results)})
 
 
 def _job(given: Inputs) -> TextJob:
