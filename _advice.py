@@ -92,8 +92,10 @@ def advice(error: LLMError, edge: Edge) -> str:
             return "Check the spelling."
         case errors.NoModel() if ollama:
             return f"Fetch one, such as: ollama pull {_USUAL_MODELS.get(error.task, 'llava')}"
-        case errors.NoModel():
+        case errors.NoModel() if embedded or kind == "lmstudio":
             return _fetch(kind, "")
+        case errors.NoModel():
+            return "Add such a model to the server, or choose another server."
         case errors.ModelNotFound():
             fetch = _fetch(kind, error.model)
             if error.instead:
@@ -206,7 +208,7 @@ def _fetch(kind: str, model: str) -> str:
         return f"Fetch it with: ollama pull {model}"
     if kind == "lmstudio":
         return "Choose another, or download it in LM Studio."
-    return "Start the server with it, or choose one that it lists."
+    return "Choose one that the server lists, or add it there."
 
 
 def _whose(product: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -11,23 +12,28 @@ from .llm.choice import AUTO
 from .llm.errors import NoServer
 from .llm.servers import Server, find_server, split_model
 
+log = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from .llm.backend import Backend
     from .llm.http import CancelCheck
     from .llm.llamacpp.places import Place
+    from .llm.retry import Retries
 
 
 def open_backend(
     server: Server,
     *,
     or_embedded: bool = False,
+    retries: Retries | None = None,
     places: Sequence[Place] = (),
     cancelled: CancelCheck | None = None,
 ) -> Backend:
     """Return a backend for a server, whose kind is found out where it is not known; close it.
 
     Args:
-        or_embedded: use the embedded engine where a search finds no server.
+        or_embedded: use the embedded engine where a search for any server finds none.
+        retries: how long to wait for a server that is starting; None: not at all.
         places: more folders with models of the embedded engine.
 
     Raises:
@@ -41,15 +47,22 @@ def open_backend(
     from .llm.openai import kinds
     from .llm.openai.client import OpenAIClient
     from .llm.probe import identify
+    from .llm.retry import Retries, with_retries
     from .ollama_client import OllamaClient
 
     if server.is_embedded:
         return EmbeddedEngine(server, library=Library(extra=places))
     try:
-        server = identify(server, cancelled)
-    except NoServer:
-        if not (or_embedded and server.search and available()):
+        server = with_retries(
+            lambda: identify(server, cancelled),
+            retries or Retries(count=0),
+            answered=False,
+            cancelled=cancelled,
+        )
+    except NoServer as error:
+        if not or_embedded or server.kind or not available():
             raise
+        log.warning("%s The embedded engine is used.", error)
         return EmbeddedEngine(library=Library(extra=places))
     opened = {
         "ollama": OllamaClient,
@@ -79,6 +92,8 @@ def open_backends(
         config: path of image-refinery.toml, as `find_server` takes it.
         places: as `open_backend` takes them.
     """
+    from .llm.retry import Retries
+
     chosen = [split_model(model, server) for model in models]
     auto = any(model == AUTO for model, _ in chosen)
     opened: dict[str, Backend] = {}
@@ -86,6 +101,12 @@ def open_backends(
         for _, name in chosen:
             if name not in opened:
                 found = find_server(name, config=config)
-                backend = open_backend(found, or_embedded=auto, places=places, cancelled=cancelled)
+                backend = open_backend(
+                    found,
+                    or_embedded=auto,
+                    retries=Retries(),
+                    places=places,
+                    cancelled=cancelled,
+                )
                 opened[name] = stack.enter_context(closing(backend))
         yield [opened[name] for _, name in chosen]

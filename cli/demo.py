@@ -14,7 +14,7 @@ from .._backends import open_backend
 from .._program import pull
 from ..captioning.job import Result
 from ..llm.choice import able
-from ..llm.errors import LLMError, NoModel, ServerConfigError
+from ..llm.errors import LLMError, NoModel, ServerConfigError, capital
 from ..llm.llamacpp.installed import why_unavailable
 from ..llm.servers import EMBEDDED, find_server
 from ..refine import RefineError
@@ -74,9 +74,9 @@ def _best_server() -> str:
             title = backend.server.title
             models = [backend.show(model) for model in backend.list()]
         if able(models, "vision"):
-            print(f"{title[:1].upper()}{title[1:]} answers.", file=sys.stderr)
+            print(f"{capital(title)} answers.", file=sys.stderr)
             return ""
-        reason = f"{title[:1].upper()}{title[1:]} has no vision model."
+        reason = f"{capital(title)} has no vision model."
     except LLMError as error:
         reason = message(error)
     if missing := why_unavailable():

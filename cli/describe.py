@@ -78,7 +78,10 @@ def describe(options: argparse.Namespace) -> int:
             print(f"Error: {problem}", file=sys.stderr)
     for path, caption in zip(paths, done, strict=True):
         if options.json:
-            print(json.dumps(_as_json(path, caption), ensure_ascii=False))
+            entry = _as_json(path, caption)
+            print(json.dumps(entry, ensure_ascii=False))
+            if "error" in entry and captions is None:
+                print(f"Error: {path}: {entry['error']}", file=sys.stderr)
         elif captions is None:
             _print_texts(path, caption, heading=len(paths) > 1)
     unwritten = refused or (captions is not None and captions.problems)

@@ -13,7 +13,7 @@ from pathlib import Path
 from .._backends import open_backend
 from .._program import install
 from ..files.folders import CHECKPOINT_SUFFIXES, PICKLE_SUFFIXES
-from ..llm.backend import Backend, LoadedModel
+from ..llm.backend import Backend, LoadedModel, Model
 from ..llm.choice import able
 from ..llm.errors import EndpointMissing, LLMError, NoModel, NoServer
 from ..llm.llamacpp.gpu import gpu_remark
@@ -115,19 +115,27 @@ def _server(name: str) -> list[str]:
     title = backend.server.title
     if isinstance(backend, OllamaClient):
         title = f"Ollama {backend.version()} at {backend.url}"
-    print(f'Server "{name}": {title}, {len(models)} models')
+    count = "1 model" if len(models) == 1 else f"{len(models)} models"
+    print(f'Server "{name}": {title}, {count}')
     if remark:
         print(f"  It cannot say which models are loaded: {remark}")
     for model in loaded:
-        print(f"  loaded: {model.name}, {readable(model.vram_bytes)} of GPU memory")
+        told = f", {readable(model.vram_bytes)} of GPU memory" if model.size_bytes else ""
+        print(f"  loaded: {model.name}{told}")
     problems: list[str] = []
     for capability, task in (("vision", "describing images"), ("completion", "writing text")):
         suited = able(models, capability)
-        said = [f"{model.name} (a stand-in)" if model.note else model.name for model in suited]
+        said = [f"{model.name}{_remark(model)}" for model in suited]
         print(f"  {capability}: {', '.join(said) or 'none'}")
         if all(model.note for model in suited):
             problems.append(message(NoModel(task, backend.server)))
     return problems
+
+
+def _remark(model: Model) -> str:
+    if model.note:
+        return " (a stand-in)"
+    return " (not known)" if model.capabilities is None else ""
 
 
 def _loaded(backend: Backend) -> tuple[Sequence[LoadedModel], str]:

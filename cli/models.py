@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .._backends import open_backend
-from ..llm.errors import LLMError
+from ..llm.errors import LLMError, capital
 from ..llm.llamacpp.installed import why_unavailable
 from ..llm.llamacpp.library import Library, models_folder
 from ..llm.llamacpp.pull import PullError, pull
@@ -48,8 +48,7 @@ def _list_models_of(server: Server) -> int:
         return 0  # it is listed in any case
     with closing(open_backend(server)) as backend:
         models = [backend.show(model) for model in backend.list()]
-    title = backend.server.title
-    print(f"{title[:1].upper()}{title[1:]}")
+    print(capital(backend.server.title))
     for model in models:
         can = ", ".join(sorted(model.capabilities or ())) or "not known"
         size = "" if model.size_bytes is None else readable(model.size_bytes)

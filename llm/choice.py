@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,11 @@ AUTO = "auto"
 """In place of a model's name: choose one."""
 ROOM_FACTOR = 1.25
 """What a model needs beside its weights (context, compute buffers), as a factor. An estimate."""
+
+_VISION_NAME = re.compile(
+    r"vl|vision|llava|moondream|minicpm-?v|pixtral|gemma-?[34]|internvl|molmo", re.IGNORECASE
+)
+"""Names of vision models, for servers that do not tell what a model can: llama-swap, vLLM."""
 
 _last_used: dict[tuple[str, str], str] = {}
 """The model that answered last in this process, by the server's URL and the capability."""
@@ -28,8 +34,9 @@ def choose(
     """Return a loaded model with a capability, else `last`, else the largest that fits.
 
     Models of which the server does not tell what they can come after those that are known to have
-    the capability, and stand-in models come last. Where the room is not known, or nothing fits, it
-    is the smallest; a cloud model needs no room, and comes after those that run here.
+    the capability, first those that are named like vision models. Stand-in models come last. Where
+    the room is not known, or nothing fits, it is the smallest; a cloud model needs no room, and
+    comes after those that run here.
 
     Args:
         capability: "vision" or "completion", in Ollama's words.
@@ -44,6 +51,7 @@ def choose(
         return (
             bool(model.note),
             model.capabilities is None,
+            model.capabilities is None and capability == "vision" and not _names_vision(model),
             model.name not in loaded,
             model.name != last,
             bool(model.remote_host),
@@ -53,6 +61,10 @@ def choose(
         )
 
     return min(able(models, capability), key=order, default=None)
+
+
+def _names_vision(model: Model) -> bool:
+    return _VISION_NAME.search(model.name) is not None
 
 
 def able(models: Sequence[Model], capability: str) -> list[Model]:

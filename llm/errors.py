@@ -131,13 +131,14 @@ class NoServer(ServerUnreachable):
 
     def __init__(self, server: Server, ports: Sequence[int]) -> None:
         *most, last = map(str, ports)
+        product = server.product or "language-model server"
+        name = product if "server" in product else f"{product} server"
         LLMError.__init__(
             self,
-            f"No {server.product or 'language-model'} server answers on this machine "
-            f"(127.0.0.1, ports {', '.join(most)} and {last}).",
+            f"No {name} answers on this machine (127.0.0.1, ports {', '.join(most)} and {last}).",
             server=server,
         )
-        self.refused = True
+        self.refused = False  # it is not one address that may answer in a moment
 
 
 class UnknownServer(LLMError):

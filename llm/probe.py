@@ -35,6 +35,11 @@ PROBE_TIMEOUT_S = 2.0
 _KNOWN_S = 60.0
 """How long a proven kind of a given address is believed."""
 
+_MISSING: Json = {}
+"""In place of the body of a path that the server does not have."""
+_LOADING: Json = {}
+"""In place of any body of llama-server, while it loads its model."""
+
 _Get: TypeAlias = Callable[[str], Json]
 _Proof: TypeAlias = tuple[str, Callable[[_Get], bool]]
 
@@ -104,17 +109,24 @@ def _kind_at(server: Server, proofs: Sequence[_Proof], cancelled: CancelCheck | 
     deadline = time.monotonic() + PROBE_TIMEOUT_S
     http = Http(server, Timeouts(connect_s=PROBE_TIMEOUT_S, quick_s=PROBE_TIMEOUT_S))
     refused: UnexpectedResponse | None = None
+    version: Json = {}
 
     def ended() -> bool:
         return time.monotonic() > deadline or (cancelled is not None and cancelled())
 
     def get(path: str) -> Json:
-        nonlocal refused
+        nonlocal refused, version
         try:
             value: Any = json.loads(http.get(path, ended))
-            return cast("Json", value) if isinstance(value, dict) else {}
+            body = cast("Json", value) if isinstance(value, dict) else {}
+            version = body if path == "/api/version" else version
+            return body
         except UnexpectedResponse as error:
-            if isinstance(error, Redirected) or error.status in (401, 403):
+            if error.status == 503 and "Loading model" in error.said:
+                return _LOADING
+            if error.status == 404:
+                return _MISSING
+            if isinstance(error, Redirected) or error.status in (401, 403) or error.status >= 500:
                 refused = error
         except ServerUnreachable:
             raise
@@ -129,6 +141,8 @@ def _kind_at(server: Server, proofs: Sequence[_Proof], cancelled: CancelCheck | 
     except Cancelled:
         if cancelled is not None and cancelled():
             raise
+        if set(version) == {"version"}:
+            return "ollama"  # another of its paths hangs, and will be reported by the run
         doing = "telling what kind of server it is"
         raise ServerTimeout(server, doing, PROBE_TIMEOUT_S) from None
     finally:
@@ -137,7 +151,10 @@ def _kind_at(server: Server, proofs: Sequence[_Proof], cancelled: CancelCheck | 
 
 
 def _is_ollama(get: _Get) -> bool:
-    return set(get("/api/version")) == {"version"}
+    if set(get("/api/version")) != {"version"}:
+        return False
+    # oai2ollama copies Ollama's lists, and no chat.
+    return not (get("/api/ps") is _MISSING and _is_openai(get))
 
 
 def _is_ollama_with_list(get: _Get) -> bool:
@@ -154,7 +171,10 @@ def _is_lmstudio(get: _Get) -> bool:
 
 
 def _is_llama_server(get: _Get) -> bool:
-    models = _list(get("/models"), "data") or ()
+    body = get("/models")
+    if body is _LOADING:
+        return True
+    models = _list(body, "data") or ()
     return any(_is_routed(model) or _owner(model) == "llamacpp" for model in models)
 
 

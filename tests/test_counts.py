@@ -40,8 +40,8 @@ STUB = TESTS / "comfy_stub"
 PHOTO = ROOT / "examples" / "photo.jpg"
 TINY = "tiny_refiner.safetensors"
 
-PROOF = ("version", "")
-"""Shows once a minute that the server is Ollama."""
+PROOF = [("version", ""), ("ps", "")]
+"""Show once a minute that the server is Ollama."""
 DESCRIBE = [("load", "llava:latest"), ("chat", "llava:latest")]
 REWRITE = [("load", "llama3.2:latest"), ("chat", "llama3.2:latest")]
 
@@ -79,25 +79,25 @@ def unload(model: str) -> list[tuple[str, str]]:
 def test_requests_of_one_image_and_of_eight(ollama: FaultyOllama, count: int) -> None:
     refine(ollama, torch.rand(count, 64, 96, 3))
     assert asked(ollama) == [
-        PROOF,
+        *PROOF,
         ("tags", ""),
         *(DESCRIBE[:1] + DESCRIBE[1:] * count + unload("llava:latest")),
         *(REWRITE[:1] + REWRITE[1:] * count + unload("llama3.2:latest")),
     ]
     assert ollama.loads == ollama.unloads == {"llava:latest": 1, "llama3.2:latest": 1}
-    assert len({request.connection for request in ollama.requests[1:]}) == 1
+    assert len({request.connection for request in ollama.requests[2:]}) == 1
     assert sum(len(request.images) for request in ollama.requests) == count
 
 
 def test_requests_of_one_model_for_both_stages(ollama: FaultyOllama) -> None:
     refine(ollama, torch.rand(1, 64, 96, 3), text_model="llava")
     chat = DESCRIBE[1]
-    assert asked(ollama) == [PROOF, ("tags", ""), DESCRIBE[0], chat, chat, *unload("llava:latest")]
+    assert asked(ollama) == [*PROOF, ("tags", ""), DESCRIBE[0], chat, chat, *unload("llava:latest")]
 
 
 def test_models_that_stay_are_loaded_once_and_never_unloaded(ollama: FaultyOllama) -> None:
     refine(ollama, torch.rand(1, 64, 96, 3), runs=2, keep_loaded_minutes=5)
-    assert asked(ollama) == [PROOF, *[("tags", ""), *DESCRIBE, *REWRITE] * 2]
+    assert asked(ollama) == [*PROOF, *[("tags", ""), *DESCRIBE, *REWRITE] * 2]
     assert ollama.loads == {"llava:latest": 1, "llama3.2:latest": 1}
     assert ollama.unloads == {}
 
@@ -145,7 +145,7 @@ def test_describing_all_nodes_asks_for_the_models_once(
             node.define_schema()
         assert lists._look is not None
         lists._look.join(timeout=30)
-        assert asked(ollama) == [PROOF, ("tags", "")]
+        assert asked(ollama) == [*PROOF, ("tags", "")]
 
 
 # pixels

@@ -204,11 +204,17 @@ def test_a_server_that_looks_like_another_kind_is_not_taken_for_it(
 def test_a_search_takes_no_half_of_ollama_for_ollama(
     make_server: Any, ports: Any, lie: str
 ) -> None:
-    """Open WebUI may be on a port that is searched; an address that was given is believed."""
+    """Open WebUI may be on a port that is searched; oai2ollama has Ollama's lists and no chat."""
     server = lying(make_server, HALF_OLLAMA[lie])
     ports(server)
     assert identify(searched()).kind == "openai"
-    assert identify(unknown(server.url)).kind == "ollama"
+    assert identify(unknown(server.url)).kind == "openai"
+
+
+def test_a_server_that_loads_its_model_is_llama_server(ports: Any) -> None:
+    body = '{"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}'
+    with listener(http(body, status="503 Service Unavailable")) as url:
+        assert identify(unknown(url)).kind == "llama-server"
 
 
 def test_a_server_that_answers_200_to_everything_is_unknown() -> None:
@@ -355,7 +361,7 @@ def test_nobody_on_this_machine(ports: Any, free_port: int) -> None:
         "Start yours, name one on another machine in image-refinery.toml, or choose the server "
         "embedded: the engine inside this package."
     )
-    assert raised.value.refused, "it may be starting"
+    assert not raised.value.refused, "no address to ask again"
 
 
 def test_nobody_of_a_kind_on_this_machine(make_server: Any, ports: Any) -> None:
