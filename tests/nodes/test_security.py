@@ -84,7 +84,7 @@ def test_a_models_name_is_only_a_name(node: Any, ollama: FaultyOllama, name: str
     _, descriptions, _ = execute(node, vision_model=name)
     assert "is not installed" in descriptions[0]
     asked = {request.kind for request in ollama.requests}
-    assert asked <= {"version", "tags", "show"}, "nothing is pulled or loaded"
+    assert asked <= {"version", "ps", "tags", "show"}, "nothing is pulled or loaded"
 
 
 def test_a_text_that_is_a_path_is_sent_as_a_text(node: Any, ollama: FaultyOllama) -> None:
