@@ -44,7 +44,8 @@ FIRST_FOLDER = (
 )
 DOWNLOAD = "stabilityai/stable-diffusion-xl-refiner-1.0 (download)"
 REFINER_PX = 490  # Nodes 2.0 cuts the end of DOWNLOAD off in nodes of less than about 480
-SEES, WRITES = "llava:latest", "llama3.2:latest"
+AUTO = "auto"  # a template runs with whatever server and models there are
+SEES, WRITES = "llava", "llama3.2"  # for a note's reader who has no model yet
 STOP = "stop the workflow"  # where a text goes on: no picture is named or painted by a message
 BASE = "sd_xl_base_1.0.safetensors"
 HUB = "https://huggingface.co/"
@@ -80,8 +81,12 @@ def note(graph: Graph, title: str, text: str, *, models: Iterable[str], files: I
          tall: int) -> None:  # fmt: skip
     """Say what to do first, what a workflow does, what to fetch and which ComfyUI it needs."""
     lines = [f"## {title}", first, "", text, ""]
-    if commands := "\n".join(f"ollama pull {model.removesuffix(':latest')}" for model in models):
-        lines += [f"**Models** ([Ollama](https://ollama.com)):\n```\n{commands}\n```", ""]
+    if commands := "\n".join(f"ollama pull {model}" for model in models):
+        lines += [
+            "**Models:** *auto* chooses a model of your server. If "
+            f"[Ollama](https://ollama.com) has none yet:\n```\n{commands}\n```",
+            "",
+        ]
     if refines:
         lines += [REFINER_TEXT, ""]
     if files:
@@ -134,7 +139,7 @@ def llm_image_refine_basic(graph: Graph) -> None:
     image = graph.add("LoadImage", image=PICTURE)
     graph.column(420)
     refine = graph.add(
-        "RefineryLLMImageRefine", image=image[0], vision_model=SEES, text_model=WRITES,
+        "RefineryLLMImageRefine", image=image[0], vision_model=AUTO, text_model=AUTO,
         on_error=STOP,
     )  # fmt: skip
     graph.column(380)
@@ -160,7 +165,7 @@ def llm_image_refine_advanced(graph: Graph) -> None:
     ready = instructions(graph, "Prompt for SDXL")
     graph.column(420)
     refine = graph.add(
-        "RefineryLLMImageRefine", image=image[0], vision_model=SEES, text_model=WRITES,
+        "RefineryLLMImageRefine", image=image[0], vision_model=AUTO, text_model=AUTO,
         user_instructions=ready[0], on_error=STOP,
     )  # fmt: skip
     graph.column(340)
@@ -186,7 +191,7 @@ def describe_wildcard_text_to_image(graph: Graph) -> None:
     image = graph.add("LoadImage", image=PICTURE)
     graph.column(380)
     described = graph.add(
-        "RefineryLLMDescribe", image=image[0], vision_model=SEES,
+        "RefineryLLMDescribe", image=image[0], vision_model=AUTO,
         custom_vision_prompt="Describe the main subject of this image and where it is, in one "
         "sentence. Do not mention style or light.",
         on_error=STOP,
@@ -236,11 +241,11 @@ def describe_rewrite_refine(graph: Graph) -> None:
     )  # fmt: skip
     image = graph.add("LoadImage", image=PICTURE)
     graph.column(380)
-    described = graph.add("RefineryLLMDescribe", image=image[0], vision_model=SEES, on_error=STOP)
+    described = graph.add("RefineryLLMDescribe", image=image[0], vision_model=AUTO, on_error=STOP)
     ready = instructions(graph, "Prompt for refining")
     graph.column(380)
     prompt = graph.add(
-        "RefineryOllamaProcess", text=described[1], text_model=WRITES, temperature=0.3,
+        "RefineryOllamaProcess", text=described[1], text_model=AUTO, temperature=0.3,
         instructions=ready[0], on_error=STOP,
     )  # fmt: skip
     graph.add("RefineryDisplayAnything", title="the prompt", value=prompt[0])
@@ -346,7 +351,7 @@ def caption_a_folder(graph: Graph) -> None:
     graph.column(400)
     options = graph.add("RefineryOllamaOptions", num_predict=200)
     described = graph.add(
-        "RefineryLLMDescribe", image=images[0], vision_model=SEES, options=options[0],
+        "RefineryLLMDescribe", image=images[0], vision_model=AUTO, options=options[0],
         custom_vision_prompt="Write a caption for training an image model: what is shown, in "
         "plain words, in two sentences at most. Begin with the subject.",
     )  # fmt: skip
@@ -362,6 +367,7 @@ def two_models_batch(graph: Graph) -> None:
         graph, "A batch through two models",
         "All pictures are described by the first model, then the models change places once, then "
         "all descriptions are rewritten by the second: two model loads, however many pictures. "
+        "*auto* may choose one model for both: pick another *text_model* then. "
         "Tags are saved as text files in ComfyUI's output folder.",
         models=(SEES, WRITES), first=FIRST_FOLDER, tall=340,
     )  # fmt: skip
@@ -371,7 +377,7 @@ def two_models_batch(graph: Graph) -> None:
     writing = graph.add("RefineryOllamaOptions", title="for the text model", num_predict=150)
     graph.column(420)
     refine = graph.add(
-        "RefineryLLMImageRefine", image=images[0], vision_model=SEES, text_model=WRITES,
+        "RefineryLLMImageRefine", image=images[0], vision_model=AUTO, text_model=AUTO,
         user_instructions="Make a list of tags of this description: subject, setting, colors, "
         "style. Lower case, separated by commas, no sentences.",
         text_temperature=0.4, vision_options=seeing[0], text_options=writing[0],
