@@ -20,7 +20,15 @@ from ..backend import (
     Unloaded,
     with_assumed,
 )
-from ..errors import BadRequest, Cancelled, LLMError, ModelNotFound, UnexpectedResponse, WrongForm
+from ..errors import (
+    BadRequest,
+    Cancelled,
+    LLMError,
+    ModelNotFound,
+    ServerTimeout,
+    UnexpectedResponse,
+    WrongForm,
+)
 from ..failures import explain, words_of
 from ..http import POLL_S, CancelCheck, Http, Json, Timeouts, json_object
 from ..retry import Retries
@@ -53,6 +61,8 @@ class OpenAIClient:
     def __post_init__(self) -> None:
         self._http = Http(self.server, self.timeouts)
         self._contexts: dict[str, int | None] = {}
+        # Models that the server may still load, though nobody waits for them.
+        self._given_up: set[str] = set()
 
     def __enter__(self) -> OpenAIClient:
         return self
@@ -66,7 +76,9 @@ class OpenAIClient:
 
     def copy(self) -> OpenAIClient:
         """Return another client of the same server, which is closed apart from this one."""
-        return replace(self)
+        other = replace(self)
+        other._given_up |= self._given_up
+        return other
 
     @property
     def unloads_always(self) -> bool:
@@ -130,10 +142,18 @@ class OpenAIClient:
         """Do nothing: the first request loads the model."""
 
     def unload(self, model: str, *, cancelled: CancelCheck | None = None) -> Unloaded:
-        """Unload a model, and wait until the server no longer lists it as loaded."""
+        """Unload a model, and wait until the server no longer lists it as loaded.
+
+        A load that was given up may still go on: it is first waited for.
+        """
         before = self._loaded(model, cancelled)  # this also tells a router from a single server
         if not self.can_unload:
             return Unloaded(model=model, confirmed=False, possible=False)
+        if before is None and model in self._given_up:
+            self._wait(
+                lambda: self._loaded(model, cancelled) is not None, UNLOAD_TIMEOUT_S, cancelled
+            )
+            before = self._loaded(model, cancelled)
         if before is None:
             return Unloaded(model=model)
         self._unload(model, cancelled)
@@ -272,6 +292,15 @@ class OpenAIClient:
             yield
         except UnexpectedResponse as error:
             raise explain(error, self._http, model=model, path=path) from None
+
+    @contextlib.contextmanager
+    def _loading(self, model: str) -> Iterator[None]:
+        """Remember that a load inside was given up: servers do not end it with its request."""
+        try:
+            yield
+        except (Cancelled, ServerTimeout):
+            self._given_up.add(model)
+            raise
 
     def _wait(
         self, done: Callable[[], bool], limit_s: float, cancelled: CancelCheck | None

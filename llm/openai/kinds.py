@@ -171,7 +171,7 @@ class LMStudio(OpenAIClient):
         if num_ctx := number(dict(options or {}), "num_ctx"):
             body["context_length"] = num_ctx
         limit_s = timeout_s or self.timeouts.first_byte_s
-        with self._explained("/api/v1/models/load", model):
+        with self._loading(model), self._explained("/api/v1/models/load", model):
             lines = self._http.stream(
                 "/api/v1/models/load",
                 body,
@@ -257,7 +257,8 @@ class VLLM(OpenAIClient):
     ) -> None:
         """Wake it up where it sleeps."""
         if not self.ps(cancelled):
-            self._post("/wake_up", {}, cancelled)
+            with self._loading(model):
+                self._post("/wake_up", {}, cancelled)
 
     def _list(self, cancelled: CancelCheck | None) -> Sequence[Model]:
         return [

@@ -222,6 +222,30 @@ def test_a_cancelled_load_of_a_router_is_undone(open_kind: Any) -> None:
     assert len(server.of("unload")) == 1 and not client.ps()
 
 
+@pytest.mark.parametrize("kind", ["lmstudio", "vllm"])
+def test_a_cancelled_load_that_goes_on_is_undone(open_kind: Any, kind: str) -> None:
+    """Neither lists a model that it is loading."""
+    from image_refinery.captioning.events import Watcher
+
+    class Impatient(Watcher):
+        def cancelled(self) -> bool:
+            return bool(server.of("load"))
+
+    more = {"sleep_mode": True, "entry": {"unload": True}} if kind == "vllm" else {}
+    client, server = open_kind(kind, **more)
+    client.list()
+    client.unload(first(server))
+    before = list(server.unloads)
+    server.load_s = 60.0
+    with pytest.raises(Cancelled):
+        describe(client, server, watcher=Impatient())
+    looked = len(server.requests)
+    assert server.wait_until(lambda: len(server.requests) > looked + 2), "it waits for the load"
+    server.finish_loads()
+    finish_pending_unloads()
+    assert server.loaded == [] and server.unloads == [*before, first(server)]
+
+
 def test_where_nobody_can_say_what_is_loaded_nothing_is_unloaded(
     open_kind: Any, manager: FakeManager
 ) -> None:
