@@ -98,13 +98,17 @@ def advice(error: LLMError, edge: Edge) -> str:
             return "Add such a model to the server, or choose another server."
         case errors.ModelNotFound():
             fetch = _fetch(kind, error.model)
-            if error.instead:
-                return f"Choose an installed one ({', '.join(error.instead)}). {fetch}"
-            return fetch
+            if not error.instead:
+                return fetch
+            choose = f"choose an installed one ({', '.join(error.instead)})"
+            if ollama or embedded:  # what follows ends in a command
+                return f"{_sentence(choose)} {fetch}"
+            there = "download it in LM Studio" if kind == "lmstudio" else "add it to the server"
+            return _sentence(choose, there)
         case errors.NoVision() if ollama:
             return "Choose a model with vision, or fetch one, for example with: ollama pull llava"
         case errors.NoVision():
-            return f"Choose a model with vision{f', or: {_fetch_embedded()}' if embedded else '.'}"
+            return f"Choose a model with vision.{f' {_fetch_embedded()}' if embedded else ''}"
         case errors.NoThinking():
             example = ", for example: ollama pull qwen3" if ollama else ""
             return f'Set think to "off", or choose a model with thinking{example}.'

@@ -132,7 +132,7 @@ def test_there_is_something_to_do_about_it(kind: str) -> None:
         ),
         (
             missing(SERVERS["lmstudio"]),
-            "Choose an installed one (qwen2.5-vl). Choose another, or download it in LM Studio.",
+            "Choose an installed one (qwen2.5-vl), or download it in LM Studio.",
         ),
         (denied(SERVERS["lmstudio"], 401), "Set the server's key in image-refinery.toml."),
         (errors.WrongForm(SERVERS["vllm"], "<html>"), "This is not what vLLM answers: check its"),
