@@ -48,6 +48,10 @@ others are scripted (`tests/faulty_ollama.py`, `tests/scripted_servers.py`).
   goes on for one more second after the cancel. Then nothing that the run loaded may stay loaded,
   and the next run must give the right texts.
 - *Nothing left*: no model that the run loaded stays loaded.
+- **Two nodes.** ComfyUI runs one node at a time. Here two nodes of one graph and one of the next
+  prompt share the models in one embedded engine.
+- **The basic template** is queued as it is, without a variable or image-refinery.toml. Only LM
+  Studio runs. Neither a text, a message on the node nor ComfyUI's log may hold the word Ollama.
 """
 
 
@@ -116,10 +120,11 @@ def properties(element: ElementTree.Element | None) -> dict[str, str]:
 
 def title(name: str) -> str:
     """
-    >>> title("cancel_during_load")
-    'cancel during load'
+    >>> title("a_killed_comfyui")
+    'A killed ComfyUI'
     """
-    return name.replace("_", " ")
+    words = name.replace("_", " ").replace("comfyui", "ComfyUI").replace("lm studio", "LM Studio")
+    return words[:1].upper() + words[1:]
 
 
 def row(*cells: str) -> str:
