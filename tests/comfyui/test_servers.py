@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import faulty_ollama
 import pytest
 import scripted_servers
-from host import PACK, ComfyHost, EventLog, FoundHost, Graph, Run, node
+from host import PACK, ComfyHost, EventLog, FoundHost, Graph, Run, free_port, node
 from image_refinery.llm.llamacpp import worker
 from PIL import Image
 
@@ -535,6 +535,14 @@ def new_text(file: Path) -> Callable[[], str]:
     return lambda: file.read_bytes()[began:].decode("utf-8", "replace")
 
 
+def unused_port(used: set[int] = set()) -> int:  # noqa: B006 (kept between calls on purpose)
+    """A port that no server of these tests had: the kind at an address is believed for a minute."""
+    while (port := free_port()) in used:
+        pass
+    used.add(port)
+    return port
+
+
 @contextmanager
 def scripted(box: ComfyHost, kind: str, **settings: Any) -> Iterator[Site]:
     sees = scripted_servers.ScriptedModel(SEES, vision=True, answer=says)
@@ -542,7 +550,10 @@ def scripted(box: ComfyHost, kind: str, **settings: Any) -> Iterator[Site]:
     each = [[sees], [writes]] if kind == "vllm" else [[sees, writes]]
     with ExitStack() as stack:
         doubles = [
-            stack.enter_context(scripted_servers.KINDS[kind](models, **settings)) for models in each
+            stack.enter_context(
+                scripted_servers.KINDS[kind](models, port=unused_port(), **settings)
+            )
+            for models in each
         ]
         if kind == "vllm":
             names = ["sees", "writes"]
