@@ -126,7 +126,9 @@ def advice(error: LLMError, edge: Edge) -> str:
             return _about_empty(error, edge, ollama)
         case errors.IncompleteAnswer():
             log = "" if embedded else f"look into {_whose(product)} log"
-            return _sentence(again, log, edge.set("raise", "repeat_penalty"))
+            repeats = "repeats" in str(error)
+            penalty = edge.set("raise", "repeat_penalty") if repeats else ""
+            return _sentence(again, log, penalty)
         case _:
             return _about_response(error, edge, kind, product)
 

@@ -32,7 +32,7 @@ PORTS = (11434, 1234, 8080, 8000)
 """Where Ollama, LM Studio, llama-server and vLLM listen by default."""
 PROBE_TIMEOUT_S = 2.0
 """For all probes of a server together."""
-_KNOWN_S = 60.0
+_KNOWN_S = 10.0
 """How long a proven kind of a given address is believed."""
 
 _MISSING: Json = {}

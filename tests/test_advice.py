@@ -75,8 +75,12 @@ def every_error(server: Server) -> list[errors.LLMError]:
             "variant (such as qwen3:8b-instruct).",
         ),
         (
-            errors.IncompleteAnswer("m", OLLAMA, characters=3, why="it broke"),
+            errors.IncompleteAnswer("m", OLLAMA, characters=3, why="it repeats itself"),
             "Queue again, look into Ollama's log, or raise repeat_penalty in Ollama Options.",
+        ),
+        (
+            errors.IncompleteAnswer("m", OLLAMA, characters=3, why="it broke"),
+            "Queue again, or look into Ollama's log.",
         ),
     ],
 )

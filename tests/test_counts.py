@@ -41,7 +41,7 @@ PHOTO = ROOT / "examples" / "photo.jpg"
 TINY = "tiny_refiner.safetensors"
 
 PROOF = [("version", ""), ("ps", "")]
-"""Show once a minute that the server is Ollama."""
+"""Show that the server is Ollama."""
 DESCRIBE = [("load", "llava:latest"), ("chat", "llava:latest")]
 REWRITE = [("load", "llama3.2:latest"), ("chat", "llama3.2:latest")]
 
