@@ -45,7 +45,7 @@ others are scripted (`tests/faulty_ollama.py`, `tests/scripted_servers.py`).
   Each description must name its image's color, or color, shape and place. llama-server and vLLM
   have one model each, so the text model is on a second one (`name @ server`).
 - **Cancel.** Seconds from Cancel until the page hears that the run has ended, at most 1. A load
-  goes on for one more second after the cancel. Then nothing that the run loaded may stay loaded,
+  continues for one more second after the cancel. Then nothing that the run loaded may stay loaded,
   and the next run must give the right texts.
 - *Nothing left*: no model that the run loaded stays loaded.
 - **Two nodes.** ComfyUI runs one node at a time. Here two nodes of one graph and one of the next

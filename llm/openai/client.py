@@ -144,7 +144,7 @@ class OpenAIClient:
     def unload(self, model: str, *, cancelled: CancelCheck | None = None) -> Unloaded:
         """Unload a model, and wait until the server no longer lists it as loaded.
 
-        A load that was given up may still go on: it is first waited for.
+        A load that was given up may still continue: it is first waited for.
         """
         before = self._loaded(model, cancelled)  # this also tells a router from a single server
         if not self.can_unload:
