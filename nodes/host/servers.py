@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ... import _backends
@@ -37,19 +38,19 @@ def all_servers() -> Iterator[Source]:
 
     config = config_file()
     names = server_names(config)[1:]
-    default = find_server("", config=config)
-    yield Source("", lambda: _backends.open_backend(default))
-    for name in names:
-        server = find_server(name, config=config)
-        yield Source(
-            name, lambda server=server: _backends.open_backend(server, places=gguf_places())
-        )
+
+    def opened(name: str) -> Backend:
+        # Looked up here: an entry that cannot be used hides no other server. Without a cancel: a
+        # cancelled run is not the look's.
+        return _backends.open_backend(find_server(name, config=config), places=gguf_places())
+
+    for name in ("", *names):
+        yield Source(name, partial(opened, name))
     for found in find_servers():
         if found.name not in names:
-            yield Source(found.name, lambda found=found: _backends.open_backend(found))
+            yield Source(found.name, partial(_backends.open_backend, found))
     if EMBEDDED not in names and available():
-        embedded = find_server(EMBEDDED, config=config)
-        yield Source(EMBEDDED, lambda: _backends.open_backend(embedded, places=gguf_places()))
+        yield Source(EMBEDDED, partial(opened, EMBEDDED))
 
 
 model_lists = ModelListCache(all_servers)

@@ -185,3 +185,20 @@ def test_models_of_other_servers_name_their_server(make_ollama: Any) -> None:
     end_of_look(lists)
     assert lists.names("vision") == ["a:latest", "b:latest @ box", "c:latest @ seeing"]
     assert lists.server_names() == ["box", "seeing"]
+
+
+def test_an_entry_that_cannot_be_used_hides_no_other_server(
+    ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    from image_refinery.nodes.host import servers
+
+    config = tmp_path / "image-refinery.toml"
+    config.write_text(
+        f'[servers.broken]\nshares_gpu = false\n[servers.good]\nurl = "{ollama.url}"\n', "utf-8"
+    )
+    monkeypatch.setattr(servers, "config_file", lambda: config)
+    monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
+    lists = ModelListCache(servers.all_servers)
+    lists.names("vision")
+    end_of_look(lists)
+    assert "llava:latest @ good" in lists.names("vision")
