@@ -29,6 +29,7 @@ from ..errors import (
     ServerUnreachable,
 )
 from ..http import CancelCheck, Json, Timeouts
+from ..openai.client import UNLOAD_TIMEOUT_S
 from ..openai.kinds import LlamaServer
 from ..openai.options import LLAMA_CPP_NAMES, left_out
 from ..retry import Retries
@@ -45,7 +46,6 @@ log = logging.getLogger(__name__)
 DEFAULT_NUM_CTX = 4096
 MIN_VISION_NUM_CTX = 2048
 """A vision model gets no less, as in Ollama: an image alone takes hundreds of tokens."""
-UNLOAD_TIMEOUT_S = 15.0
 _LOAD_OPTIONS = ("num_ctx", "num_gpu", "num_batch", "num_thread", "use_mmap")
 _UNITS_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
