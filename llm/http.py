@@ -43,10 +43,12 @@ CancelCheck: TypeAlias = Callable[[], bool]
 POLL_S = 0.1
 """How often `cancelled` is polled at least, in seconds."""
 GATHER_S = 0.01
-"""How long lines gather, in seconds: to wake a thread for a token costs more than the token."""
+"""How long lines gather in the socket, in seconds: a wake-up costs more CPU time than a token."""
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """A longer line or body is refused: memory stays bounded whatever the server sends."""
 _MAX_ERROR_BYTES = 64 * 1024
+_WAITED_S = 0.0003
+"""A read that took longer, in seconds, had to wait: nothing more has arrived yet."""
 _THREAD_GRACE_S = 5.0
 """How much longer than the caller the thread waits, so that the caller's deadline comes first."""
 
@@ -138,7 +140,6 @@ class Http:
             while (lines := call.wait(limit_s, cancelled)) is not None:
                 yield from lines
                 limit_s = silence_s
-                call.gather()
         except TimeoutError:
             raise ServerTimeout(self.server, doing, limit_s) from None
         finally:
@@ -211,11 +212,6 @@ class _Call(threading.Thread):
                     raise read
                 return read
 
-    def gather(self) -> None:
-        """Let lines gather for GATHER_S where none is waiting."""
-        if self._read.empty():
-            time.sleep(GATHER_S)
-
     def abort(self) -> None:
         """Close the connection, unless the answer was read to its end."""
         if not self._ended:
@@ -237,8 +233,12 @@ class _Call(threading.Thread):
         try:
             with self._send() as response:
                 _check_status(response, self._server)
+                asked = time.monotonic()
                 for lines in split_lines(response, self._server):
                     self._read.put(lines)
+                    if time.monotonic() - asked > _WAITED_S:
+                        time.sleep(GATHER_S)
+                    asked = time.monotonic()
             self._read.put(None)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             self._read.put(self._failure(innermost(error)))
