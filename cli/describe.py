@@ -23,15 +23,15 @@ from ..captioning.options import (
 )
 from ..captioning.run import run
 from ..files import (
-    UnreadablePicture,
+    UnreadableImage,
     caption_file,
     caption_files,
-    find_pictures,
-    open_picture,
+    find_images,
+    open_image,
     same_name_message,
     write_caption,
 )
-from ..files.folders import PICTURE_SUFFIXES
+from ..files.folders import IMAGE_SUFFIXES
 from ..llm.choice import AUTO
 from ..llm.errors import UnusableImage
 from ..llm.servers import split_model
@@ -41,7 +41,7 @@ from .terminal import message
 if TYPE_CHECKING:
     from PIL import Image
 
-_READ = f"Files that are read: {', '.join(sorted(PICTURE_SUFFIXES))}."
+_READ = f"Files that are read: {', '.join(sorted(IMAGE_SUFFIXES))}."
 
 
 def describe(options: argparse.Namespace) -> int:
@@ -94,7 +94,7 @@ def _files(named: Sequence[Path], *, recursive: bool) -> list[Path]:
         path
         for one in named
         for path in (
-            find_pictures(one, recursive=recursive, follow_links=True) if one.is_dir() else [one]
+            find_images(one, recursive=recursive, follow_links=True) if one.is_dir() else [one]
         )
     ]
 
@@ -197,8 +197,8 @@ def source(path: Path) -> Callable[[], Image.Image]:
 
     def load() -> Image.Image:
         try:
-            return open_picture(path)
-        except UnreadablePicture as error:
+            return open_image(path)
+        except UnreadableImage as error:
             raise UnusableImage(str(error)) from error
 
     return load

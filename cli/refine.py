@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from .._version import __version__
 from ..files import (
-    UnreadablePicture,
-    check_picture,
-    find_pictures,
-    open_picture,
+    UnreadableImage,
+    check_image,
+    find_images,
+    open_image,
     with_8_bits,
 )
 from ..refine import ImageError, ImageRefiner, NotFiniteError, RefineCancelled, RefineSettings
@@ -67,7 +67,7 @@ def refine(options: argparse.Namespace) -> int:
                 continue
             own = replace(settings, seed=(settings.seed + index) % SEEDS)
             try:
-                before = with_8_bits(open_picture(path))
+                before = with_8_bits(open_image(path))
                 after = refine_one(refiner, before, own, path.name, mask, stopped.is_set)
                 save(after, target, own, str(refiner.model))
                 print(target)
@@ -75,7 +75,7 @@ def refine(options: argparse.Namespace) -> int:
                     place = target.with_name(f"{target.stem}-compare.png")
                     comparison(before, after).save(place)
                     print(place)
-            except UnreadablePicture as error:
+            except UnreadableImage as error:
                 problems += 1
                 print(f"Error: {error}", file=sys.stderr)
             except (ImageError, NotFiniteError) as error:  # of this picture; the others go on
@@ -165,18 +165,18 @@ def _same(path: Path) -> str:
 
 
 def _files(named: Sequence[Path]) -> list[Path]:
-    return [path for one in named for path in (find_pictures(one) if one.is_dir() else [one])]
+    return [path for one in named for path in (find_images(one) if one.is_dir() else [one])]
 
 
 def _is_usable(path: Path, mask: Image.Image | None) -> bool:
     """Say whether a file can be refined, and why not on stderr."""
     try:
         if mask is None:
-            check_picture(path)
+            check_image(path)
         else:
-            image = open_picture(path)  # whole: its size may change when it is turned upright
+            image = open_image(path)  # whole: its size may change when it is turned upright
             read_mask(mask, 1, image.height, image.width)
-    except UnreadablePicture as error:
+    except UnreadableImage as error:
         print(f"Error: {error}", file=sys.stderr)
     except ImageError as error:
         print(f"Error: {path}: {error}", file=sys.stderr)
@@ -187,8 +187,8 @@ def _is_usable(path: Path, mask: Image.Image | None) -> bool:
 
 def _mask(path: Path) -> Image.Image:
     try:
-        return open_picture(path)
-    except UnreadablePicture as error:
+        return open_image(path)
+    except UnreadableImage as error:
         raise ImageError(str(error)) from error
 
 

@@ -1,4 +1,4 @@
-"""Folders of images and the captions beside them: plain Python, never outside a given folder."""
+"""Folders of images and their caption files; names never lead outside a given folder."""
 
 from .captions import (
     EXISTING,
@@ -7,13 +7,13 @@ from .captions import (
     same_name_message,
     write_caption,
 )
-from .folders import OutsideFolder, count_links_out, find_pictures, inside, subfolders
-from .pictures import (
+from .folders import OutsideFolder, count_links_out, find_images, inside, subfolders
+from .images import (
     UnknownRange,
-    UnreadablePicture,
-    check_picture,
+    UnreadableImage,
+    check_image,
     normalized,
-    open_picture,
+    open_image,
     with_8_bits,
 )
 
@@ -21,15 +21,15 @@ __all__ = [
     "EXISTING",
     "OutsideFolder",
     "UnknownRange",
-    "UnreadablePicture",
+    "UnreadableImage",
     "caption_file",
     "caption_files",
-    "check_picture",
+    "check_image",
     "count_links_out",
-    "find_pictures",
+    "find_images",
     "inside",
     "normalized",
-    "open_picture",
+    "open_image",
     "same_name_message",
     "subfolders",
     "with_8_bits",

@@ -24,12 +24,12 @@ def caption_file(image: Path) -> Path:
 
 
 def caption_files(images: Sequence[Path], *, full_names: bool = False) -> list[Path | None]:
-    """Return the caption file of each image; None where an earlier image has that file already.
+    """Return the caption file of each image; None if an earlier image already has that file.
 
     Trainers look for a.txt beside a.png and beside a.jpg, so only one of the two can have it.
 
     Args:
-        full_names: a later image gets its full name instead of None.
+        full_names: instead of None, use the image's full name for the file.
 
     >>> images = [Path("a.jpg"), Path("a.png"), Path("b.png")]
     >>> [file and file.name for file in caption_files(images)]
@@ -40,7 +40,7 @@ def caption_files(images: Sequence[Path], *, full_names: bool = False) -> list[P
     taken: dict[str, Path] = {}
     files: list[Path | None] = []
     for image in images:
-        # A list may hold the same image twice: that is no second image.
+        # A list may contain the same image twice: it gets the same file.
         candidates = [caption_file(image)]
         if full_names:
             candidates.append(image.with_name(f"{image.name}.txt"))
@@ -54,7 +54,7 @@ def caption_files(images: Sequence[Path], *, full_names: bool = False) -> list[P
 
 
 def same_name_message(image: str, file: str) -> str:
-    """Say why an image that `caption_files` has no file for gets no caption."""
+    """Return why an image for which `caption_files` has no file gets no caption."""
     return (
         f"{image} was left out: another image of this run already has the caption file {file}. "
         "Rename one of the two"
@@ -72,17 +72,18 @@ def write_caption(
 ) -> bool:
     """Write a caption in UTF-8, making its folder; return whether anything was written.
 
-    The file is one line: kohya's sd-scripts reads the first line only, and OneTrainer takes each
-    line as a separate caption, so that a trigger word in the prefix would miss all but one.
+    The file is one line: kohya's sd-scripts reads only the first line, and OneTrainer treats each
+    line as a separate caption, so that a trigger word in the prefix would be missing from the
+    others.
 
     Args:
-        prefix, suffix: put before and after the text as they are, such as trigger words.
-        existing: what to do where the file exists: "skip", "overwrite", or "append" at its end.
-        keep_line_breaks: write the text's own line breaks, and append in a new line.
+        prefix, suffix: put before and after the text unchanged, such as trigger words.
+        existing: what to do if the file exists: "skip", "overwrite", or "append" at its end.
+        keep_line_breaks: keep the text's own line breaks, and append in a new line.
 
     Raises:
         ValueError: `existing` is none of these.
-        UnicodeDecodeError: there is something to append to, but not in UTF-8.
+        UnicodeDecodeError: the file to append to is not in UTF-8.
         OSError: the file cannot be written.
     """
     if existing not in EXISTING:
@@ -102,7 +103,7 @@ def write_caption(
 
 
 def one_line(text: str) -> str:
-    """Return a text with a blank in place of line breaks and the blanks around them.
+    """Return a text with one space in place of each line break and the spaces around it.
 
     >>> one_line("ohwx, a cat\\r\\n\\n  on a mat ")
     'ohwx, a cat on a mat '
@@ -114,11 +115,11 @@ def one_line(text: str) -> str:
 
 
 def _separator(before: str) -> str:
-    """A blank after the end of a sentence, else a comma: captions are sentences or tags."""
+    """Return a space after the end of a sentence, else a comma: captions are sentences or tags."""
     return " " if before[-1] in _ENDS_A_SENTENCE else ", "
 
 
 def _key(file: Path) -> str:
-    """Equal for names that mean one file on this system."""
+    """Return a key that is equal for all names of the same file on this system."""
     name = os.path.abspath(file)
     return name.casefold() if _FOLDS_CASE else name

@@ -11,11 +11,11 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..files import (
-    UnreadablePicture,
+    UnreadableImage,
     count_links_out,
-    find_pictures,
+    find_images,
     inside,
-    open_picture,
+    open_image,
     subfolders,
 )
 from . import host
@@ -139,9 +139,9 @@ class LoadImagesFromFolder(io.ComfyNode):
             if host.interrupted():
                 host.stop()
             try:
-                images.append(convert.image_tensor(open_picture(path)))
+                images.append(convert.image_tensor(open_image(path)))
                 names.append(path.relative_to(_input_folder()).as_posix())
-            except UnreadablePicture as error:
+            except UnreadableImage as error:
                 log.warning("Load Images From Folder left out a file: %s", error)
                 problems.append(str(error))
             bar.update(1)
@@ -179,7 +179,7 @@ def _chosen(
 
 def _found(folder: str, recursive: bool = False, pattern: str = "*") -> list[Path]:
     try:
-        return find_pictures(inside(_input_folder(), folder), pattern=pattern, recursive=recursive)
+        return find_images(inside(_input_folder(), folder), pattern=pattern, recursive=recursive)
     except NotADirectoryError:
         raise NotADirectoryError(
             f'There is no folder "{folder}" in ComfyUI\'s input folder {_input_folder()}. Put your '

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from image_refinery.files import OutsideFolder, count_links_out, find_pictures, inside, subfolders
+from image_refinery.files import OutsideFolder, count_links_out, find_images, inside, subfolders
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(folder: Path, **how: object) -> list[str]:
-    return [p.relative_to(folder).as_posix() for p in find_pictures(folder, **how)]  # type: ignore[arg-type]
+    return [p.relative_to(folder).as_posix() for p in find_images(folder, **how)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["", ".", "cats", "cats/one.png", "cats\\one.png", "a..b", "..."])
@@ -76,7 +76,7 @@ def test_pictures_are_sorted_as_a_person_counts(folder: Path) -> None:
 
 def test_a_folder_that_is_not_there_says_so(folder: Path) -> None:
     with pytest.raises(NotADirectoryError, match="There is no folder"):
-        find_pictures(folder / "nowhere")
+        find_images(folder / "nowhere")
 
 
 def test_subfolders_are_listed(folder: Path) -> None:

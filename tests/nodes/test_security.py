@@ -15,7 +15,7 @@ import pytest
 import requests  # here: its import sets a warning filter, which must not happen in two threads
 import torch
 from image_refinery.captioning.options import StageOptions
-from image_refinery.files.pictures import UnreadablePicture, open_picture
+from image_refinery.files.images import UnreadableImage, open_image
 from image_refinery.llm import errors
 from image_refinery.llm.retry import Retries
 from image_refinery.ollama_client import OllamaClient, Timeouts
@@ -191,8 +191,8 @@ def test_a_picture_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
     bomb.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
     )
-    with pytest.raises(UnreadablePicture, match="damaged or too large"):
-        open_picture(bomb)
+    with pytest.raises(UnreadableImage, match="damaged or too large"):
+        open_image(bomb)
 
 
 def texts_of(result: Any) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_refinery.files import UnreadablePicture, open_picture, with_8_bits
+from image_refinery.files import UnreadableImage, open_image, with_8_bits
 from PIL import Image
 
 
@@ -14,12 +14,12 @@ def test_a_turned_photo_is_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees to show"
     Image.new("RGB", (40, 30), "teal").save(tmp_path / "turned.jpg", exif=exif)
-    assert open_picture(tmp_path / "turned.jpg").size == (30, 40)
+    assert open_image(tmp_path / "turned.jpg").size == (30, 40)
 
 
 def test_a_photo_with_a_damaged_exif_block_opens(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "odd.jpg", exif=b"Exif\0\0nonsense")
-    assert open_picture(tmp_path / "odd.jpg").size == (40, 30)
+    assert open_image(tmp_path / "odd.jpg").size == (40, 30)
 
 
 def profile(space: bytes) -> bytes:
@@ -44,7 +44,7 @@ def test_modes_become_those_that_png_knows_and_a_profile_must_fit(
     tmp_path: Path, mode: str, file: str, space: bytes, opened: str, keeps: bool
 ) -> None:
     Image.new(mode, (8, 8)).save(tmp_path / file, icc_profile=profile(space))
-    image = open_picture(tmp_path / file)
+    image = open_image(tmp_path / file)
     assert image.mode == opened
     kept = image.info.get("icc_profile")
     assert (kept is not None) is keeps
@@ -54,7 +54,7 @@ def test_modes_become_those_that_png_knows_and_a_profile_must_fit(
 
 def test_a_cmyk_photo_keeps_its_colors(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), (200, 40, 40)).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
-    color = open_picture(tmp_path / "a.jpg").getpixel((8, 8))
+    color = open_image(tmp_path / "a.jpg").getpixel((8, 8))
     assert isinstance(color, tuple) and len(color) == 3
     assert all(abs(got - was) < 5 for got, was in zip(color, (200, 40, 40), strict=True))
 
@@ -63,7 +63,7 @@ def test_a_cmyk_photo_keeps_its_colors(tmp_path: Path) -> None:
 def test_16_bit_gray_is_scaled_to_8(tmp_path: Path, name: str) -> None:
     image = Image.fromarray(np.array([[0, 257, 32896, 65535]], np.uint16))
     (image.convert("I") if name == "a.pgm" else image).save(tmp_path / name)
-    opened = open_picture(tmp_path / name)
+    opened = open_image(tmp_path / name)
     assert opened.mode == "I;16", "no bit is lost before somebody wants fewer"
     gray = with_8_bits(opened)
     assert gray.mode == "L"
@@ -75,8 +75,8 @@ def test_values_without_a_known_range_are_refused_in_words(
     tmp_path: Path, mode: str, kind: str
 ) -> None:
     Image.new(mode, (8, 8), 1).save(tmp_path / "deep.tif")
-    with pytest.raises(UnreadablePicture) as raised:
-        open_picture(tmp_path / "deep.tif")
+    with pytest.raises(UnreadableImage) as raised:
+        open_image(tmp_path / "deep.tif")
     assert str(raised.value) == (
         f"{tmp_path / 'deep.tif'} holds 32-bit {kind} values, whose range is unknown. "
         "Save it as an 8-bit image."
@@ -90,6 +90,6 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path, name: str, words: str) -> No
     Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:500])
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UnreadablePicture, match=words) as raised:
-        open_picture(tmp_path / name)
+    with pytest.raises(UnreadableImage, match=words) as raised:
+        open_image(tmp_path / name)
     assert name in str(raised.value)

@@ -1,4 +1,4 @@
-"""Open an image file the way that a person sees it."""
+"""Open an image file as it is meant to be seen: upright, with its transparency."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ _RANGE_65535 = ("PNG", "PPM")
 """Formats whose 16 bits Pillow may read as mode I (32-bit integers)."""
 
 
-class UnreadablePicture(Exception):
-    """A picture file is not there, damaged, or no picture; the sentence names it."""
+class UnreadableImage(Exception):
+    """A file is missing, damaged, or not an image; the message names it."""
 
 
 class UnknownRange(ValueError):
-    """The values of an image may run from 0 to 1, to 255 or to anything; says what they are."""
+    """The range of an image's values is unknown: 0 to 1, to 255, or another one."""
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Return an image, upright, its first frame, fully read, in a mode of `normalized`.
+def open_image(path: Path) -> Image.Image:
+    """Return the first frame of an image file, fully read and `normalized`.
 
     Raises:
-        UnreadablePicture: it cannot be read.
+        UnreadableImage: the file cannot be read.
     """
     with _opened(path) as file:
         return normalized(file)
 
 
-def check_picture(path: Path) -> None:
-    """Find a missing file, or one of another kind, from the beginning of the file alone.
+def check_image(path: Path) -> None:
+    """Check that a file is an image, reading only its beginning.
 
     Raises:
-        UnreadablePicture: it cannot be read.
+        UnreadableImage: the file cannot be read.
     """
     with _opened(path) as file:
         _check_range(file.mode, file.format)
@@ -61,29 +61,29 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path) as file:
             yield file
     except FileNotFoundError:
-        raise UnreadablePicture(f"{path} does not exist.") from None
+        raise UnreadableImage(f"{path} does not exist.") from None
     except UnidentifiedImageError:
-        raise UnreadablePicture(f"{path} is not an image that Pillow can read.") from None
+        raise UnreadableImage(f"{path} is not an image that Pillow can read.") from None
     except UnknownRange as error:
-        raise UnreadablePicture(f"{path} {error}. Save it as an 8-bit image.") from None
+        raise UnreadableImage(f"{path} {error}. Save it as an 8-bit image.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadablePicture(f"{path} is damaged or too large ({error}).") from error
+        raise UnreadableImage(f"{path} is damaged or too large ({error}).") from error
 
 
 def normalized(image: Image.Image) -> Image.Image:
     """Return a copy of an image that is upright and of mode 1, L, LA, P, RGB, RGBA or I;16.
 
-    The EXIF orientation is applied and removed. A color profile for another color space than that
-    of the copy is dropped.
+    The EXIF orientation is applied and removed. A color profile that does not match the copy's
+    color space is dropped.
 
     Raises:
-        UnknownRange: 32-bit integers or floats.
+        UnknownRange: the image has 32-bit integers or floats.
     """
     from PIL import ImageOps
 
     try:
         upright = ImageOps.exif_transpose(image)
-    except (SyntaxError, struct.error):  # of a damaged EXIF block; a damaged image is an OSError
+    except (SyntaxError, struct.error):  # a damaged EXIF block; a damaged image is an OSError
         upright = image.copy()
         upright.info.pop("exif", None)
     _check_range(upright.mode, image.format)
@@ -104,7 +104,7 @@ def _check_range(mode: str, format: str | None) -> None:
 
 
 def with_8_bits(image: Image.Image) -> Image.Image:
-    """Return a 16-bit gray image (0 to 65535) scaled to mode L, any other as it is."""
+    """Return a 16-bit gray image (0 to 65535) scaled to mode L, any other image unchanged."""
     import numpy as np
     from PIL import Image
 
