@@ -1,7 +1,7 @@
 """Image Refinery: a ComfyUI node pack that turns an image into words and into a better image.
 
-ComfyUI imports this file; so does everybody who uses the plain Python packages below it. Nothing
-is imported here, so that `import image_refinery.refine` needs no ComfyUI and costs nothing.
+ComfyUI imports this file, and so does everyone who uses the plain Python packages below it. It
+imports nothing itself, so that `import image_refinery.refine` needs no ComfyUI.
 """
 
 WEB_DIRECTORY = "./web"

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 if not __package__:
-    # `python custom_nodes/image-refinery doctor`: whatever the folder is called, it is this package
-    # here; and its own folders (nodes, memory, ...) must not be found by those names.
+    # `python custom_nodes/image-refinery doctor`: import this folder as the package, whatever its
+    # name, and keep its own folders (nodes, memory, ...) from being importable as modules.
     import importlib.util
     import runpy
 

@@ -1,4 +1,4 @@
-"""What to do about an error, in the words of the place where it is read."""
+"""Advice for errors, in the terms of the interface that shows them."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ _USUAL_MODELS = {"describing images": "llava", "writing text": "llama3.2"}
 
 
 class Edge(NamedTuple):
-    """Where a message is read.
+    """The interface that shows a message.
 
     Attributes:
-        again: how a run is repeated, such as "queue again".
-        options: where the options of a request are set, after "num_ctx in "; "": nowhere.
+        again: how to repeat a run, such as "queue again".
+        options: where to set the options of a request, after "num_ctx in "; "": nowhere.
     """
 
     again: str
     options: str = ""
 
     def set(self, verb: str, option: str) -> str:
-        """Return "raise num_ctx in Ollama Options", or "" where the option cannot be set."""
+        """Return "raise num_ctx in Ollama Options", or "" if the option cannot be set."""
         return f"{verb} {option} in {self.options}" if self.options else ""
 
 
 def with_advice(error: LLMError, edge: Edge) -> str:
-    """Return the error's sentence, and what to do about it."""
+    """Return the error's message, followed by advice."""
     return f"{error} {advice(error, edge)}".strip()
 
 
 def remark(answer: Answer, edge: Edge) -> str:
-    """Return what a reader should know of an answer that is not whole, and what to do, else ""."""
+    """Return why an answer is incomplete, followed by advice; "" for a complete answer."""
     if answer.context_full:
         return f"{answer.remark} {_sentence(edge.set('raise', 'num_ctx'), 'send less')}"
     if answer.remark:
@@ -55,7 +55,7 @@ def remark(answer: Answer, edge: Edge) -> str:
 
 
 def advice(error: LLMError, edge: Edge) -> str:
-    """Return what to do about an error, as a sentence, or ""."""
+    """Return what to do about an error as one sentence, or ""."""
     kind = error.server.kind if error.server is not None else ""
     product = (error.server.product if error.server is not None else "") or "the server"
     embedded, ollama = kind == EMBEDDED, kind == "ollama"
@@ -71,7 +71,7 @@ def advice(error: LLMError, edge: Edge) -> str:
         case errors.UnknownServer():
             return f"Check the address, and the kind in {CONFIG_NAME}."
         case errors.ServerUnreachable(server=server) if not kind and server is not None:
-            # No kind: the address was given, by a variable or in the file.
+            # No kind: the address comes from a variable or the file.
             if server.name == DEFAULT_NAME:
                 return (
                     "Start the server there (for Ollama: `ollama serve`), or correct "
@@ -101,7 +101,7 @@ def advice(error: LLMError, edge: Edge) -> str:
             if not error.instead:
                 return fetch
             choose = f"choose an installed one ({', '.join(error.instead)})"
-            if ollama or embedded:  # what follows ends in a command
+            if ollama or embedded:  # `fetch` ends with a command
                 return f"{_sentence(choose)} {fetch}"
             there = "download it in LM Studio" if kind == "lmstudio" else "add it to the server"
             return _sentence(choose, there)
@@ -152,7 +152,7 @@ def _about_empty(error: errors.EmptyAnswer, edge: Edge, ollama: bool) -> str:
 
 
 def _about_response(error: LLMError, edge: Edge, kind: str, product: str) -> str:
-    # An address whose kind is not known yet was given by somebody: a search finds proven kinds.
+    # An address of unknown kind comes from the user: a search only returns proven kinds.
     is_default = error.server is not None and error.server.name == DEFAULT_NAME
     given = kind == "ollama" or (not kind and is_default)
     variable = "OLLAMA_BASE_URL" if given else f"its url in {CONFIG_NAME}"
@@ -207,7 +207,7 @@ def _about_access(error: errors.AccessDenied, variable: str) -> str:
 
 
 def _fetch(kind: str, model: str) -> str:
-    """Return how a model is fetched for a kind of server, or ""."""
+    """Return how to fetch a model for a kind of server."""
     if kind == EMBEDDED:
         return _fetch_embedded()
     if kind == "ollama" and model:
@@ -226,7 +226,7 @@ def _fetch_embedded() -> str:
 
 
 def _sentence(*choices: str) -> str:
-    """Join what can be done into one sentence.
+    """Join choices of what to do into one sentence.
 
     >>> _sentence("queue again", "", "restart Ollama")
     'Queue again, or restart Ollama.'

@@ -1,4 +1,4 @@
-"""Open the backend of a server: the one place that knows every kind."""
+"""Open the backend of a server; the only module that knows every kind of server."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ def open_backend(
     places: Sequence[Place] = (),
     cancelled: CancelCheck | None = None,
 ) -> Backend:
-    """Return a backend for a server, whose kind is found out where it is not known; close it.
+    """Return a backend for a server; the caller closes it.
 
     Args:
-        or_embedded: use the embedded engine where a search for any server finds none.
+        server: if its kind is not known, this finds out.
+        or_embedded: use the embedded engine if a search for any server finds none.
         retries: how long to wait for a server that is starting; None: not at all.
         places: more folders with models of the embedded engine.
 
     Raises:
-        NoServer, LLMError: as `llm.probe.identify` says.
+        NoServer, LLMError: as `llm.probe.identify`.
         ServerConfigError: the embedded engine is not installed.
     """
-    # Imported here: ComfyUI's start does not need what a run needs.
+    # Imported here to keep ComfyUI's start fast.
     from .llm.llamacpp.backend import EmbeddedEngine
     from .llm.llamacpp.installed import available
     from .llm.llamacpp.library import Library
@@ -83,14 +84,14 @@ def open_backends(
     places: Sequence[Place] = (),
     cancelled: CancelCheck | None = None,
 ) -> Iterator[list[Backend]]:
-    """Open the server of each model, which its name may tell ("llava @ box"), else `server`.
+    """Yield a backend for each model: the server in its name ("llava @ box"), else `server`.
 
-    Models of the same server share a backend. Where a search finds no server and a model is "auto",
-    it is the embedded engine.
+    Models of the same server share a backend. If a search finds no server and a model is "auto",
+    the embedded engine is used.
 
     Args:
-        config: path of image-refinery.toml, as `find_server` takes it.
-        places: as `open_backend` takes them.
+        config: path of image-refinery.toml; see `find_server`.
+        places: see `open_backend`.
     """
     from .llm.retry import Retries
 

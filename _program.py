@@ -1,4 +1,4 @@
-"""What a user types here to start this package's command line and to install a package."""
+"""The commands to type here to start this package's command line and to install a package."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-# Not resolved: a pack that is linked into custom_nodes runs by that name.
+# Not resolved: a pack that is linked into custom_nodes runs under that path.
 PACK = Path(os.path.abspath(__file__)).parent
 SCRIPT = "image-refinery"
 
@@ -14,8 +14,8 @@ SCRIPT = "image-refinery"
 def program() -> str:
     """Return the command that starts the command line here, such as `image-refinery`.
 
-    A folder in ComfyUI's custom_nodes, or one that was started as `python FOLDER`, is no installed
-    package and has no script: there it is `python custom_nodes/image-refinery`.
+    A folder in ComfyUI's custom_nodes, or one started as `python FOLDER`, is not an installed
+    package and has no script. There it is `python custom_nodes/image-refinery`.
     """
     started_as_folder = Path(sys.argv[0]).name == "__main__.py" and _is_pack(sys.argv[0])
     if started_as_folder or PACK.parent.name == "custom_nodes":
@@ -24,7 +24,7 @@ def program() -> str:
 
 
 def python() -> str:
-    """Return the interpreter that runs this program, as one types it in the current folder."""
+    """Return the interpreter that runs this program, as to be typed in the current folder."""
     executable = Path(sys.executable)
     return _shown(executable) if _is_inside(executable) else "python"
 

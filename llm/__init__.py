@@ -1,1 +1,1 @@
-"""Language-model servers; llamacpp/ is the engine inside this package."""
+"""Clients for language-model servers; llamacpp/ is the engine inside this package."""

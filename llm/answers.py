@@ -1,4 +1,4 @@
-"""An answer while it streams in: text apart from thinking, bounded, and watched for loops."""
+"""Assemble a streamed answer: separate text and thinking, limit its length, and detect loops."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .servers import Server
 from .thinking import ThinkSplitter, split_unopened
 
 MAX_ANSWER_CHARS = 2**20
-"""A longer answer is cut: memory stays bounded whatever the server sends."""
+"""Longer answers are cut, so that memory stays bounded whatever the server sends."""
 
 _TOKEN_TOLERANCE = 64
-"""Pieces beyond num_predict before we treat it as ignored: servers count a little differently."""
+"""Chunks beyond num_predict before we treat it as ignored: servers count a little differently."""
 _FULL_TOKENS = 16
-"""Fewer tokens left than this: the context is full."""
+"""With fewer tokens left than this, the context counts as full."""
 
 
 class Piece(NamedTuple):
-    """What a line of a stream adds to the answer, and to the thinking before it."""
+    """One chunk of a stream: text of the answer, and of the thinking before it."""
 
     content: str = ""
     thinking: str = ""
@@ -32,7 +32,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """The last word of a server on an answer. Counts are tokens, durations seconds."""
+    """The end of an answer, as the server reports it. Counts are tokens, durations seconds."""
 
     done_reason: str | None = None
     prompt_tokens: int | None = None
@@ -44,7 +44,7 @@ class End:
 
 
 Stream: TypeAlias = Generator[Piece | End, None, None]
-"""An answer as a server sends it. More may come after an `End`; without one it is incomplete."""
+"""An answer as a server sends it. More may follow an `End`; without one it is incomplete."""
 
 
 def stream_answer(
@@ -55,21 +55,21 @@ def stream_answer(
     options: Mapping[str, Any],
     num_ctx: int | None,
 ) -> Generator[str, None, Answer]:
-    """Yield the text of an answer piece by piece; return the whole `Answer`.
+    """Yield the text of an answer in chunks; return the whole `Answer`.
 
-    An answer is cut, as by the server itself (`done_reason` "length"), when it continues after
-    num_predict, or after num_ctx where num_predict is unset or negative.
+    If the server ignores num_predict (or num_ctx, if num_predict is unset or negative), the answer
+    is cut here, with `done_reason` "length" like a cut by the server.
 
     Args:
-        stream: closed at the end, whatever happens.
+        stream: closed at the end in any case.
         options: as sent, by Ollama's names.
         num_ctx: the context that the server uses, in tokens; None: not known.
 
     Raises:
-        EmptyAnswer: no text came, with the reason.
+        EmptyAnswer: the answer has no text; the message has the reason.
         IncompleteAnswer: the stream ended without an `End`, or broke after its first token, or the
             answer repeats itself.
-        LLMError: what `stream` raised before its first token.
+        LLMError: the error that `stream` raised before its first token.
     """
     answer = AnswerBuilder(options)
     end: End | None = None
@@ -99,8 +99,7 @@ def stream_answer(
     if rest := answer.finish():
         yield rest
     if end is None:
-        why = "no last line came: a server stops so when it ends, or a model repeats itself"
-        raise incomplete(why)
+        raise incomplete("the stream ended early: the server stopped, or the model repeats itself")
     text, thinking = answer.text.strip(), answer.thinking.strip()
     if not text:
         raise EmptyAnswer(model, server, done_reason=end.done_reason, thought=bool(thinking))
@@ -109,10 +108,10 @@ def stream_answer(
 
 
 class AnswerBuilder:
-    """Collects the pieces of one answer.
+    """Collects the chunks of one answer.
 
     Args:
-        options: as sent; num_predict, else num_ctx, bounds the answer.
+        options: as sent; num_predict, else num_ctx, limits the answer.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -139,7 +138,7 @@ class AnswerBuilder:
         return self.tokens > self._max_tokens or self._chars > MAX_ANSWER_CHARS
 
     def add(self, content: str, thinking: str = "") -> str:
-        """Take a piece of content and of thinking; return what it adds to the text."""
+        """Add a chunk of content and thinking; return what it adds to the text."""
         self._thinking.append(thinking)
         piece = self._splitter.feed(content)
         self._text.append(piece)
@@ -149,7 +148,7 @@ class AnswerBuilder:
         return piece
 
     def finish(self) -> str:
-        """Return what was held back because it might have been thinking."""
+        """Return the text that was held back because it might have been thinking."""
         rest = self._splitter.finish()
         self._text.append(rest)
         self._thinking.append(self._splitter.thinking)
@@ -163,7 +162,7 @@ class AnswerBuilder:
 def fills_context(
     num_ctx: int | None, prompt: int | None, answer: int | None, done_reason: str | None
 ) -> bool:
-    """Return whether the context was full; servers cut the prompt silently, but for these counts.
+    """Return whether the context was full. Servers cut a prompt silently; only the counts tell.
 
     >>> fills_context(4096, 4090, 5, "stop"), fills_context(4096, 3900, 190, "length")
     (True, True)
@@ -182,7 +181,7 @@ def whole_number(value: Any) -> int | None:
 
 
 def _max_tokens(options: Mapping[str, Any]) -> float:
-    """How many pieces an answer may have, each of one token or more."""
+    """Return how many chunks an answer may have, each of one token or more."""
     for name in ("num_predict", "num_ctx"):
         count = whole_number(options.get(name))
         if count is not None and count > 0:

@@ -1,4 +1,4 @@
-"""What every language-model server can do, and the data that goes in and comes out."""
+"""The interface of every language-model server, and its data types."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Model:
 
     Attributes:
         name: with its tag, as the server writes it.
-        size_bytes: of its files, a fair estimate of the memory for its weights; None: not known.
-        digest: changes when the model does.
+        size_bytes: size of its files, a good estimate of its weights in memory; None: not known.
+        digest: changes when the model changes.
         remote_host: where a cloud model runs, else "".
-        capabilities: in Ollama's words (completion, vision, thinking, tools, embedding, ...);
+        capabilities: by Ollama's names (completion, vision, thinking, tools, embedding, ...);
             None: not known.
-        not_told: capabilities of which the server says nothing.
+        not_told: capabilities about which the server reports nothing.
         context_length: the longest context it can have here, in tokens; None: not known.
-        note: what a person should know who uses it, as a sentence, or "".
+        note: one sentence for the users of this model, or "".
     """
 
     name: str
@@ -68,15 +68,15 @@ class LoadedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a chat returned. Counts are tokens, durations seconds; None: the server did not say.
+    """The answer to a chat. Counts are tokens, durations seconds; None: the server did not say.
 
     Attributes:
         text: the answer, without thinking.
-        model: that wrote it, or "".
-        thinking: the thinking, kept apart even where the model wrote it into the answer.
+        model: the model that wrote it, or "".
+        thinking: the thinking, separated even if the model wrote it into the answer.
         done_reason: "stop", "length" (cut at num_predict or at the context), or None.
-        context_full: what was sent and answered filled num_ctx, so that the server dropped a part
-            of the prompt, or the end of the answer is missing.
+        context_full: prompt and answer filled num_ctx, so that the server dropped a part of the
+            prompt, or the end of the answer is missing.
     """
 
     text: str
@@ -93,7 +93,7 @@ class Answer:
 
     @property
     def remark(self) -> str:
-        """What a reader should know of an answer that is not whole, else "".
+        """One sentence on why the answer is incomplete, or "".
 
         >>> Answer(text="A ball", done_reason="length").remark
         'The answer was cut at num_predict.'
@@ -110,7 +110,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class PullProgress:
-    """One step of a pull: the server's status text, and bytes where it counts them."""
+    """One step of a pull: the server's status text, and bytes if it counts them."""
 
     status: str
     completed_bytes: int = 0
@@ -119,11 +119,11 @@ class PullProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class Unloaded:
-    """What an unload freed.
+    """The result of an unload.
 
     Attributes:
         confirmed: the server no longer lists the model as loaded.
-        possible: the server can be asked to unload it.
+        possible: the server's API can unload it.
     """
 
     model: str
@@ -136,8 +136,8 @@ class Backend(Protocol):
     """One language-model server. Several threads may use it at a time.
 
     Methods with `cancelled` poll it at least every 0.1 s, close the connection when it returns
-    True, and raise `Cancelled`. Every other failure is an `LLMError`. No method retries: that is
-    for callers, by `with_retries` and `retries`.
+    True, and raise `Cancelled`. Every other failure is an `LLMError`. No method retries: callers
+    do, with `with_retries` and `retries`.
     """
 
     server: Server
@@ -145,15 +145,18 @@ class Backend(Protocol):
 
     @property
     def unloads_always(self) -> bool:
-        """Whether models leave after their stage, whoever loaded them, unless its entry says no."""
+        """Whether a model is unloaded after its stage even if another program had loaded it.
+
+        The server's entry in image-refinery.toml overrides this.
+        """
         ...
 
     def ignored(self, options: Mapping[str, Any]) -> Sequence[str]:
-        """Return the names of options that the server does not take."""
+        """Return the names of options that the server does not support."""
         ...
 
     def list(self, cancelled: CancelCheck | None = None) -> Sequence[Model]:
-        """Return the installed models, with capabilities where the server lists them."""
+        """Return the installed models, with capabilities if the server lists them."""
         ...
 
     def show(self, model: Model, cancelled: CancelCheck | None = None) -> Model:
@@ -170,7 +173,7 @@ class Backend(Protocol):
         """Return the installed model of that name, as `show` does.
 
         Args:
-            models: what `list` returned; None: ask for it.
+            models: the result of `list`; None: call it.
 
         Raises:
             ModelNotFound: the server does not have it.
@@ -209,11 +212,11 @@ class Backend(Protocol):
         timeout_s: float | None = None,
         cancelled: CancelCheck | None = None,
     ) -> Generator[str, None, Answer]:
-        """Yield the pieces of the answer as they come; return the `Answer`."""
+        """Yield the answer in chunks as they arrive; return the `Answer`."""
         ...
 
     def pull(self, model: str, cancelled: CancelCheck | None = None) -> Iterator[PullProgress]:
-        """Fetch a model, yielding progress."""
+        """Download a model, yielding progress."""
         ...
 
     def same_model(self, one: str, other: str) -> bool:
@@ -221,7 +224,7 @@ class Backend(Protocol):
         ...
 
     def copy(self) -> Backend:
-        """Return another client of the same server, which is closed apart from this one."""
+        """Return another client of the same server; it has to be closed separately."""
         ...
 
     def close(self) -> None:
@@ -246,10 +249,10 @@ def with_assumed(model: Model, server: Server) -> Model:
 
 
 def think_value(model: Model, think: Think | None, server: Server) -> Think | None:
-    """Return what to send as `think`: None, nothing at all, for a model without thinking.
+    """Return the value to send as `think`; None for a model without thinking: send nothing.
 
     Raises:
-        NoThinking: thinking is asked of a model that is known not to think.
+        NoThinking: thinking was requested from a model that is known not to support it.
     """
     if think and model.lacks("thinking"):
         raise NoThinking(model.name, server)
@@ -260,7 +263,7 @@ def think_value(model: Model, think: Think | None, server: Server) -> Think | No
 def collect(
     tokens: Generator[str, None, Answer], on_token: Callable[[str], None] | None = None
 ) -> Answer:
-    """Run a chat to its end, hand each piece to `on_token`, return the answer."""
+    """Run a chat to its end, call `on_token` with each chunk, and return the answer."""
     with contextlib.closing(tokens):
         while True:
             try:

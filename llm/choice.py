@@ -1,4 +1,4 @@
-"""Choose a model where nobody named one, and name others where one is missing."""
+"""Choose a model for "auto", and suggest other models if one is missing."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from .backend import Model
 
 AUTO = "auto"
-"""In place of a model's name: choose one."""
+"""The model name that means: choose one."""
 ROOM_FACTOR = 1.25
-"""What a model needs beside its weights (context, compute buffers), as a factor. An estimate."""
+"""A model's memory divided by its weights; the rest is context and compute buffers. An estimate."""
 
 _VISION_NAME = re.compile(
     r"vl|vision|llava|moondream|minicpm-?v|pixtral|gemma-?[34]|internvl|molmo", re.IGNORECASE
 )
-"""Names of vision models, for servers that do not tell what a model can: llama-swap, vLLM."""
+"""Names of vision models, for servers that do not report capabilities: llama-swap, vLLM."""
 
 _last_used: dict[tuple[str, str], str] = {}
-"""The model that answered last in this process, by the server's URL and the capability."""
+"""The model that answered last in this process, by server URL and capability."""
 
 
 def choose(
@@ -33,16 +33,16 @@ def choose(
 ) -> Model | None:
     """Return a loaded model with a capability, else `last`, else the largest that fits.
 
-    Models of which the server does not tell what they can come after those that are known to have
-    the capability, first those that are named like vision models. Stand-in models come last. Where
-    the room is not known, or nothing fits, it is the smallest; a cloud model needs no room, and
-    comes after those that run here.
+    Models of unknown capabilities come after those that are known to have the capability; among
+    them, names of vision models come first. Toy models come last. If the available memory is not
+    known, or nothing fits, the smallest model wins. A cloud model needs no memory, and comes after
+    the models that run here.
 
     Args:
-        capability: "vision" or "completion", in Ollama's words.
+        capability: "vision" or "completion", by Ollama's names.
         loaded: names, as in `models`.
         last: the name of the model that was used last.
-        room_bytes: memory that models may take, in bytes; None: not known.
+        room_bytes: memory that models may use, in bytes; None: not known.
     """
 
     def order(model: Model) -> tuple[object, ...]:
@@ -68,13 +68,13 @@ def _names_vision(model: Model) -> bool:
 
 
 def able(models: Sequence[Model], capability: str) -> list[Model]:
-    """Return the models that are not known to lack a capability, without stand-ins that write."""
+    """Return the models that are not known to lack a capability; toy models only for vision."""
     writes = capability == "completion"
     return [m for m in models if not m.lacks(capability) and not (writes and m.note)]
 
 
 def instead_of(models: Sequence[Model], capability: str) -> list[str]:
-    """Return the names of up to three models that would do, the best known first."""
+    """Return the names of up to three suitable models, those with known capabilities first."""
     known = sorted(able(models, capability), key=lambda m: (bool(m.note), m.capabilities is None))
     return [model.name for model in known[:3]]
 

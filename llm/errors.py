@@ -1,4 +1,4 @@
-"""What can go wrong with a language-model server. Each error carries data and one plain sentence.
+"""The errors of language-model servers. Each error has data and a message of one sentence.
 
     LLMError
     |-- ServerConfigError      the address, the name or the configuration file is not usable
@@ -7,15 +7,15 @@
     |   `-- NoPrompt           there is no text to send
     |-- ServerUnreachable      no connection could be made
     |   `-- NoServer           no server was found on this machine
-    |-- UnknownServer          what answers is no language-model server
-    |-- ConnectionBroke        the connection ended before a word of the answer
+    |-- UnknownServer          the server is not a language-model server
+    |-- ConnectionBroke        the connection ended before any part of the answer
     |-- ServerTimeout          connected, but silent for too long
     |-- ModelNotFound          the server does not have the model
     |   |-- NoModel            no installed model has the capability
-    |   `-- NotInLibrary       the library that models are pulled from does not have it
+    |   `-- NotInLibrary       the library from which models are pulled does not have it
     |-- NoVision               the model does not take images
-    |-- NoThinking             the model does not think, or not at that level
-    |-- ServerBusy             the queue is full, or a rate limit was met
+    |-- NoThinking             the model does not support thinking, or not at that level
+    |-- ServerBusy             the queue is full, or a rate limit was reached
     |-- LoadFailed             the server could not load the model
     |-- OutOfMemory            the model does not fit into the server's memory
     |-- EmptyAnswer            the model ended its answer without text
@@ -25,12 +25,12 @@
         |-- ContextTooLong     the request is longer than the model's context
         |-- EndpointMissing    the server lacks a path of the API, or has another API
         |-- Redirected         a status from 300 to 399
-        `-- WrongForm          not the JSON that the API promises
+        `-- WrongForm          not the JSON that the API specifies
 
-    Cancelled                  the caller asked to stop; no child of LLMError
+    Cancelled                  the caller asked to stop; not an LLMError
 
-The sentence says what failed and why. What to do about it depends on where it is read: a node names
-a widget, the command line a command. Both add it (`advice` in `_advice`).
+The message says what failed and why. What to do about it depends on the interface: a node names a
+widget, the command line names a command. Both add it with `_advice.advice`.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ class Cancelled(Exception):
 
 
 class LLMError(Exception):
-    """Base of every error that is raised on purpose here and in the packages of the servers.
+    """Base of every error that this package and the clients of servers raise on purpose.
 
     Attributes:
-        server: the server that was asked; None: none was.
+        server: the server, or None.
         model: the model, or "".
-        cause: what went wrong in a few words, for a message about its consequence.
+        cause: what went wrong in a few words, to be quoted in another message.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ServerUnreachable(LLMError):
     """No connection could be made.
 
     Attributes:
-        refused: the machine answers, and nothing listens on the port (yet).
+        refused: the machine is there, but nothing listens on the port (yet).
     """
 
     def __init__(self, server: Server, reason: str, *, refused: bool = False) -> None:
@@ -142,17 +142,17 @@ class NoServer(ServerUnreachable):
 
 
 class UnknownServer(LLMError):
-    """Something answers at the address, in no form that is known."""
+    """Something answers at the address, but not like any known server."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(
-            f"What answers at {server.url} is no language-model server that this pack knows.",
+            f"The server at {server.url} is not a language-model server that this pack supports.",
             server=server,
         )
 
 
 class ConnectionBroke(LLMError):
-    """The connection was closed or reset before a word of the answer came."""
+    """The connection was closed or reset before any part of the answer arrived."""
 
     def __init__(self, server: Server, reason: str) -> None:
         cause = f"the connection broke: {reason}"
@@ -177,7 +177,7 @@ class ModelNotFound(LLMError):
     """The server does not have the model.
 
     Attributes:
-        instead: names of installed models that would do, three at most.
+        instead: names of suitable installed models, three at most.
     """
 
     instead: Sequence[str] = ()
@@ -189,7 +189,7 @@ class ModelNotFound(LLMError):
 
 
 class NoModel(ModelNotFound):
-    """No installed model can do what is needed, and none was named.
+    """No installed model is suitable for "auto".
 
     Attributes:
         task: such as "describing images".
@@ -213,7 +213,7 @@ class NotInLibrary(ModelNotFound):
 
 
 class NoVision(LLMError):
-    """An image was to be sent to a model that takes none."""
+    """The request has an image, but the model does not take images."""
 
     def __init__(self, model: str, server: Server) -> None:
         super().__init__(
@@ -224,7 +224,7 @@ class NoVision(LLMError):
 
 
 class NoThinking(LLMError):
-    """Thinking was asked of a model that does not support it."""
+    """Thinking was requested from a model that does not support it."""
 
     def __init__(self, model: str, server: Server) -> None:
         super().__init__(
@@ -235,7 +235,7 @@ class NoThinking(LLMError):
 
 
 class ServerBusy(LLMError):
-    """The server's queue is full (`status` 503), or a rate limit was met (429)."""
+    """The server's queue is full (`status` 503), or a rate limit was reached (429)."""
 
     def __init__(self, model: str, server: Server, said: str, *, status: int = 503) -> None:
         for_model = f' for "{model}"' if model else ""
@@ -272,8 +272,8 @@ class EmptyAnswer(LLMError):
     """The model ended its answer without text.
 
     Attributes:
-        done_reason: the server's word for why it ended, or None.
-        thought: thinking came.
+        done_reason: why the answer ended, by the server's name for it, or None.
+        thought: whether the model produced thinking.
     """
 
     def __init__(
@@ -282,11 +282,11 @@ class EmptyAnswer(LLMError):
         if thought and done_reason == "length":
             why = "its whole budget went into thinking"
         elif thought:
-            why = "it only thought"
+            why = "it produced thinking but no text"
         elif done_reason == "length":
-            why = "num_predict was used up before a word came"
+            why = "num_predict was used up before any text"
         elif done_reason == "load":
-            why = "the request held no text, so it only loaded the model"
+            why = "the request had no text, so it only loaded the model"
         else:
             why = f"it stopped immediately (done_reason: {done_reason or 'none'})"
         super().__init__(
@@ -315,8 +315,8 @@ class UnexpectedResponse(LLMError):
     """A response that no other class describes.
 
     Attributes:
-        status: of HTTP; 200 for an error line within a stream.
-        said: the server's own words, at full length.
+        status: the HTTP status; 200 for an error line within a stream.
+        said: the server's own message in full.
     """
 
     def __init__(self, server: Server, status: int, said: str, *, model: str = "") -> None:
@@ -333,11 +333,11 @@ class UnexpectedResponse(LLMError):
 
 
 class AccessDenied(UnexpectedResponse):
-    """The server wants a key or a sign-in (401), or refuses this client (403).
+    """The server requires a key or a sign-in (401), or refuses this client (403).
 
     Attributes:
         signin_url: where to sign in, or "".
-        key_withheld: a key is configured, but the connection is not safe enough to send it.
+        key_withheld: a key is configured, but was not sent: the connection is not encrypted.
     """
 
     signin_url = ""
@@ -349,11 +349,11 @@ class ContextTooLong(UnexpectedResponse):
 
 
 class Redirected(UnexpectedResponse):
-    """The server answers at another address: `said`."""
+    """The server redirects to another address: `said`."""
 
 
 class WrongForm(UnexpectedResponse):
-    """The answer is not the JSON that the API promises."""
+    """The response is not the JSON that the API specifies."""
 
     def __init__(self, server: Server, said: str) -> None:
         super().__init__(server, 200, said)
@@ -363,8 +363,8 @@ class EndpointMissing(UnexpectedResponse):
     """The server does not have a path of the API that was expected.
 
     Attributes:
-        api: what else it has: "ollama" where it knows other parts of Ollama's API, "openai" where
-            it has OpenAI's, else "".
+        api: the API that it has instead: "ollama" for other parts of Ollama's API, "openai" for
+            OpenAI's API, else "".
     """
 
     def __init__(self, server: Server, status: int, said: str, path: str, api: str) -> None:
@@ -388,7 +388,7 @@ def shorten(text: str, limit: int = 300) -> str:
 
 
 def status_phrase(status: int) -> str:
-    """Return a status with its name.
+    """Return a status code with its name.
 
     >>> status_phrase(404)
     '404 Not Found'
@@ -400,7 +400,7 @@ def status_phrase(status: int) -> str:
 
 
 def capital(title: str) -> str:
-    """Return a title as a sentence begins with it; a product is written as it is.
+    """Return a title for the beginning of a sentence; product names keep their case.
 
     >>> capital("the server at http://box"), capital("vLLM at http://box")
     ('The server at http://box', 'vLLM at http://box')

@@ -1,4 +1,4 @@
-"""What a server's response that is an error means."""
+"""Find out which error a server's response means."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ _LOAD_FAILED = re.compile(
 def explain(error: UnexpectedResponse, http: Http, *, model: str, path: str) -> LLMError:
     """Return the error that a response means.
 
-    The texts differ between Ollama's releases 0.5 to 0.33, so they are matched loosely, and the
-    server's own words are part of each message.
+    The texts differ between Ollama's releases 0.5 to 0.33, so they are matched loosely, and each
+    message quotes the server.
 
     Args:
         error: the response, with the whole body; status 200 for an error line inside a stream.
-        http: to find out which API the server has, where it lacks the path.
-        model: that was asked for, or "".
-        path: that was asked for.
+        http: to find out which API the server has if it lacks the path.
+        model: the requested model, or "".
+        path: the requested path.
     """
     if type(error) is not UnexpectedResponse:
-        return error  # a redirect, or no JSON
+        return error  # a redirect, or not JSON
     server, status = http.server, error.status
     said, signin_url = error.said, ""
     with contextlib.suppress(ValueError, RecursionError):
@@ -77,7 +77,7 @@ def explain(error: UnexpectedResponse, http: Http, *, model: str, path: str) -> 
             fields = cast("Json", body)
             said, signin_url = words_of(fields) or said, str(fields.get("signin_url") or "")
     said = shorten(said)
-    # An error line in a stream has status 200, so the text decides wherever it can.
+    # An error line in a stream has status 200, so the text decides if possible.
     if _OUT_OF_MEMORY.search(said):
         return OutOfMemory(model, server, said)
     if _CONTEXT.search(said):
@@ -92,7 +92,7 @@ def explain(error: UnexpectedResponse, http: Http, *, model: str, path: str) -> 
         return ModelNotFound(model, server)
     if model and server.kind != "ollama" and _LOAD_FAILED.search(said):
         return LoadFailed(model, server, said.rstrip("."))
-    # LM Studio answers 200 to a path that it does not know.
+    # LM Studio answers 200 to an unknown path.
     if status == HTTPStatus.NOT_FOUND or said.startswith("Unexpected endpoint"):
         other = _other_api(http) if server.kind == "ollama" else ""
         return EndpointMissing(server, status, said, path, other)
@@ -107,7 +107,7 @@ def explain(error: UnexpectedResponse, http: Http, *, model: str, path: str) -> 
 
 
 def words_of(body: Json) -> str:
-    """Return a server's own words from the body of an error, or "".
+    """Return a server's own message from the body of an error, or "".
 
     >>> words_of({"error": "model 'x' not found"})  # Ollama
     "model 'x' not found"
@@ -136,7 +136,7 @@ def _message(value: Any) -> str:
 
 
 def _other_api(http: Http) -> str:
-    """Return the API of a server that lacks a path: "ollama" in part, "openai", or ""."""
+    """Return the API of a server that lacks a path: "ollama" (a part of it), "openai", or ""."""
     deadline = time.monotonic() + _PROBE_TIMEOUT_S
     if _probe(http, "/api/version", deadline).get("version"):
         return "ollama"
@@ -147,7 +147,7 @@ def _other_api(http: Http) -> str:
 
 
 def _probe(http: Http, path: str, deadline: float) -> Json:
-    """Return the JSON object at a path, or {} where none arrives before the deadline."""
+    """Return the JSON object at a path, or {} if none arrives before the deadline."""
     with contextlib.suppress(LLMError, Cancelled, ValueError, RecursionError):
         value: Any = json.loads(http.get(path, lambda: time.monotonic() > deadline))
         return cast("Json", value) if isinstance(value, dict) else {}

@@ -1,9 +1,10 @@
-"""HTTP to one language-model server, with a cancel that works at any moment.
+"""HTTP requests to one language-model server that can be cancelled at any moment.
 
-`requests` blocks until the first byte, and a server sends none while it loads a model and reads the
-prompt. So a thread makes each request. The caller's thread waits on a queue, polls `cancelled` and
-keeps the deadlines. To cancel, it shuts the socket down: the blocked read ends, the server sees the
-connection close and stops its work. (`Session.close` from another thread does not do that.)
+`requests` blocks until the first byte, and a server sends none while it loads a model and processes
+the prompt. So a thread makes each request. The caller's thread waits on a queue, polls `cancelled`
+and keeps the deadlines. To cancel, it shuts the socket down: the blocked read ends, and the server
+detects the closed connection and stops its work. (`Session.close` from another thread does not do
+that.)
 """
 
 from __future__ import annotations
@@ -41,16 +42,16 @@ Json: TypeAlias = dict[str, Any]
 CancelCheck: TypeAlias = Callable[[], bool]
 
 POLL_S = 0.1
-"""How often `cancelled` is polled at least, in seconds."""
+"""The longest time between two polls of `cancelled`, in seconds."""
 GATHER_S = 0.01
 """How long lines gather in the socket, in seconds: a wake-up costs more CPU time than a token."""
 MAX_LINE_BYTES = 16 * 1024 * 1024
-"""A longer line or body is refused: memory stays bounded whatever the server sends."""
+"""Longer lines and bodies are refused, so that memory stays bounded whatever the server sends."""
 _MAX_ERROR_BYTES = 64 * 1024
 _WAITED_S = 0.0003
-"""A read that took longer, in seconds, had to wait: nothing more has arrived yet."""
+"""A read that took longer than this, in seconds, had to wait: no more data has arrived yet."""
 _THREAD_GRACE_S = 5.0
-"""How much longer than the caller the thread waits, so that the caller's deadline comes first."""
+"""How much longer the thread waits than the caller, so that the caller's deadline comes first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,8 @@ class Timeouts:
 
     Attributes:
         connect_s: for the connection; a server on the local network needs milliseconds.
-        first_byte_s: for the first byte of an answer. Ollama is silent while it loads a model and
-            reads the prompt, and gives up on a stalled load after 5 minutes.
+        first_byte_s: for the first byte of an answer. Ollama sends nothing while it loads a model
+            and processes the prompt, and aborts a stalled load after 5 minutes.
         silence_s: between two tokens.
         quick_s: for calls that need no model.
     """
@@ -88,7 +89,7 @@ class Http:
         return self._body("GET", path, None, cancelled)
 
     def post(self, path: str, body: Json, cancelled: CancelCheck | None = None) -> bytes:
-        """Send `body` as JSON, return the body of the answer."""
+        """Send `body` as JSON and return the body of the response."""
         return self._body("POST", path, body, cancelled)
 
     def stream(
@@ -100,12 +101,12 @@ class Http:
         first_byte_s: float | None = None,
         cancelled: CancelCheck | None = None,
     ) -> Generator[bytes]:
-        """Send `body` as JSON and yield each line of the answer as it arrives, without blank ones.
+        """Send `body` as JSON and yield each line of the response as it arrives, except blank ones.
 
         Closing the iterator closes the connection, so that the server stops.
 
         Args:
-            doing: what the server does meanwhile, for the message of a time-out.
+            doing: what the server does during the request, for the message of a time-out.
             first_byte_s: overrides `timeouts.first_byte_s`, in seconds.
         """
         first_s = first_byte_s or self.timeouts.first_byte_s
@@ -147,10 +148,10 @@ class Http:
 
 
 def json_object(text: bytes, server: Server) -> Json:
-    """Return the JSON object that `text` holds.
+    """Return the JSON object in `text`.
 
     Raises:
-        WrongForm: it holds something else.
+        WrongForm: `text` is something else.
     """
     try:
         value: Any = json.loads(text)
@@ -162,7 +163,7 @@ def json_object(text: bytes, server: Server) -> Json:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """Return the cause behind the errors that libraries wrapped around it."""
+    """Return the original cause of an error that libraries have wrapped."""
     while True:
         inner = getattr(error, "reason", None)
         if not isinstance(inner, BaseException):
@@ -174,7 +175,7 @@ def innermost(error: BaseException) -> BaseException:
 
 
 class _Call(threading.Thread):
-    """The thread that sends one request and reads its answer."""
+    """The thread that sends one request and reads its response."""
 
     def __init__(
         self, client: Http, method: str, path: str, body: Json | None, read_s: float
@@ -197,7 +198,7 @@ class _Call(threading.Thread):
         self._ended = self._aborted = False
 
     def wait(self, limit_s: float, cancelled: CancelCheck | None) -> list[bytes] | None:
-        """Return the next lines, None at the end; raise what the thread met, or TimeoutError."""
+        """Return the next lines, None at the end; raise the thread's error, or TimeoutError."""
         deadline = time.monotonic() + limit_s
         while True:
             if cancelled is not None and cancelled():
@@ -213,13 +214,13 @@ class _Call(threading.Thread):
                 return read
 
     def abort(self) -> None:
-        """Close the connection, unless the answer was read to its end."""
+        """Close the connection, unless the response was read to its end."""
         if not self._ended:
             with self._lock:
                 self._aborted = True
                 if self._socket is not None:
                     _shut(self._socket)
-        # Only a name look-up or a connection being made holds the thread, for connect_s at most.
+        # Only a DNS lookup or a pending connection can delay the thread, for connect_s at most.
         self.join(timeout=None if self._ended else POLL_S)
 
     def uses(self, sock: socket.socket) -> None:
@@ -262,9 +263,9 @@ def _check_status(response: requests.Response, server: Server) -> None:
 
 
 def split_lines(response: requests.Response, server: Server) -> Iterator[list[bytes]]:
-    """Yield the lines of each piece of a body, split at newlines only, without blank ones.
+    """Yield the lines of each part of a body, split at newlines only, without blank ones.
 
-    A chunked body (Ollama's) is read chunk by chunk. Any other is read in small pieces, or the
+    A chunked body (Ollama's) is read chunk by chunk. Other bodies are read in small parts, or the
     library would wait for the end.
     """
     chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
@@ -295,23 +296,23 @@ def _encoded(body: Json) -> bytes:
 
 def _shut(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        # The plain method: that of an SSL socket takes the TLS state away from the reader.
+        # The plain method: that of an SSL socket would remove the TLS state that the reader uses.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _in_words(cause: BaseException) -> str:
-    """A cause in words: "Connection refused"."""
+    """Return a cause in plain words, such as "Connection refused"."""
     if isinstance(cause, socket.timeout):
-        return "no connection within the time"
+        return "the connection timed out"
     if isinstance(cause, (ValueError, http.client.IncompleteRead)):
-        return "it ended in the middle of the answer"  # not the parser's words for that
+        return "it ended in the middle of the answer"  # clearer than the parser's message
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
     return " ".join(str(cause).split())[:120] or type(cause).__name__
 
 
 class _ReportsSocket:
-    """A connection that tells the call which it serves its socket."""
+    """A connection that reports its socket to the `_Call` that uses it."""
 
     sock: Any
 
@@ -350,7 +351,7 @@ class _Adapter(HTTPAdapter):
         return pool
 
     def close(self) -> None:
-        # urllib3 leaves this to the garbage collector, and a traceback may hold on to a pool.
+        # urllib3 leaves this to the garbage collector, and a traceback may keep a pool alive.
         while self._pools:
             self._pools.pop().close()
         super().close()
@@ -358,7 +359,7 @@ class _Adapter(HTTPAdapter):
 
 def _new_session(server: Server) -> requests.Session:
     session = requests.Session()
-    # A proxy never serves this machine; half of all "cannot connect" reports are one.
+    # Never use a proxy for this machine: it causes half of all "cannot connect" reports.
     session.trust_env = not server.is_loopback
     session.mount("http://", _Adapter())
     session.mount("https://", _Adapter())

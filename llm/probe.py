@@ -1,7 +1,7 @@
-"""Find out which kind of server answers at an address, by the shape of what it answers.
+"""Find out which kind of server is at an address, from the structure of its responses.
 
-Never by a status: LM Studio answers 200 to every unknown path, llama-swap has a version like
-Ollama's, and one llama-server lists models as a router does.
+A status is no proof: LM Studio answers 200 to every unknown path, llama-swap has a version like
+Ollama's, and a single llama-server lists models like a router.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ PORTS = (11434, 1234, 8080, 8000)
 PROBE_TIMEOUT_S = 2.0
 """For all probes of a server together."""
 _KNOWN_S = 10.0
-"""How long a proven kind of a given address is believed."""
+"""How long the proven kind of a given address is cached."""
 
 _MISSING: Json = {}
-"""In place of the body of a path that the server does not have."""
+"""The body returned for a path that the server does not have."""
 _LOADING: Json = {}
-"""In place of any body of llama-server, while it loads its model."""
+"""The body returned for any path of a llama-server that is loading its model."""
 
 _Get: TypeAlias = Callable[[str], Json]
 _Proof: TypeAlias = tuple[str, Callable[[_Get], bool]]
@@ -48,20 +48,20 @@ _lock = threading.Lock()
 
 
 def identify(server: Server, cancelled: CancelCheck | None = None) -> Server:
-    """Return `server` with its kind, and with its address where it is to be searched for.
+    """Return `server` with its kind, and with its address if it has to be searched for.
 
-    Only GET requests are sent, and none of them loads a model. A search looks at loopback
-    addresses only, and sends no key.
+    Sends only GET requests, none of which loads a model. A search uses only loopback addresses,
+    and sends no key.
 
     Raises:
         NoServer: the search found nothing.
-        LLMError: the address does not answer, or with nothing that is known.
+        LLMError: the address does not answer, or not like any known server.
         Cancelled: as for any request.
     """
     if server.search:
         for found in find_servers(cancelled):
             if server.kind in ("", found.kind):
-                # OLLAMA_API_KEY is no key of another server that happens to run here.
+                # OLLAMA_API_KEY is not for other servers that happen to run here.
                 key = server.api_key if found.kind == "ollama" else None
                 return replace(server, url=found.url, kind=found.kind, search=False, api_key=key)
         raise NoServer(server, PORTS)
@@ -96,7 +96,7 @@ def _in_thread(port: int) -> Future[Server | None]:
     def look() -> None:
         try:
             kind = _kind_at(server, (_OLLAMA_LIST, *_PROOFS[1:]))
-        except Exception:  # noqa: BLE001 - whatever listens there is no server of ours
+        except Exception:  # noqa: BLE001 - some other program listens there
             future.set_result(None)
         else:
             future.set_result(replace(server, name=kind, kind=kind))
@@ -142,7 +142,7 @@ def _kind_at(server: Server, proofs: Sequence[_Proof], cancelled: CancelCheck | 
         if cancelled is not None and cancelled():
             raise
         if set(version) == {"version"}:
-            return "ollama"  # another of its paths hangs, and will be reported by the run
+            return "ollama"  # another path hangs; the run will report that
         doing = "telling what kind of server it is"
         raise ServerTimeout(server, doing, PROBE_TIMEOUT_S) from None
     finally:
@@ -153,7 +153,7 @@ def _kind_at(server: Server, proofs: Sequence[_Proof], cancelled: CancelCheck | 
 def _is_ollama(get: _Get) -> bool:
     if set(get("/api/version")) != {"version"}:
         return False
-    # oai2ollama copies Ollama's lists, and no chat.
+    # oai2ollama copies Ollama's lists, but not its chat.
     return not (get("/api/ps") is _MISSING and _is_openai(get))
 
 
@@ -195,11 +195,11 @@ _PROOFS: Sequence[_Proof] = (
     ("openai", _is_openai),
 )
 _OLLAMA_LIST: _Proof = ("ollama", _is_ollama_with_list)
-"""For a search: Open WebUI, which may be on port 8080, has a version like Ollama's and no list."""
+"""For a search: Open WebUI, often on port 8080, has a version like Ollama's but no list."""
 
 
 def _list(body: Json, key: str) -> list[Json] | None:
-    """The objects in a list of a body that is no error, None where there is no such list."""
+    """Return the objects of a list in a body; None if there is no such list, or it is an error."""
     value = body.get(key)
     if not isinstance(value, list) or body.get("error"):
         return None

@@ -1,4 +1,4 @@
-"""Retry where that is safe: nothing of an answer has come, and the cause may pass."""
+"""Retry after temporary failures, but only while no part of an answer has arrived."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ T = TypeVar("T")
 
 _BUSY = 503
 _MAX_BREAKS = 2
-"""A connection that breaks each time is a crash caused by the request; retrying will not help."""
+"""A connection that breaks every time means that the request crashes the server."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
-    """How often and how long a request is sent again; the pause doubles each time.
+    """How often and how long to retry; the pause doubles each time.
 
     Attributes:
-        count: retries at most; 0: never. After a broken connection: 2 at most.
-        limit_s: seconds after the first failure within which the last retry may begin.
-        start_s: the same for a server that has not answered yet: it may be starting, or not there.
+        count: the most retries; 0: none. After a broken connection: 2 at most.
+        limit_s: the last retry starts within this many seconds after the first failure.
+        start_s: the same for a server that has not answered yet: it may be starting, or absent.
         first_pause_s: seconds before the first retry.
     """
 
@@ -78,19 +78,19 @@ def with_retries(
     on_retry: Callable[[LLMError, float], None] | None = None,
     make_room: Callable[[], bool] | None = None,
 ) -> T:
-    """Return what `request` returns, called again after a failure that may pass.
+    """Return what `request` returns; call it again after temporary failures.
 
-    `request` must raise something else (IncompleteAnswer) once a part of the answer has come.
+    `request` must raise a different error (IncompleteAnswer) once part of the answer has arrived.
 
     Args:
         answered: the server has answered something before.
         cancelled: polled while waiting.
         on_retry: called before each pause with the error and the seconds.
-        make_room: called after OutOfMemory; True: something was freed, try again.
+        make_room: called after OutOfMemory; returns True if it freed memory, to try again.
 
     Raises:
-        Cancelled: while waiting.
-        LLMError: what `request` raised last.
+        Cancelled: `cancelled` returned True while waiting.
+        LLMError: the last error of `request`.
     """
     started: float | None = None
     tried = 0

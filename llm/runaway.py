@@ -1,18 +1,18 @@
-"""Notice an answer that goes round in circles."""
+"""Detect an answer that repeats itself."""
 
 from __future__ import annotations
 
 WINDOW = 1000
-"""So many characters at the end of an answer must be one phrase again and again."""
+"""The number of characters at the end of an answer that must be one repeated phrase."""
 LONGEST_PHRASE = 100
-"""In characters; it stands in the window ten times and more."""
+"""In characters; the window contains it at least ten times."""
 
 
 class RepeatGuard:
-    """Reads along, and says when the end of the text is only a phrase that repeats itself.
+    """Detects that the end of a growing text is only one repeated phrase.
 
-    Ollama ends an answer after some thirty equal tokens, but a phrase of two or more goes on until
-    num_predict is used up.
+    Ollama stops an answer after about thirty equal tokens, but not a repeated phrase of two or more
+    tokens: that continues up to num_predict.
 
     >>> guard = RepeatGuard()
     >>> any(guard.feed("blue, ") for _ in range(100))
@@ -28,7 +28,7 @@ class RepeatGuard:
         self._unread = ""
 
     def feed(self, piece: str) -> bool:
-        """Take the next piece; True when the text has become a loop."""
+        """Add the next chunk; return True if the text has become a loop."""
         self._unread += piece
         if len(self._unread) < LONGEST_PHRASE:
             return False
@@ -38,7 +38,7 @@ class RepeatGuard:
 
 
 def repeats(text: str) -> bool:
-    """Whether a text is one phrase of at most 100 characters again and again.
+    """Return whether a text is one repeated phrase of at most 100 characters.
 
     >>> repeats("abc" * 100), repeats("abc" * 100 + "d")
     (True, False)

@@ -1,7 +1,7 @@
-"""Which language-model server to use: the environment, a file with named servers, or a search.
+"""Which language-model server to use: by the environment, a file with named servers, or a search.
 
-A workflow may name a server but never give its address: workflows come from strangers, and an
-address in one would make this machine send images and keys wherever its author likes.
+A workflow may name a server but never contain its address: anyone can share a workflow, and an
+address in it could make this machine send images and keys to the workflow's author.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KINDS = {
     "vllm": "vLLM",
     EMBEDDED: "the embedded engine",
 }
-"""The kinds of servers, by the names in image-refinery.toml, and what people call them."""
+"""The kinds of servers: their names in image-refinery.toml, and their product names."""
 DEFAULT_URL = "http://127.0.0.1:11434"
 DEFAULT_NAME = "default"
 CONFIG_NAME = "image-refinery.toml"
@@ -50,12 +50,12 @@ class Server:
         name: the name in image-refinery.toml, or "default".
         url: base URL without credentials and without a trailing slash, or "embedded".
         kind: one of `KINDS`; "": not known yet (see `llm.probe`).
-        search: no address was given: the server is looked for on this machine.
+        search: there is no address: search for the server on this machine.
         api_key: sent as a bearer token, over https or to loopback only.
-        login: user and password that stood in the URL.
-        shares_gpu: whether its models live in the GPU that ComfyUI uses; None: find out.
-        unload: whether models are unloaded after their stage; None: by the kind of server.
-        assume: capabilities that its models have, whatever it says ("vision").
+        login: user and password from the URL.
+        shares_gpu: whether its models are on the GPU that ComfyUI uses; None: find out.
+        unload: whether to unload models after their stage; None: depends on the kind of server.
+        assume: capabilities that its models have even if it does not report them ("vision").
     """
 
     name: str = DEFAULT_NAME
@@ -70,19 +70,19 @@ class Server:
 
     @property
     def product(self) -> str:
-        """What people call this kind of server: "Ollama"; "" where the kind is not known."""
+        """The product name, such as "Ollama"; "" if the kind is not known."""
         return KINDS.get(self.kind, "")
 
     @property
     def title(self) -> str:
-        """The server in a sentence: "Ollama at http://127.0.0.1:11434"."""
+        """The server's name in a message: "Ollama at http://127.0.0.1:11434"."""
         if self.is_embedded:
             return self.product
         return f"{self.product or 'the server'} at {self.url}"
 
     @property
     def where(self) -> str:
-        """Where a model is: "on the Ollama server at http://127.0.0.1:11434"."""
+        """A model's location in a message: "on the Ollama server at http://127.0.0.1:11434"."""
         if self.is_embedded:
             return "in the embedded engine"
         name = self.product if "server" in self.product else f"{self.product} server".strip()
@@ -100,26 +100,26 @@ class Server:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the address can only be this machine."""
+        """Whether the address always means this machine."""
         return self.is_embedded or is_loopback(self.host)
 
     @property
     def may_send_key(self) -> bool:
-        """A secret travels over https, or does not leave the machine."""
+        """Whether a secret may be sent: over https, or within this machine."""
         return self.url.startswith("https://") or self.is_loopback
 
     @property
     def is_this_machine(self) -> bool:
-        """Loopback, Docker's name for the host, or a name that resolves to an address of ours."""
+        """Whether the host is loopback, Docker's host, or a name that resolves to this machine."""
         return self.is_loopback or _is_local_host(self.host, int(time.monotonic() / _DNS_KEPT_S))
 
 
 def parse_host(text: str) -> str:
     """Return the base URL for any form of host that Ollama accepts in OLLAMA_HOST.
 
-    A wildcard address, which a server listens on, becomes the loopback address, which a client can
+    A wildcard address, on which a server listens, becomes the loopback address, which a client can
     reach. `localhost` becomes 127.0.0.1: Windows tries ::1 for two seconds first. Credentials are
-    dropped here; see `parse_login`.
+    dropped; see `parse_login`.
 
     >>> parse_host("")
     'http://127.0.0.1:11434'
@@ -214,11 +214,11 @@ def find_server(
     config: Path | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Server:
-    """Return the server that `name` stands for, which is not asked anything yet.
+    """Return the server with this name, without sending a request.
 
-    "default" (or an empty name) is OLLAMA_BASE_URL, else the entry that the file's `default` names,
-    else OLLAMA_HOST, else what a search on this machine finds. Any other name is looked up in the
-    file; the names of kinds ("lmstudio") need no entry there.
+    "default" (or an empty name) is OLLAMA_BASE_URL, else the file's `default` entry, else
+    OLLAMA_HOST, else a server found by a search on this machine. Any other name is looked up in
+    the file; the names of kinds ("lmstudio") need no entry there.
 
     Args:
         config: path of image-refinery.toml; None: `config_path()`.
@@ -243,7 +243,7 @@ def find_server(
 
 
 def split_model(name: str, server: str = DEFAULT_NAME) -> tuple[str, str]:
-    """Return the model and the name of the server that a choice such as "llava @ box" means.
+    """Return the model and the server's name in a choice such as "llava @ box".
 
     >>> split_model("llava:7b @ box"), split_model("llava:7b", "box"), split_model("a@q4")
     (('llava:7b', 'box'), ('llava:7b', 'box'), ('a@q4', 'default'))
@@ -253,7 +253,7 @@ def split_model(name: str, server: str = DEFAULT_NAME) -> tuple[str, str]:
 
 
 def server_names(config: Path | None = None) -> list[str]:
-    """Return "default" and the names in the file; an unreadable file has none."""
+    """Return "default" and the names in the file; an unreadable file counts as empty."""
     try:
         entries = _read(config or config_path())
     except ServerConfigError:
@@ -264,7 +264,7 @@ def server_names(config: Path | None = None) -> list[str]:
 
 
 def config_path() -> Path:
-    """Where image-refinery.toml is looked for: in custom_nodes, that is ComfyUI's user folder."""
+    """Return the path of image-refinery.toml: for a pack in custom_nodes, ComfyUI's user folder."""
     if PACK.parent.name == "custom_nodes":
         return PACK.parents[1] / "user" / CONFIG_NAME
     import platformdirs
@@ -273,7 +273,7 @@ def config_path() -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    # Imported here: it costs several milliseconds, and most people have no such file.
+    # Imported here: it takes several milliseconds, and most users have no such file.
     if not path.is_file():
         return {}
     if sys.version_info >= (3, 11):
@@ -338,7 +338,7 @@ def _named(name: str, entries: Mapping[str, Any], environ: Mapping[str, str]) ->
 def _server(name: str, address: str, key: str | None = None) -> Server:
     if address.strip().lower() == EMBEDDED:
         return Server(name=name, url=EMBEDDED, kind=EMBEDDED)
-    # Where other programs want the address of OpenAI's API, "/v1" is a part of it.
+    # Other programs expect "/v1" in the address of OpenAI's API, so users may write it.
     url = parse_host(address).removesuffix("/v1")
     return Server(name=name, url=url, kind="", api_key=key, login=parse_login(address))
 
@@ -379,7 +379,7 @@ def _bad_address(what: str) -> ServerConfigError:
 
 @lru_cache(maxsize=64)
 def _is_local_host(host: str, period: int) -> bool:
-    """Whether a name means this machine; looked up once in each period of `_DNS_KEPT_S`."""
+    """Return whether a name means this machine; looks it up once per period of `_DNS_KEPT_S`."""
     if host.lower() == "host.docker.internal":
         return True
     try:
@@ -390,7 +390,7 @@ def _is_local_host(host: str, period: int) -> bool:
 
 
 def _is_local_address(address: str) -> bool:
-    """A socket can be bound to an address of this machine only."""
+    """Return whether an address is this machine's: only then can a socket be bound to it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:

@@ -1,4 +1,4 @@
-"""Keep a model's thinking apart from its answer."""
+"""Separate a model's thinking from its answer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ _OPEN, _CLOSE = "<think>", "</think>"
 
 
 class ThinkSplitter:
-    """Take a leading <think>...</think> out of a streamed answer.
+    """Removes a leading <think>...</think> from a streamed answer.
 
-    Servers before 0.12.4, and community models without a thinking template, send the thinking
-    inside the text. Only a block at the very beginning counts: an answer may speak of the tag.
+    Ollama before 0.12.4, and community models without a thinking template, send the thinking
+    inside the text. Only a block at the very beginning counts: an answer may mention the tag.
 
     >>> splitter = ThinkSplitter()
     >>> pieces = ("  <thi", "nk>a red ", "ball</th", "ink>\\nA ball", ".")
@@ -28,7 +28,7 @@ class ThinkSplitter:
         self._state = "start"
 
     def feed(self, piece: str) -> str:
-        """Return what of the answer is known to be text after this piece."""
+        """Add a chunk; return the part of the answer that is now known to be text."""
         if self._state == "text":
             return piece
         self._held += piece
@@ -49,7 +49,7 @@ class ThinkSplitter:
         return ""
 
     def finish(self) -> str:
-        """Return what was still held back when the stream ended."""
+        """Return the text that was still held back when the stream ended."""
         if self._state == "thinking":
             self.thinking, self._held = self._held, ""
         return self._release().strip()
@@ -61,9 +61,9 @@ class ThinkSplitter:
 
 
 def split_unopened(text: str) -> tuple[str, str]:
-    """Return the thinking and the answer of a text whose <think> stood in the prompt.
+    """Return the thinking and the answer of a text whose <think> was in the prompt.
 
-    Then the answer holds only the end of the block, on a separate line.
+    Then the answer contains only the closing tag, on a separate line.
 
     >>> split_unopened("A red ball.\\n</think>\\n\\nA ball.")
     ('A red ball.\\n', '\\n\\nA ball.')

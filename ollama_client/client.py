@@ -35,7 +35,7 @@ from ..llm.retry import Retries
 from ..llm.servers import Server, find_server
 
 UNLOAD_TIMEOUT_S = 15.0
-"""How long an unload may take: Ollama waits up to 5 s for the driver, and for a running request."""
+"""How long an unload may take: Ollama waits up to 5 s for the driver, plus for running requests."""
 
 _SHORT_UNLOAD_S = 1.0
 """How long an unload may take on a server whose /api/ps never changes."""
@@ -77,12 +77,12 @@ class OllamaClient:
         self._http.close()
 
     def copy(self) -> OllamaClient:
-        """Return another client of the same server, which is closed apart from this one."""
+        """Return another client of the same server; it has to be closed separately."""
         return replace(self)
 
     @property
     def unloads_always(self) -> bool:
-        """True: an unload costs others who use Ollama one load at most."""
+        """True: at most, other users of Ollama have to load the model again."""
         return True
 
     def ignored(self, options: Mapping[str, Any]) -> Sequence[str]:
@@ -98,17 +98,17 @@ class OllamaClient:
         return str(self._get("/api/version").get("version", ""))
 
     def list(self, cancelled: CancelCheck | None = None) -> Sequence[Model]:
-        """Return the installed models; capabilities where the server lists them (0.30 on)."""
+        """Return the installed models, with capabilities if the server lists them (since 0.30)."""
         reply = self._get("/api/tags", cancelled)
         models = [_model(entry) for entry in _objects(reply.get("models"))]
-        # Where no capabilities are listed, `show` assumes beside what it finds out.
+        # Without listed capabilities, `show` adds the assumed ones to those that it finds.
         return [with_assumed(m, self.server) if m.capabilities is not None else m for m in models]
 
     def show(self, model: Model, cancelled: CancelCheck | None = None) -> Model:
         """Return `model` with its capabilities and context length.
 
-        The answer of /api/show is kept by server, name and digest, for as long as the process runs,
-        and not kept for a model without a digest. Without /api/show the capabilities stay unknown.
+        The response of /api/show is cached by server, name and digest for the life of the process,
+        except for a model without a digest. Without /api/show the capabilities stay unknown.
 
         Raises:
             ModelNotFound: the server does not have it.
@@ -123,7 +123,7 @@ class OllamaClient:
             try:
                 known = self._show(model, cancelled)
             except EndpointMissing:
-                # Not remembered: a proxy also answers 404 while its server restarts.
+                # Not cached: a proxy also answers 404 while its server restarts.
                 return with_assumed(model, self.server)
             if model.digest:
                 with _lock:
@@ -163,7 +163,7 @@ class OllamaClient:
         """Return the installed model of that name, as `show` does.
 
         Args:
-            models: what `list` returned; None: ask for it.
+            models: the result of `list`; None: call it.
 
         Raises:
             ModelNotFound: the server does not have it.
@@ -198,21 +198,21 @@ class OllamaClient:
         timeout_s: float | None = None,
         cancelled: CancelCheck | None = None,
     ) -> Generator[str, None, Answer]:
-        """Yield the pieces of the answer as they come; return the whole `Answer`.
+        """Yield the answer in chunks as they arrive; return the whole `Answer`.
 
         Closing the generator closes the connection, and Ollama stops. `collect` runs it to its end.
 
         Args:
-            options: Ollama's own names (temperature, num_ctx, ...); a change of num_ctx between
-                two calls makes the server load the model again.
+            options: by Ollama's own names (temperature, num_ctx, ...); if num_ctx changes between
+                two calls, the server reloads the model.
             think: leave it None for models without thinking: some servers refuse any value.
             format: "json", or a JSON schema.
             keep_alive: seconds that the model stays loaded after the answer, or text such as "5m".
             timeout_s: for the first byte; None: as in `timeouts`.
 
         Raises:
-            EmptyAnswer, IncompleteAnswer: as `llm.answers.stream_answer` says, which also cuts
-                what continues after num_predict.
+            EmptyAnswer, IncompleteAnswer: as in `llm.answers.stream_answer`, which also cuts an
+                answer that exceeds num_predict.
             LLMError: any other; see `llm.errors`.
         """
         body: Json = {"model": model, "messages": list(messages), "stream": True}
@@ -241,7 +241,7 @@ class OllamaClient:
         timeout_s: float | None = None,
         cancelled: CancelCheck | None = None,
     ) -> None:
-        """Load a model and return when it is loaded. Give the num_ctx that the chats will have."""
+        """Load a model and return when it is loaded. Pass the num_ctx of the chats that follow."""
         body: Json = {"model": model, "messages": []}
         if options:
             body["options"] = dict(options)
@@ -265,9 +265,9 @@ class OllamaClient:
     ) -> Unloaded:
         """Unload a model and poll /api/ps until it is gone, for `limit_s` seconds at most.
 
-        A model that is not loaded, and a cloud model, is left alone; calling twice is safe.
-        KoboldCpp always lists its one model: after an unload that reached its limit, the next ones
-        on the same server wait 1 s, until a model leaves /api/ps.
+        Does nothing for a model that is not loaded and for a cloud model, so calling twice is safe.
+        KoboldCpp always lists its one model: after an unload that reached its limit, later ones on
+        the same server wait only 1 s, until a model disappears from /api/ps.
         """
         request: Json = {"model": model, "keep_alive": 0}
         try:
@@ -292,14 +292,14 @@ class OllamaClient:
                     _still_listed[self.url] = _names(loaded)
                 return Unloaded(model=model, vram_bytes=0, confirmed=False)
             time.sleep(pause_s)
-            # A look takes 2 ms, and the next model waits for what is noticed late.
+            # A poll takes 2 ms, and the next model waits until this detects the unload.
             pause_s = min(pause_s * 1.1, 0.05)
         with _lock:
             _still_listed.pop(self.url, None)
         return Unloaded(model=model, vram_bytes=before.vram_bytes)
 
     def pull(self, model: str, cancelled: CancelCheck | None = None) -> Iterator[PullProgress]:
-        """Fetch a model from Ollama's library, yielding progress; closing the iterator cancels."""
+        """Download a model from Ollama's library, yielding progress; closing it cancels."""
         status = ""
         for line in self._stream(
             "/api/pull",
@@ -318,7 +318,7 @@ class OllamaClient:
             raise IncompleteAnswer(model, self.server, characters=0, why=why)
 
     def _ps_never_changes(self, loaded: Sequence[LoadedModel]) -> bool:
-        """Whether an unload reached its limit here, and no model has left /api/ps since then."""
+        """Return whether an unload reached its limit, and /api/ps has lost no model since then."""
         with _lock:
             listed = _still_listed.get(self.url)
             unchanged = listed is not None and listed <= _names(loaded)
@@ -343,7 +343,7 @@ class OllamaClient:
                 yield self._checked(line)
 
     def _checked(self, text: bytes) -> Json:
-        """Return the object that `text` holds, or raise the error that it reports."""
+        """Return the object in `text`, or raise the error that it reports."""
         reply = json_object(text, self.server)
         if reply.get("error"):
             said = words_of(reply) or text.decode("utf-8", "replace")
@@ -352,7 +352,7 @@ class OllamaClient:
 
     @contextlib.contextmanager
     def _explained(self, path: str, model: str = "") -> Iterator[None]:
-        """Turn a response that is an error into the class that says what it means."""
+        """Replace an error response by the specific error that it means."""
         try:
             yield
         except UnexpectedResponse as error:
@@ -371,7 +371,7 @@ def same_model(one: str, other: str) -> bool:
 
 
 _known_by_digest: dict[tuple[str, str, str], Model] = {}
-"""What /api/show returned, by server URL, name and digest."""
+"""The results of /api/show, by server URL, name and digest."""
 _still_listed: dict[str, frozenset[str]] = {}
 """The models that /api/ps still listed when an unload reached its limit, by server URL."""
 _lock = Lock()

@@ -1,4 +1,4 @@
-"""The embedded engine as a Backend: models run by llama.cpp in processes of this program."""
+"""The embedded engine as a Backend: llama.cpp runs the models in worker processes."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ log = logging.getLogger(__name__)
 
 DEFAULT_NUM_CTX = 4096
 MIN_VISION_NUM_CTX = 2048
-"""A vision model gets no less, as in Ollama: an image alone takes hundreds of tokens."""
+"""The least for a vision model, as in Ollama: an image alone takes hundreds of tokens."""
 _LOAD_OPTIONS = ("num_ctx", "num_gpu", "num_batch", "num_thread", "use_mmap")
 _UNITS_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _DURATION = re.compile(rf"-?(?:{_DURATION_PART.pattern})+")
 _TOY_NOTE = (
-    "is a stand-in model: it names drawn shapes, their colors and places, and knows nothing else. "
-    "Fetch a real one with:"
+    "is a toy model: it only names drawn shapes, their colors and positions. Download a real model "
+    "with:"
 )
 
 
@@ -72,7 +72,7 @@ def _warn_of_unused_gpu() -> None:
 
 @dataclass
 class EmbeddedEngine:
-    """The engine inside this package (a `Backend`). All its users in a process share the models.
+    """The engine inside this package (a `Backend`). All instances in a process share the models.
 
     It needs the package `xllamacpp`, which only worker processes import.
 
@@ -100,7 +100,7 @@ class EmbeddedEngine:
         self.close()
 
     def close(self) -> None:
-        """Do nothing: loaded models belong to the process, and leave by their keep_alive."""
+        """Do nothing: loaded models belong to the process, unloaded after their keep_alive."""
 
     def copy(self) -> EmbeddedEngine:
         """Return this engine: it has no connections."""
@@ -108,11 +108,11 @@ class EmbeddedEngine:
 
     @property
     def unloads_always(self) -> bool:
-        """True: nobody else uses it."""
+        """True: no other program uses this engine."""
         return True
 
     def ignored(self, options: Mapping[str, Any]) -> Sequence[str]:
-        """Return the names of options that llama.cpp does not take."""
+        """Return the names of options that llama.cpp does not support."""
         taken = (*_LOAD_OPTIONS, "think")
         return [name for name in left_out(options, LLAMA_CPP_NAMES) if name not in taken]
 
@@ -122,10 +122,10 @@ class EmbeddedEngine:
 
     def list(self, cancelled: CancelCheck | None = None) -> Sequence[Model]:
         """Return the models of the library."""
-        return [_told(model) for model in self.library.models()]
+        return [_to_model(model) for model in self.library.models()]
 
     def show(self, model: Model, cancelled: CancelCheck | None = None) -> Model:
-        """Return `model`: the list has told all that there is."""
+        """Return `model`: the list already has everything."""
         return model
 
     def find(
@@ -135,15 +135,15 @@ class EmbeddedEngine:
         *,
         models: Sequence[Model] | None = None,
     ) -> Model:
-        """Return the model that the library has by that name.
+        """Return the model of that name in the library.
 
         Raises:
             ModelNotFound, LoadFailed: there is none, or its file is damaged.
         """
-        return _told(self._find(name))
+        return _to_model(self._find(name))
 
     def ps(self, cancelled: CancelCheck | None = None) -> Sequence[LoadedModel]:
-        """Return the models that a worker holds or loads; sizes as llama.cpp reported them."""
+        """Return the models that are loaded or loading, with the sizes that llama.cpp reported."""
         listed: list[LoadedModel] = []
         for model, options, worker in self.registry.loaded():
             size, vram = worker.memory
@@ -166,7 +166,7 @@ class EmbeddedEngine:
         timeout_s: float | None = None,
         cancelled: CancelCheck | None = None,
     ) -> None:
-        """Load a model. Give the options that the chats will have.
+        """Load a model. Pass the same options as in the chats that follow.
 
         Raises:
             LoadFailed, OutOfMemory: with llama.cpp's reason.
@@ -176,7 +176,7 @@ class EmbeddedEngine:
             pass
 
     def unload(self, model: str, *, cancelled: CancelCheck | None = None) -> Unloaded:
-        """Unload a model as soon as nobody uses it, and wait for that, for 15 s at most."""
+        """Unload a model as soon as it is idle, and wait for that, for 15 s at most."""
         name = self._find(model).name
         vram_bytes = sum(loaded.vram_bytes for loaded in self.ps() if loaded.name == name)
         gone = self.registry.unload(name, UNLOAD_TIMEOUT_S, cancelled)
@@ -194,21 +194,21 @@ class EmbeddedEngine:
         timeout_s: float | None = None,
         cancelled: CancelCheck | None = None,
     ) -> Generator[str, None, Answer]:
-        """Yield the pieces of the answer as they come; return the whole `Answer`.
+        """Yield the answer in chunks as they arrive; return the whole `Answer`.
 
         Args:
-            options: Ollama's own names; another num_ctx, num_gpu, num_batch, num_thread or
-                use_mmap loads the model again.
-            think: as in Ollama, but None is False.
+            options: by Ollama's own names; a changed num_ctx, num_gpu, num_batch, num_thread or
+                use_mmap reloads the model.
+            think: as in Ollama, but None means False.
             format: "json", or a JSON schema.
             keep_alive: as in Ollama: seconds that the model stays loaded after the answer, or text
                 such as "5m"; negative: until it is unloaded.
             timeout_s: for the first byte; None: as in `timeouts`.
 
         Raises:
-            NoVision, BadRequest: before a load, where the model cannot do what is asked.
-            ConnectionBroke, OutOfMemory, IncompleteAnswer: llama.cpp ended, before a word of the
-                answer came or later, with its reason.
+            NoVision, BadRequest: the model does not support the request; raised before a load.
+            ConnectionBroke, OutOfMemory, IncompleteAnswer: llama.cpp stopped before or during the
+                answer; the message has its reason.
             LLMError: any other; see `llm.errors`.
         """
         local = self._find(model)
@@ -251,22 +251,22 @@ class EmbeddedEngine:
                     raise OutOfMemory(local.name, self.server, why) from error
                 raise ConnectionBroke(self.server, why) from error
             except ServerTimeout:
-                raise  # it may still be at work
+                raise  # it may still be working
             except LLMError:
-                answering = True  # llama.cpp has refused, and is well
+                answering = True  # llama.cpp refused the request, but works
                 raise
             finally:
-                # llama.cpp looks for a closed connection only between batches and once a second,
-                # which for a long prompt is seconds late; between tokens it notices immediately.
+                # While it processes a prompt, llama.cpp checks for a closed connection only between
+                # batches and once a second, which takes seconds. Between tokens it is immediate.
                 if not answering:
                     worker.kill()
 
     def pull(self, model: str, cancelled: CancelCheck | None = None) -> Iterator[PullProgress]:
         """Raise BadRequest: see `llm.llamacpp.pull`."""
-        raise BadRequest("Fetch models of the embedded engine with llm.llamacpp.pull.")
+        raise BadRequest("Download models of the embedded engine with llm.llamacpp.pull.")
 
     def _full_name(self, name: str) -> str:
-        if name not in self._full_names:  # a look through all folders
+        if name not in self._full_names:  # this searches all folders
             try:
                 self._full_names[name] = self.library.find(name).name
             except (UnknownModel, UnreadableModel):
@@ -287,13 +287,13 @@ class EmbeddedEngine:
             raise NoVision(model.name, self.server)
         if model.is_toy and not has_images:
             raise BadRequest(
-                f"{model.name} is a stand-in model that describes drawn images and writes nothing "
-                "else. Choose a text model.",
+                f"{model.name} is a toy model that can only describe drawn images. Choose a text "
+                "model.",
                 server=self.server,
                 model=model.name,
             )
         if "completion" not in model.capabilities:
-            raise BadRequest(f'"{model.name}" is no chat model.', server=self.server)
+            raise BadRequest(f'"{model.name}" is not a chat model.', server=self.server)
 
     @contextlib.contextmanager
     def _lease(
@@ -311,11 +311,13 @@ class EmbeddedEngine:
             failure = OutOfMemory if is_about_memory(str(error)) else LoadFailed
             raise failure(model.name, self.server, str(error)) from error
         except OSError as error:
-            raise LoadFailed(model.name, self.server, f"no process: {error}") from error
+            raise LoadFailed(
+                model.name, self.server, f"its process did not start: {error}"
+            ) from error
 
 
 class _WorkerClient(LlamaServer):
-    """The API of one worker, whose server is "the embedded engine" in every message."""
+    """The API of one worker; messages call its server "the embedded engine"."""
 
     def __init__(self, server: Server, timeouts: Timeouts, *, num_ctx: int) -> None:
         super().__init__(server, timeouts)
@@ -332,7 +334,7 @@ def keep_alive_s(keep_alive: float | str | None) -> float | None:
     [300.0, 5400.0, 0.5, 0.0, inf, inf, None]
 
     Raises:
-        BadRequest: a text of another form.
+        BadRequest: the text has another format.
     """
     if keep_alive is None:
         return None
@@ -346,7 +348,7 @@ def keep_alive_s(keep_alive: float | str | None) -> float | None:
 
 
 def is_about_memory(reason: str) -> bool:
-    """Whether the reason of a worker's end is a lack of memory.
+    """Return whether a worker ended because it was out of memory.
 
     >>> is_about_memory("failed to allocate buffer of size 9"), is_about_memory("exit status 1")
     (True, False)
@@ -355,9 +357,9 @@ def is_about_memory(reason: str) -> bool:
 
 
 def load_options(model: LocalModel, options: Mapping[str, Any]) -> LoadOptions:
-    """Return what a model is loaded with: num_ctx no longer than it was trained for.
+    """Return the options to load a model with; num_ctx is at most the trained context.
 
-    llama.cpp cuts a longer context without a word.
+    llama.cpp silently cuts a longer context.
     """
     num_ctx = whole_number(options.get("num_ctx")) or DEFAULT_NUM_CTX
     if model.mmproj:
@@ -365,7 +367,7 @@ def load_options(model: LocalModel, options: Mapping[str, Any]) -> LoadOptions:
     num_gpu, num_thread = (whole_number(options.get(name)) for name in ("num_gpu", "num_thread"))
     return LoadOptions(
         num_ctx=min(num_ctx, model.header.context_length or num_ctx),
-        # As Ollama has it: a negative number of layers, or no threads, is "choose yourself".
+        # As in Ollama: a negative number of layers, or zero threads, means "automatic".
         num_gpu=num_gpu if num_gpu is not None and num_gpu >= 0 else None,
         num_batch=whole_number(options.get("num_batch")),
         num_thread=num_thread or None,
@@ -373,7 +375,7 @@ def load_options(model: LocalModel, options: Mapping[str, Any]) -> LoadOptions:
     )
 
 
-def _told(model: LocalModel) -> Model:
+def _to_model(model: LocalModel) -> Model:
     return Model(
         name=model.name,
         size_bytes=model.size,

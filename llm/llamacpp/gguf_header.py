@@ -1,4 +1,4 @@
-"""Read what a GGUF file says about itself, without its weights and without the `gguf` package."""
+"""Read the metadata of a GGUF file, without its weights and without the `gguf` package."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _SCALARS = {
 }
 _STRING, _ARRAY = 8, 9
 _U32, _U64 = _SCALARS[4], _SCALARS[10]
-# Vocabularies have 50,000 entries and more; nobody who asks what a model is wants them.
+# Vocabularies have 50,000 entries and more, which are not needed here.
 _LONGEST_ARRAY = 64
 
-# The others that are no decoders (BERT, diffusion language models) say so by `attention.causal`.
+# Others that are not decoders (BERT, diffusion language models) have `attention.causal` false.
 _NOT_DECODERS = ("", "clip", "t5", "t5encoder")
 
 # llama.cpp's llama_ftype, the value of `general.file_type`.
@@ -71,7 +71,7 @@ _FILE_TYPES = {
 
 
 class GgufError(ValueError):
-    """The file is not a GGUF file that llama.cpp could read; the message says why."""
+    """The file is not a GGUF file that llama.cpp can read; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -88,22 +88,22 @@ class Header:
 
     @property
     def architecture(self) -> str:
-        """Such as "llama", or "clip" for a projector; "" where the file does not say."""
+        """Such as "llama", or "clip" for a projector; "" if the file does not say."""
         return str(self.metadata.get("general.architecture", ""))
 
     @property
     def context_length(self) -> int:
-        """Tokens the model was trained for; 0 where the file does not say."""
+        """The context in tokens that the model was trained for; 0 if the file does not say."""
         return int(self.metadata.get(f"{self.architecture}.context_length", 0))
 
     @property
     def chat_template(self) -> str:
-        """The Jinja template of the model's chat; "" where there is none."""
+        """The Jinja template of the model's chat; "" if there is none."""
         return str(self.metadata.get("tokenizer.chat_template", ""))
 
     @property
     def can_chat(self) -> bool:
-        """Whether it is a decoder with a chat template: no text encoder, no diffusion model."""
+        """Whether it is a decoder with a chat template, not a text encoder or diffusion model."""
         return (
             bool(self.chat_template)
             and self.architecture not in _NOT_DECODERS
@@ -113,7 +113,7 @@ class Header:
 
     @property
     def quantization(self) -> str:
-        """Such as "Q8_0"; "unknown" where the file does not say."""
+        """Such as "Q8_0"; "unknown" if the file does not say."""
         return _FILE_TYPES.get(self.metadata.get("general.file_type", -1), "unknown")
 
 
@@ -121,7 +121,7 @@ def read_header(path: Path) -> Header:
     """Return the header of the GGUF file at `path`.
 
     Raises:
-        GgufError: the file is no GGUF file, or ends within its header.
+        GgufError: the file is not a GGUF file, or ends within its header.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:

@@ -18,9 +18,9 @@ _PROBE_TIMEOUT_S = 60
 
 @cache
 def gpu_remark() -> str:
-    """Return what to do where a GPU is not used by the embedded engine, or "".
+    """Return why the embedded engine does not use the GPU, and what to do, or "".
 
-    The first call starts a process if there is a GPU (about 0.3 s).
+    If there is a GPU, the first call starts a process (about 0.3 s).
     """
     if sys.platform == "darwin" or not importlib.util.find_spec("xllamacpp"):
         return ""  # the build for Macs has Metal
@@ -60,7 +60,7 @@ def _why_unused() -> str:
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""  # nothing is known
+        return ""  # the reason is unknown
     if probe.returncode:
         lines = probe.stderr.strip().splitlines() or [f"exit status {probe.returncode}"]
         return f"xllamacpp can't be loaded ({lines[-1]})"

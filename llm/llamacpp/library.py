@@ -25,7 +25,7 @@ from .places import models_folder as models_folder
 
 log = logging.getLogger(__name__)
 
-# Files with an established short name; other files are called by their stem.
+# Files with an established short name; other files are named by their stem.
 KNOWN_FILES = {
     "smollm2-135m-instruct.q4_1.gguf": "smollm2:135m",
     "smolvlm-256m-instruct-q8_0.gguf": "smolvlm:256m",
@@ -33,7 +33,7 @@ KNOWN_FILES = {
     "smolvlm2-2.2b-instruct-q4_k_m.gguf": "smolvlm2:2.2b",
     "qwen2.5-1.5b-instruct-q4_k_m.gguf": "qwen2.5:1.5b",
 }
-# What these names mean without a tag: Ollama's "latest".
+# The meaning of these names without a tag: Ollama's "latest".
 LATEST = {
     "smollm2": "smollm2:135m",
     "smolvlm": "smolvlm:256m",
@@ -44,21 +44,21 @@ LATEST = {
 _QUANTIZATION = re.compile(r"[-._]((?:ud-)?(?:i?q\d\w*|tq\d_\d|bf16|fp?16|fp?32|mxfp4\w*))$")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 _PROJECTOR = re.compile(r"[-._]*mmproj[-._]*")
-# Of one projector in several quantizations, the best that every GPU can run.
+# If a projector comes in several quantizations: the best that every GPU can run.
 _PROJECTOR_QUANTIZATIONS = ("f16", "fp16", "q8_0", "bf16", "f32", "fp32")
 _THINKING = ("enable_thinking", "<think>")
 _DIGEST_SAMPLE = 1 << 20
 
 
 class UnknownModel(LookupError):
-    """No GGUF file answers to the name; the message is Ollama's."""
+    """No GGUF file has the name; the message is Ollama's."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"model '{name}' not found")
 
 
 class UnreadableModel(ValueError):
-    """A file answers to the name, but is no usable GGUF file; the message says why."""
+    """A file has the name, but is not a usable GGUF file; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +69,13 @@ class Model:
         name: as Ollama writes it, always with a tag ("smolvlm:256m", "toy-vision:latest"), and with
             the publisher ("bartowski/qwen2.5:q4_k_m") where an earlier file has the same name.
         path: the GGUF file; of a split model the first part.
-        mmproj: the projector that lets the model see; None for a text model.
+        mmproj: the projector for images; None for a text model.
         size: bytes of all its files.
         modified: seconds since the epoch.
         digest: 64 hex digits that change when a file changes.
-        header: what the GGUF file says about itself.
-        projector: the same of the mmproj file.
-        place: where the file is, in words for people ("LM Studio").
+        header: the metadata of the GGUF file.
+        projector: the metadata of the mmproj file.
+        place: where the file is, for display ("LM Studio").
     """
 
     name: str
@@ -90,12 +90,12 @@ class Model:
 
     @property
     def is_toy(self) -> bool:
-        """Whether it is the built-in one, which knows drawn pictures and nothing else."""
+        """Whether it is the built-in model, which can only describe drawn images."""
         return self.path.parent == BUILT_IN
 
     @property
     def capabilities(self) -> list[str]:
-        """The part of Ollama's list that this engine serves (no tools, no insert)."""
+        """The capabilities in Ollama's list that this engine supports (no tools, no insert)."""
         if f"{self.header.architecture}.pooling_type" in self.header.metadata:
             return ["embedding"]
         sees = ["vision"] if self.mmproj else []
@@ -117,7 +117,7 @@ class Model:
 
 
 class Library:
-    """The models in some places, looked up again at every call."""
+    """The models in a list of places; every call searches them again."""
 
     def __init__(
         self, places: Sequence[Path | Place] | None = None, *, extra: Sequence[Place] = ()
@@ -125,8 +125,8 @@ class Library:
         """
         Args:
             places: own folders (with their direct subfolders), single GGUF files, and places of
-                other programs. None: the user's folder, what is installed with this package, and
-                the folders of LM Studio, llama.cpp and Hugging Face.
+                other programs. None: the user's folder, the models installed with this package,
+                and the folders of LM Studio, llama.cpp and Hugging Face.
             extra: more places, such as `comfyui_places()`, before those of other programs.
         """
         self._places = places
@@ -146,8 +146,8 @@ class Library:
     def find(self, name: str) -> Model:
         """Return the model that Ollama would mean by `name`.
 
-        Without a tag the name means its "latest"; where there is none, the only model of that
-        name whatever its tag.
+        Without a tag the name means its "latest"; if there is none, the only model of that name,
+        whatever its tag.
 
         Raises:
             UnknownModel: there is no such model.
@@ -208,13 +208,13 @@ class Library:
             return False
 
     def _report(self, text: str) -> None:
-        if text not in self._reported:  # lists are asked for again and again
+        if text not in self._reported:  # lists are requested often
             self._reported.add(text)
             log.warning("%s", text)
 
 
 def parameter_size(parameters: int) -> str:
-    """Return a number of weights the way Ollama writes it.
+    """Return a number of weights in Ollama's format.
 
     >>> parameter_size(134_515_008), parameter_size(7_241_732_096), parameter_size(90_240)
     ('134.52M', '7.2B', '90.24K')
@@ -247,7 +247,7 @@ class _Files:
 
 
 def _group(folder: Folder, place: Place) -> Iterator[_Files]:
-    """Pair models with their projectors, and split models with their parts."""
+    """Yield the models of a folder: a model with its projector, a split model with its parts."""
     projectors = [file for file in folder.files if "mmproj" in file.name.lower()]
     for file in folder.files:
         stem = _stem(file.name)
@@ -313,7 +313,7 @@ def _size(path: Path) -> int:
 
 
 def _repeats(files: _Files, earlier: _Files) -> bool:
-    """Return whether an earlier file of the same size is this one, and loses no projector by it."""
+    """Return whether an earlier file of the same size has the same model, and any projector."""
     if files.mmproj and not earlier.mmproj:
         return False
     try:
@@ -356,7 +356,7 @@ def _inspect_current(path: Path) -> tuple[Header, str]:
 def _inspect(path: Path, size: int, modified_ns: int) -> tuple[Header, str]:
     """Return header and digest of a file, cached until it changes (hence `modified_ns`).
 
-    The digest is of the two ends: hashing gigabytes at every start would cost more than it tells.
+    The digest covers only both ends: hashing gigabytes at every start would take too long.
     """
     try:
         header = read_header(path)

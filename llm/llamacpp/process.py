@@ -1,4 +1,4 @@
-"""One loaded model seen from outside: the worker process, its memory, and its answers."""
+"""Start, watch and end the worker process that runs one model."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _REASONS = (
 
 
 class WorkerEnded(Exception):
-    """The process ended, with the model loaded or before; the message is llama.cpp's reason."""
+    """The process ended, during the load or later; the message is llama.cpp's reason."""
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What a model is loaded with; a change of one of them loads it again.
+    """The options of a load; changing one of them reloads the model.
 
     Attributes:
         num_ctx: context in tokens.
@@ -61,7 +61,7 @@ class LoadOptions:
 
 
 class Worker:
-    """A worker process; the constructor starts it and does not wait for the model."""
+    """A worker process; the constructor starts it without waiting for the model."""
 
     def __init__(self, model: LocalModel, options: LoadOptions) -> None:
         self.options = options
@@ -118,22 +118,22 @@ class Worker:
 
     @property
     def usable(self) -> bool:
-        """Whether it can still answer; a killed process lives on for a moment."""
+        """Whether it can still answer; a killed process is alive for a moment."""
         return self.alive and not self._killed
 
     @property
     def memory(self) -> tuple[int, int]:
-        """Bytes in all and bytes on GPUs, as llama.cpp reported them; (0, 0) before it did."""
+        """Total bytes and bytes on GPUs, as llama.cpp reported them; (0, 0) before that."""
         sizes = [(device, mib) for (_, device, _), mib in list(self._buffers.items())]
         total = sum(mib for _, mib in sizes)
         on_gpu = sum(mib for device, mib in sizes if not _is_host(device))
         return round(total * _MIB), round(on_gpu * _MIB)
 
     def is_ready(self, wait_s: float) -> bool:
-        """Return whether the model is loaded, after waiting for that.
+        """Wait up to `wait_s` seconds for the load; return whether the model is loaded.
 
         Raises:
-            WorkerEnded: it could not be loaded; the message is llama.cpp's reason.
+            WorkerEnded: the load failed; the message is llama.cpp's reason.
         """
         if not self._known.wait(wait_s):
             return False
@@ -145,11 +145,11 @@ class Worker:
         raise WorkerEnded(self._reason())
 
     def forget_log(self) -> None:
-        """Forget what was logged: an error of an earlier request does not explain a later crash."""
+        """Clear the log: an error of an earlier request does not explain a later crash."""
         self._log.clear()
 
     def kill(self) -> None:
-        """End the process at once; nothing in it needs saving."""
+        """End the process immediately; nothing in it needs saving."""
         self._killed = True
         self._process.kill()
 
@@ -162,7 +162,7 @@ class Worker:
             self._stdin.close()
 
     def end_reason(self) -> str:
-        """Return in a few words why the process ended; ends it where it still runs."""
+        """Return in a few words why the process ended; end it if it is still running."""
         try:
             # A crash closes the connection a moment before the process is gone.
             self._process.wait(_DYING_S)
@@ -179,7 +179,7 @@ class Worker:
     def _read_stdout(self, stream: IO[bytes]) -> None:
         with stream:
             for line in stream:
-                # Whatever else is printed is not ours.
+                # Ignore other output.
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     self._url = str(json.loads(line)["listening"])
                     self._known.set()
@@ -216,8 +216,8 @@ class Worker:
 
 def _environment() -> dict[str, str]:
     return {
-        # OpenMP's threads spin while they wait for each other. With another program on the same
-        # cores that made two threads ten times slower than one (measured: 4 and 75 tokens/s).
+        # By default OpenMP's threads spin while they wait for each other. With another program on
+        # the same cores, two threads were ten times slower than one (measured: 4 and 75 tokens/s).
         "OMP_WAIT_POLICY": "passive",
         **os.environ,
         # Without this a crash of llama.cpp starts a debugger, which takes seconds.

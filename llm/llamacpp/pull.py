@@ -1,4 +1,4 @@
-"""Download the models that the embedded engine knows from Hugging Face into the user's folder."""
+"""Download known models for the embedded engine from Hugging Face into the user's folder."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class NotPullable(PullError):
 
 @dataclass(frozen=True)
 class Source:
-    """A model's repository and files on Hugging Face; the projector first, so that a vision model
-    of which only one file was downloaded is not listed as a text model."""
+    """A model's repository and files on Hugging Face. The projector comes first, so that a partly
+    downloaded vision model is not listed as a text model."""
 
     repository: str
     files: tuple[str, ...]
@@ -46,7 +46,7 @@ PULLABLE = {
 
 
 def pull(name: str, *, folder: Path | None = None) -> str:
-    """Download a model and return its full name; files that are there already are kept.
+    """Download a model and return its full name; existing files are kept.
 
     Args:
         name: one of `PULLABLE`, or such a name without its tag ("smolvlm").
@@ -63,7 +63,7 @@ def pull(name: str, *, folder: Path | None = None) -> str:
 
 
 def full_name(name: str) -> str:
-    """Return the name in `PULLABLE` that is meant.
+    """Return the full name in `PULLABLE` for a name.
 
     >>> full_name("SmolVLM"), full_name("smolvlm:latest"), full_name("smolvlm:500m")
     ('smolvlm:256m', 'smolvlm:256m', 'smolvlm:500m')
@@ -105,7 +105,7 @@ def _sentence(name: str, folder: Path, error: Exception) -> str:
     network = isinstance(error, (ConnectionError, TimeoutError)) or not getattr(error, "errno", 0)
     if not network:
         return (
-            f"Can't save '{name}' in {folder} ({_reason(error)}). Make room there, or set "
+            f"Can't save '{name}' in {folder} ({_reason(error)}). Free some space there, or set "
             f"{MODELS_VARIABLE} to a folder that you can write to."
         )
     files = " and ".join(PULLABLE[name].files)

@@ -1,4 +1,4 @@
-"""Which models are loaded, for whom, and until when: one worker process for each."""
+"""Load models on demand, one worker process each, and unload them after their keep_alive."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .process import LoadOptions, Worker
 log = logging.getLogger(__name__)
 
 MAX_MODELS = 3
-"""Loaded at a time, as in Ollama."""
+"""The most models loaded at a time, as in Ollama."""
 DEFAULT_KEEP_ALIVE_S = 300.0
 
 
 @dataclass
 class _Slot:
-    """A model in memory, or on its way in or out. Guarded by the registry's condition."""
+    """A model that is loaded, loading or unloading. Guarded by the registry's condition."""
 
     model: LocalModel
     options: LoadOptions
@@ -44,13 +44,13 @@ class _Slot:
         return self.idle_since + (0.0 if self.unload_asked else self.keep_alive_s)
 
     def can_serve(self, model: LocalModel, options: LoadOptions) -> bool:
-        """Whether it can be used again, instead of a new process."""
+        """Whether this process can serve a request, so that no new one is needed."""
         same = (self.options, self.model.digest) == (options, model.digest)
         return same and self.worker.usable and not self.unload_asked
 
 
 class Registry:
-    """Loads models when they are needed, one process and one request at a time for each."""
+    """Loads models when they are needed; each has one process and one request at a time."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -60,7 +60,7 @@ class Registry:
         self._keeper.start()
 
     def close(self) -> None:
-        """End every worker process, whatever it does, and wait for that; may be called twice."""
+        """End every worker process, even a busy one, and wait for that; safe to call twice."""
         with self._changed:
             self._closed = True
             workers = [slot.worker for slot in self._slots.values()]
@@ -74,16 +74,16 @@ class Registry:
             self._slots.clear()
 
     def loaded(self) -> list[tuple[LocalModel, LoadOptions, Worker]]:
-        """Return every model whose process runs, also those that are still loading."""
+        """Return every model whose process is running, including models that are still loading."""
         with self._changed:
             slots = [slot for slot in self._slots.values() if slot.worker.alive]
             return [(slot.model, slot.options, slot.worker) for slot in slots]
 
     def unload(self, name: str, limit_s: float, cancelled: CancelCheck | None) -> bool:
-        """Unload a model as soon as nobody uses it; return False where the time is over before.
+        """Unload a model as soon as it is idle; return False if that takes longer than `limit_s`.
 
         Raises:
-            Cancelled: while waiting; the model is unloaded later all the same.
+            Cancelled: while waiting; the model is still unloaded later.
         """
         deadline = time.monotonic() + limit_s
         with self._changed:
@@ -92,7 +92,7 @@ class Registry:
                 return True
             slot.unload_asked = True
             self._changed.notify_all()
-            # Not until no model has the name: whoever waits for this one loads it again.
+            # Compare slots, not names: another request may load the model again.
             while self._slots.get(name) is slot:
                 _check(cancelled)
                 if time.monotonic() > deadline:
@@ -108,15 +108,15 @@ class Registry:
         keep_alive_s: float | None,
         cancelled: CancelCheck | None,
     ) -> Generator[Worker]:
-        """Give the loaded model to one request, loading it first where need be.
+        """Reserve the loaded model for one request; load it first if necessary.
 
         Args:
-            keep_alive_s: seconds to keep it afterwards; None: as before, else 300.
+            keep_alive_s: seconds to keep it loaded afterwards; None: as before, else 300.
 
         Raises:
-            Cancelled: while waiting or loading; a load is then ended.
-            WorkerEnded: it could not be loaded, with llama.cpp's reason.
-            OSError: no process could be started.
+            Cancelled: while waiting or loading; this ends a load.
+            WorkerEnded: the load failed; the message is llama.cpp's reason.
+            OSError: the process could not be started.
         """
         started = time.monotonic()
         slot = self._acquire(model, options, keep_alive_s, cancelled)
@@ -177,7 +177,7 @@ class Registry:
         return bool(idle)
 
     def _stop(self, slot: _Slot) -> None:
-        """End the process and wait for it, with the condition held only before and after."""
+        """End the process and wait for that; the condition is released during the wait."""
         slot.stopping = True
         slot.worker.kill()
         self._changed.release()
@@ -192,7 +192,7 @@ class Registry:
             log.info("Unloaded %s.", slot.model.name)
 
     def _keep(self) -> None:
-        """Unload what is due; sleeps until then, or until something changes."""
+        """Unload models that are due; sleep until the next is due, or until something changes."""
         with self._changed:
             while not self._closed:
                 now = time.monotonic()

@@ -1,12 +1,12 @@
 """The process that holds one model: llama.cpp's own HTTP server on a loopback port.
 
-Run as a script, with one JSON line on stdin. A process, because llama.cpp's loader holds the
-interpreter's lock and cannot be stopped: ending the process is how a load is cancelled and how a
-model is unloaded. A script, because multiprocessing would import the main module of the program
-around us (ComfyUI's) once more.
+Runs as a script, with one JSON line on stdin. It is a process because llama.cpp's loader holds the
+interpreter's lock and cannot be stopped: ending the process cancels a load and unloads a model. It
+is a script because multiprocessing would import the main module of the host program (ComfyUI)
+again.
 
 It prints one JSON line, {"listening": URL}, when the model is loaded, logs to stderr, and ends when
-stdin closes: then the parent is gone.
+stdin closes, which means that the parent process has ended.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from typing import Any
 
 
 def main() -> None:
-    """Load the model that stdin names, and serve it until stdin closes."""
-    # A module of this folder must not pass for one that llama.cpp's binding imports.
+    """Load the model given on stdin, and serve it until stdin closes."""
+    # A module of this folder must not shadow one that llama.cpp's binding imports.
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
     settings = json.loads(sys.stdin.buffer.readline())
     _die_with_parent_while_loading()
-    # By name: pyright knows neither its stubs (there are none) nor that it is optional.
+    # By name: it has no stubs for pyright, and is optional.
     xllamacpp: Any = importlib.import_module("xllamacpp")
     # After the import: on Windows a blocked read of stdin can block the loading of a library.
     threading.Thread(target=_end_when_stdin_closes, daemon=True).start()
     try:
         server = xllamacpp.Server(_parameters(xllamacpp, settings))
     except RuntimeError as error:
-        # llama.cpp has logged the reason; the exception only says that there was one.
+        # llama.cpp has logged the reason; the exception only says that the load failed.
         sys.stderr.write(f"{error}\n")
         sys.stderr.flush()
         os._exit(1)
@@ -69,12 +69,12 @@ def _parameters(xllamacpp: Any, settings: dict[str, Any]) -> Any:
     parameters.api_keys = [settings["api_key"]]
     parameters.cors_origins = ""
     parameters.ui = False
-    # A prompt that is partly cached is computed in other batches, so that the same seed could give
-    # other words; and copies of prompts would take up to 8 GB of RAM.
+    # A partly cached prompt is computed in other batches, so that the same seed could give a
+    # different text. Also, copies of prompts would take up to 8 GB of RAM.
     parameters.cache_prompt = False
     parameters.cache_ram_mib = 0
     parameters.n_ctx_checkpoints = 0
-    parameters.verbosity = 4  # the lowest that tells the sizes of the buffers
+    parameters.verbosity = 4  # the lowest level that reports the sizes of the buffers
     return parameters
 
 
@@ -85,10 +85,10 @@ def _end_when_stdin_closes() -> None:
 
 
 def _die_with_parent_while_loading() -> None:
-    """Let the kernel end this process when stdin closes: no thread of ours runs during a load.
+    """Let the kernel end this process when stdin closes: none of our threads runs during a load.
 
-    Linux only (elsewhere the signal is ignored by default, or missing): there an orphan first
-    finishes loading and then ends.
+    Linux only: elsewhere the signal is ignored by default, or missing, and an orphaned process
+    finishes loading before it ends.
     """
     if sys.platform == "linux":
         import fcntl

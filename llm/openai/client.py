@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's chat API, as a Backend. Each kind adds what it can do beyond it."""
+"""A server with OpenAI's chat API, as a Backend. The subclasses in `kinds` add further features."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from .stream import read_stream
 
 UNLOAD_TIMEOUT_S = 15.0
 NOT_TOLD = frozenset({"thinking"})
-"""Which models think, these servers do not tell."""
+"""These servers do not report which models support thinking."""
 _PNG = "iVBOR"
-"""How base64 of a PNG begins."""
+"""The beginning of base64 of a PNG."""
 
 
 @dataclass
 class OpenAIClient:
-    """A server with nothing beyond OpenAI's API: it cannot say what is loaded, nor unload."""
+    """A server with only OpenAI's API: it cannot list loaded models or unload a model."""
 
     server: Server
     timeouts: Timeouts = field(default_factory=Timeouts)
@@ -53,7 +53,7 @@ class OpenAIClient:
 
     option_names: ClassVar[OptionNames] = OPENAI_NAMES
     body_defaults: ClassVar[Mapping[str, Any]] = {}
-    """What is sent where the options say nothing, by the server's names."""
+    """The defaults of unset options, by the server's names."""
     can_unload: ClassVar[bool] = False
     has_think_switch: ClassVar[bool] = False
     """Whether the chat template's enable_thinking can be set."""
@@ -61,7 +61,7 @@ class OpenAIClient:
     def __post_init__(self) -> None:
         self._http = Http(self.server, self.timeouts)
         self._contexts: dict[str, int | None] = {}
-        # Models that the server may still load, though nobody waits for them.
+        # Models that the server may still be loading after a cancel or time-out.
         self._given_up: set[str] = set()
 
     def __enter__(self) -> OpenAIClient:
@@ -75,14 +75,14 @@ class OpenAIClient:
         self._http.close()
 
     def copy(self) -> OpenAIClient:
-        """Return another client of the same server, which is closed apart from this one."""
+        """Return another client of the same server; it has to be closed separately."""
         other = replace(self)
         other._given_up |= self._given_up
         return other
 
     @property
     def unloads_always(self) -> bool:
-        """False: others may use the server as well."""
+        """False: other programs may use the server too."""
         return False
 
     def same_model(self, one: str, other: str) -> bool:
@@ -90,23 +90,23 @@ class OpenAIClient:
         return one.strip() == other.strip()
 
     def ignored(self, options: Mapping[str, Any]) -> Sequence[str]:
-        """Return the names of options that this kind of server does not take."""
+        """Return the names of options that this kind of server does not support."""
         names = left_out(options, self.option_names)
         return [name for name in names if not (name == "think" and self.has_think_switch)]
 
     def context_of(self, model: str) -> int | None:
-        """Return the context that a model has here, in tokens; None: not known (yet)."""
+        """Return the context of a model on this server, in tokens; None: not known (yet)."""
         return self._contexts.get(model)
 
     def list(self, cancelled: CancelCheck | None = None) -> Sequence[Model]:
-        """Return the server's models, with what it says of each."""
+        """Return the server's models, with the properties that it reports."""
         listed = [model for model in self._list(cancelled) if model.name]
         models = [with_assumed(model, self.server) for model in listed]
         self._contexts |= {model.name: model.context_length for model in models}
         return models
 
     def show(self, model: Model, cancelled: CancelCheck | None = None) -> Model:
-        """Return `model`: the list has told all that there is."""
+        """Return `model`: the list already has everything."""
         return model
 
     def find(
@@ -116,7 +116,7 @@ class OpenAIClient:
         *,
         models: Sequence[Model] | None = None,
     ) -> Model:
-        """Return the model of that name; llama.cpp would answer to a wrong one as well.
+        """Return the model of that name; llama.cpp itself would accept a wrong name.
 
         Raises:
             ModelNotFound: the server does not list it.
@@ -127,7 +127,7 @@ class OpenAIClient:
         raise ModelNotFound(name, self.server)
 
     def ps(self, cancelled: CancelCheck | None = None) -> Sequence[LoadedModel]:
-        """Return the models in the server's memory, as far as it says."""
+        """Return the models in the server's memory, if it reports them."""
         return ()
 
     def load(
@@ -144,9 +144,9 @@ class OpenAIClient:
     def unload(self, model: str, *, cancelled: CancelCheck | None = None) -> Unloaded:
         """Unload a model, and wait until the server no longer lists it as loaded.
 
-        A load that was given up may still continue: it is first waited for.
+        An abandoned load may still continue: this first waits for it.
         """
-        before = self._loaded(model, cancelled)  # this also tells a router from a single server
+        before = self._loaded(model, cancelled)  # this also finds out whether it is a router
         if not self.can_unload:
             return Unloaded(model=model, confirmed=False, possible=False)
         if before is None and model in self._given_up:
@@ -174,19 +174,19 @@ class OpenAIClient:
         timeout_s: float | None = None,
         cancelled: CancelCheck | None = None,
     ) -> Generator[str, None, Answer]:
-        """Yield the pieces of the answer as they come; return the whole `Answer`.
+        """Yield the answer in chunks as they arrive; return the whole `Answer`.
 
         Closing the generator closes the connection, and the server stops.
 
         Args:
-            options: by Ollama's names; those that this kind does not take are left out.
-            think: left out where the server has no switch for it.
+            options: by Ollama's names; unsupported ones are left out.
+            think: left out if the server has no switch for it.
             format: "json", or a JSON schema.
-            keep_alive: not used: no server of this family takes it with a request.
+            keep_alive: ignored: no server of this family accepts it in a request.
             timeout_s: for the first byte; None: as in `timeouts`.
 
         Raises:
-            EmptyAnswer, IncompleteAnswer: as `llm.answers.stream_answer` says.
+            EmptyAnswer, IncompleteAnswer: as in `llm.answers.stream_answer`.
             LLMError: any other; see `llm.errors`.
         """
         return stream_answer(
@@ -203,10 +203,12 @@ class OpenAIClient:
         )
 
     def pull(self, model: str, cancelled: CancelCheck | None = None) -> Iterator[PullProgress]:
-        """Raise BadRequest: no server of this family fetches models by its API."""
-        raise BadRequest(f"{self.server.product or 'This server'} cannot fetch models by its API.")
+        """Raise BadRequest: no server of this family downloads models by its API."""
+        raise BadRequest(
+            f"{self.server.product or 'This server'} cannot download models by its API."
+        )
 
-    # What kinds override
+    # Overridden by kinds
 
     def _list(self, cancelled: CancelCheck | None) -> Sequence[Model]:
         entries = self._objects("/v1/models", "data", cancelled)
@@ -215,7 +217,7 @@ class OpenAIClient:
     def _unload(self, model: str, cancelled: CancelCheck | None) -> None:
         raise NotImplementedError
 
-    # What they share
+    # Shared by kinds
 
     def _loaded(self, model: str, cancelled: CancelCheck | None) -> LoadedModel | None:
         return next((m for m in self.ps(cancelled) if self.same_model(m.name, model)), None)
@@ -261,10 +263,10 @@ class OpenAIClient:
             return self._checked(self._http.get(path, cancelled))
 
     def _objects(self, path: str, key: str, cancelled: CancelCheck | None) -> Sequence[Json]:
-        """Return the objects in the list that a path answers with.
+        """Return the objects of a list in the response of a path.
 
         Raises:
-            WrongForm: it answers with no list; that is no server without models.
+            WrongForm: there is no list, which is not the same as a server without models.
         """
         body = self._get(path, cancelled)
         if not isinstance(body.get(key), list):
@@ -295,7 +297,7 @@ class OpenAIClient:
 
     @contextlib.contextmanager
     def _loading(self, model: str) -> Iterator[None]:
-        """Remember that a load inside was given up: servers do not end it with its request."""
+        """Remember a load that is abandoned in the block: servers continue it after the request."""
         try:
             yield
         except (Cancelled, ServerTimeout):
@@ -305,7 +307,7 @@ class OpenAIClient:
     def _wait(
         self, done: Callable[[], bool], limit_s: float, cancelled: CancelCheck | None
     ) -> bool:
-        """Wait until `done`; return False where the time is over before."""
+        """Wait until `done` returns True; return False if that takes longer than `limit_s`."""
         deadline = time.monotonic() + limit_s
         pause_s = 0.01
         while not done():
@@ -318,20 +320,20 @@ class OpenAIClient:
         return True
 
     def _quietly(self, path: str, cancelled: CancelCheck | None = None) -> Json:
-        """Return the object at a path, {} where there is none."""
+        """Return the object at a path, {} if there is none."""
         with contextlib.suppress(LLMError):
             return self._get(path, cancelled)
         return {}
 
 
 def objects(value: Any) -> Sequence[Json]:
-    """Return the objects in a list, none where it is no list."""
+    """Return the objects in a list; none if it is not a list."""
     entries = cast("list[Any]", value) if isinstance(value, list) else []
     return [cast("Json", entry) for entry in entries if isinstance(entry, dict)]
 
 
 def item(body: Json, *keys: str) -> Any:
-    """Return what lies at a path of keys, None where it ends before.
+    """Return the value at a path of keys, None if the path does not exist.
 
     >>> item({"meta": {"n_ctx": 4096}}, "meta", "n_ctx"), item({"meta": None}, "meta", "n_ctx")
     (4096, None)
@@ -348,7 +350,7 @@ def number(body: Json, *keys: str) -> int | None:
 
 
 def text(value: Any) -> str:
-    """Return a text as it is, "" for anything else."""
+    """Return a string unchanged, "" for anything else."""
     return value if isinstance(value, str) else ""
 
 

@@ -1,4 +1,4 @@
-"""The servers that speak OpenAI's chat API: how each lists, loads and unloads models."""
+"""The servers with OpenAI's chat API: how each lists, loads and unloads models."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .options import LLAMA_CPP_DEFAULTS, LLAMA_CPP_NAMES, LMSTUDIO_NAMES, VLLM_N
 
 _TEXT, _VISION = frozenset({"completion"}), frozenset({"completion", "vision"})
 _AWAKE_OR_ASLEEP = ("loaded", "sleeping")
-"""What a router says of a model that a request need not load: a sleeping one wakes up by itself."""
+"""The states of a router's model that needs no load: a sleeping model wakes up by itself."""
 
 
 class LlamaServer(OpenAIClient):
-    """llama.cpp's llama-server, with one model, or as a router that loads and unloads several."""
+    """llama.cpp's llama-server, with one model, or in router mode with several."""
 
     option_names: ClassVar[OptionNames] = LLAMA_CPP_NAMES
     body_defaults: ClassVar[Mapping[str, Any]] = LLAMA_CPP_DEFAULTS
@@ -42,7 +42,7 @@ class LlamaServer(OpenAIClient):
         self._is_router = False
 
     def ps(self, cancelled: CancelCheck | None = None) -> Sequence[LoadedModel]:
-        """Return the loaded models, also those that are loading; of one model, this one."""
+        """Return the models that are loaded or loading; without router mode, the only model."""
         entries = self._entries(cancelled)
         if self._is_router:
             names = [text(e.get("id")) for e in entries if _status(e) in ("loaded", "loading")]
@@ -61,10 +61,10 @@ class LlamaServer(OpenAIClient):
         timeout_s: float | None = None,
         cancelled: CancelCheck | None = None,
     ) -> None:
-        """Load the model and wait until it is there; options have no say in it.
+        """Load the model and wait until it is ready; options are ignored.
 
         Raises:
-            LoadFailed: a router's model process ended.
+            LoadFailed: the router's process for the model ended.
         """
         limit_s = timeout_s or self.timeouts.first_byte_s
         entry = self._entry(model, cancelled)
@@ -76,7 +76,7 @@ class LlamaServer(OpenAIClient):
             ready = self._wait(lambda: self._is_healthy(cancelled), limit_s, cancelled)
         if not ready:
             raise ServerTimeout(self.server, f'loading "{model}"', limit_s)
-        # Without autoload=false this would load a router's model.
+        # Without autoload=false, a router would load the model.
         which = f"?model={quote(model)}&autoload=false" if self._is_router else ""
         props = self._quietly(f"/props{which}", cancelled)
         self._contexts[model] = _context(props) or self._contexts.get(model)
@@ -137,11 +137,11 @@ class LMStudio(OpenAIClient):
     can_unload: ClassVar[bool] = True
 
     def ignored(self, options: Mapping[str, Any]) -> Sequence[str]:
-        """Return the options that it does not take; num_ctx it takes when it loads a model."""
+        """Return the unsupported options; num_ctx is supported by `load`."""
         return [name for name in super().ignored(options) if name != "num_ctx"]
 
     def ps(self, cancelled: CancelCheck | None = None) -> Sequence[LoadedModel]:
-        """Return the models that have an instance in memory."""
+        """Return the models with an instance in memory."""
         return [
             LoadedModel(
                 name=text(entry.get("key")),
@@ -208,7 +208,7 @@ class LMStudio(OpenAIClient):
 
 
 class LlamaSwap(OpenAIClient):
-    """llama-swap, which starts a server for each model when a request names it."""
+    """llama-swap, which starts a server for each requested model."""
 
     option_names: ClassVar[OptionNames] = LLAMA_CPP_NAMES
     body_defaults: ClassVar[Mapping[str, Any]] = LLAMA_CPP_DEFAULTS
@@ -216,7 +216,7 @@ class LlamaSwap(OpenAIClient):
     can_unload: ClassVar[bool] = True
 
     def ps(self, cancelled: CancelCheck | None = None) -> Sequence[LoadedModel]:
-        """Return the models whose servers run."""
+        """Return the models whose servers are running."""
         running = self._objects("/running", "running", cancelled)
         return [LoadedModel(name=text(entry.get("model"))) for entry in running]
 
@@ -224,24 +224,24 @@ class LlamaSwap(OpenAIClient):
         try:
             self._post(f"/api/models/unload/{quote(model)}", {}, cancelled)
         except EndpointMissing:
-            # Older releases unload all or nothing; the models of others stay.
+            # Older releases can only unload all models, which may include those of other users.
             if len(self.ps(cancelled)) == 1:
                 self._get("/unload", cancelled)
 
 
 class VLLM(OpenAIClient):
-    """vLLM, which has one model. It sleeps only where its entry says `unload = true`."""
+    """vLLM, which has one model. It is put to sleep only if its entry has `unload = true`."""
 
     option_names: ClassVar[OptionNames] = VLLM_NAMES
     has_think_switch: ClassVar[bool] = True
 
     @property
     def can_unload(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether its entry says so: its sleep hits everybody who uses the server."""
+        """Whether its entry allows it: sleep affects all users of the server."""
         return self.server.unload is True
 
     def ps(self, cancelled: CancelCheck | None = None) -> Sequence[LoadedModel]:
-        """Return its model, unless it sleeps."""
+        """Return its model, unless it is asleep."""
         if self._quietly("/is_sleeping", cancelled).get("is_sleeping") is True:
             return ()
         return [LoadedModel(name=model.name) for model in self._list(cancelled)]
@@ -255,7 +255,7 @@ class VLLM(OpenAIClient):
         timeout_s: float | None = None,
         cancelled: CancelCheck | None = None,
     ) -> None:
-        """Wake it up where it sleeps."""
+        """Wake it up if it is asleep."""
         if not self.ps(cancelled):
             with self._loading(model):
                 self._post("/wake_up", {}, cancelled)
@@ -270,7 +270,7 @@ class VLLM(OpenAIClient):
         try:
             yield from super()._stream(body, **how)
         except UnexpectedResponse as error:
-            # Mistral's tokenizers refuse the field, and these models have no such switch.
+            # Mistral's tokenizers refuse this field; their models have no such switch.
             if error.status != 400 or "chat_template" not in error.said:
                 raise
             plain = {name: body[name] for name in body if name != "chat_template_kwargs"}

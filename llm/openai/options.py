@@ -1,4 +1,4 @@
-"""Ollama's options in the words of other servers."""
+"""Translate Ollama's options to those of other servers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 OptionNames: TypeAlias = Mapping[str, str]
-"""Ollama's name of each option that a server takes, and the server's name for it."""
+"""Ollama's name of each option that a server supports, and the server's own name for it."""
 
 OPENAI_NAMES: OptionNames = {
     "num_predict": "max_tokens",
@@ -43,12 +43,13 @@ LLAMA_CPP_DEFAULTS: Mapping[str, Any] = {
     "repeat_penalty": 1.0,
     "cache_prompt": False,
 }
-"""Ollama's defaults where llama.cpp has others, such as a min_p of 0.05. A prompt that is partly
-cached is computed in other batches, so that the same seed could give other words."""
+"""Ollama's defaults where llama.cpp's differ, such as its min_p of 0.05. cache_prompt is off: a
+partly cached prompt is computed in other batches, so that the same seed could give a different
+text."""
 
 
 def translate(options: Mapping[str, Any], names: OptionNames) -> dict[str, Any]:
-    """Return the fields of a request for Ollama's options, without those that it has no word for.
+    """Return the request fields for Ollama's options, without unsupported ones.
 
     >>> translate({"num_predict": 99, "top_k": 40, "num_ctx": 4096}, OPENAI_NAMES)
     {'max_tokens': 99}
@@ -65,7 +66,7 @@ def translate(options: Mapping[str, Any], names: OptionNames) -> dict[str, Any]:
 
 
 def left_out(options: Mapping[str, Any], names: OptionNames) -> Sequence[str]:
-    """Return the options that a server does not take, by Ollama's names.
+    """Return the options that a server does not support, by Ollama's names.
 
     >>> left_out({"num_predict": 99, "top_k": 40, "mirostat": 1}, OPENAI_NAMES)
     ['mirostat', 'top_k']

@@ -1,4 +1,4 @@
-"""The stream of a chat completion: server-sent events, or what servers send in their place."""
+"""Read the stream of a chat completion: server-sent events, or what servers send instead."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..servers import Server
 
 
 def read_stream(lines: Iterable[bytes], server: Server) -> Stream:
-    """Yield the pieces and the end of an answer from the lines of its stream.
+    """Yield the chunks and the end of an answer from the lines of its stream.
 
-    A finish_reason or "[DONE]" ends the answer: some servers leave one of the two out. The counts
-    come after it, so that a stream may yield several ends, of which the last is complete.
+    A finish_reason or "[DONE]" ends the answer: some servers leave out one of the two. The counts
+    come after it, so a stream may yield several ends, of which the last is complete.
 
     Raises:
-        UnexpectedResponse: an error in the stream, with the server's words.
-        WrongForm: something that is no chat completion.
+        UnexpectedResponse: an error in the stream, with the server's own message.
+        WrongForm: the stream is not a chat completion.
     """
     started = time.monotonic()
     end: Json = {}
@@ -37,7 +37,7 @@ def read_stream(lines: Iterable[bytes], server: Server) -> Stream:
         choices = event.get("choices")
         first: Any = cast("list[Any]", choices)[0] if isinstance(choices, list) and choices else {}
         choice = cast("Json", first) if isinstance(first, dict) else {}
-        # "message" holds the whole answer of a server that does not stream.
+        # "message" has the whole answer of a server that does not stream.
         delta: Any = choice.get("delta") or choice.get("message") or {}
         if isinstance(delta, dict):
             fields = cast("Json", delta)
@@ -88,7 +88,7 @@ def _object(text: bytes, server: Server) -> Json:
 
 
 def _counts(event: Json) -> Json:
-    """Counts in tokens; durations in seconds, which llama.cpp gives in milliseconds."""
+    """Return counts in tokens, and durations in seconds (llama.cpp reports milliseconds)."""
     usage, timings = event.get("usage"), event.get("timings")
     counts: Json = {}
     if isinstance(usage, dict):

@@ -131,7 +131,7 @@ def test_the_toy_says_that_it_is_one(
     monkeypatch.setenv("OLLAMA_BASE_URL", "embedded")
     assert main(["describe", str(ROOT / "examples" / "scene.png")]) == 0
     printed = capsys.readouterr()
-    warnings = [line for line in printed.err.splitlines() if "is a stand-in model" in line]
+    warnings = [line for line in printed.err.splitlines() if "is a toy model" in line]
     assert len(warnings) == 1 and "image-refinery models --pull smolvlm" in warnings[0]
     assert "triangle" in printed.out and "toy-vision is" not in printed.out
     assert main(["doctor"]) == 1
@@ -249,8 +249,8 @@ def test_doctor_says_which_refiner_is_used_and_what_comfyui_has(
     ("named", "said"),
     [
         ("gone.safetensors", "There is no checkpoint file at gone.safetensors"),
-        ("no/such/folder", "no/such/folder is no .safetensors file"),
-        ("../folder", "../folder is no .safetensors file"),
+        ("no/such/folder", "no/such/folder is not a .safetensors file"),
+        ("../folder", "../folder is not a .safetensors file"),
         ("bare.safetensors", "No CLIP vocabulary was found for bare.safetensors"),
     ],
 )

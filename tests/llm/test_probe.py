@@ -222,7 +222,7 @@ def test_a_server_that_answers_200_to_everything_is_unknown() -> None:
         with listener(http(body)) as url, pytest.raises(UnknownServer) as raised:
             identify(unknown(url))
         assert str(raised.value) == (
-            f"What answers at {url} is no language-model server that this pack knows."
+            f"The server at {url} is not a language-model server that this pack supports."
         )
         assert with_advice(raised.value, EDGE).endswith(
             "Check the address, and the kind in image-refinery.toml."

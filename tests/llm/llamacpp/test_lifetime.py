@@ -465,7 +465,7 @@ def test_damaged_weights_give_llama_cpps_reason(user: Any) -> None:
 def test_a_process_that_cannot_be_started(user: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", os.fspath(ROOT / "no" / "python"))
-        with pytest.raises(LoadFailed, match="no process: "):
+        with pytest.raises(LoadFailed, match="its process did not start: "):
             user.chat("tiny")
     assert user.ps() == {}
     assert user.say("tiny")

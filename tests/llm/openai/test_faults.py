@@ -54,8 +54,8 @@ CHAT: dict[str, Wanted] = {
     "error_field": (errors.IncompleteAnswer, CRASHED),
     "error_event": (errors.IncompleteAnswer, CRASHED),
     "no_done": WHOLE,
-    "no_finish": (errors.IncompleteAnswer, "no last line came"),
-    "no_line": (errors.IncompleteAnswer, "no last line came"),
+    "no_finish": (errors.IncompleteAnswer, "the stream ended early"),
+    "no_line": (errors.IncompleteAnswer, "the stream ended early"),
     "empty": (errors.EmptyAnswer, "it stopped immediately"),
     "usage_only": (errors.EmptyAnswer, "it stopped immediately"),
     "cut_short": WHOLE,
@@ -170,7 +170,7 @@ def test_a_stream_of_anything_else_is_not_collected(open_kind: Any) -> None:
 def test_pings_before_the_answer_are_no_body(open_kind: Any) -> None:
     client, server = open_kind("openai")
     server.script("chat", Reply(lines=(b": ping", b"", b": ping", b"")), "comments")
-    check(outcome(client, server), (errors.IncompleteAnswer, "no last line came"))
+    check(outcome(client, server), (errors.IncompleteAnswer, "the stream ended early"))
     check(outcome(client, server), WHOLE)
 
 

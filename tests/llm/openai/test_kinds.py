@@ -86,7 +86,7 @@ def test_a_model_that_is_loaded_in_lm_studio_has_the_context_of_its_instance(
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_fetched(open_kind: Any, kind: str) -> None:
     client, server = open_kind(kind)
-    with pytest.raises(BadRequest, match="cannot fetch models by its API"):
+    with pytest.raises(BadRequest, match="cannot download models by its API"):
         client.pull("llava")
     assert not server.requests
 
