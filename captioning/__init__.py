@@ -1,5 +1,5 @@
 """Describe images with a vision model, and rewrite the descriptions with a text model.
 
-`job` has what a run is to do and what comes of it, `run` does it, `options` has its options, and
-`events` who watches. ComfyUI's start needs the options only, so import from these modules.
+`job` has the jobs and their results, `run` runs them, `options` has the options of a stage, and
+`events` has the watcher. Import from these modules: ComfyUI's start needs only the options.
 """

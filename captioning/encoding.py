@@ -15,7 +15,7 @@ from .options import StageOptions
 class EncodedAhead:
     """The images of each request, encoded up to `parallel` requests ahead of the one sent.
 
-    A context manager: leaving it forgets what was not taken.
+    A context manager: leaving it drops the images that were not taken.
     """
 
     def __init__(self, groups: Sequence[Sequence[ImageSource]], settings: StageOptions) -> None:
@@ -37,7 +37,7 @@ class EncodedAhead:
         """Return the base64 images of a request.
 
         Raises:
-            UnusableImage: one cannot be read.
+            UnusableImage: an image cannot be read.
         """
         self._fill(number + self._settings.parallel)
         return self._pending.pop(number).result()
@@ -54,7 +54,7 @@ def encode_all(images: Sequence[ImageSource], settings: StageOptions) -> list[st
     """Return images as base64 of PNG or JPEG files.
 
     Raises:
-        UnusableImage: one cannot be read.
+        UnusableImage: an image cannot be read.
     """
     return [_encode(image, settings) for image in images]
 

@@ -1,4 +1,4 @@
-"""Who watches a run."""
+"""The watcher of a run: it follows the progress and can cancel."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """Hears what a run does, and can stop it. The default methods do nothing: override some.
+    """Receives the events of a run, and can stop it. The methods do nothing unless overridden.
 
-    With `StageOptions.parallel`, several threads call it.
+    With `StageOptions.parallel` above 1, several threads call them.
     """
 
     def cancelled(self) -> bool:
-        """Polled at least every 0.1 s; True stops the run."""
+        """Return True to stop the run; polled at least every 0.1 s."""
         return False
 
     def stage(self, title: str, model: str, count: int) -> None:
-        """A stage begins: "describe", "rewrite" or "process", its model, and how many requests."""
+        """Called when a stage begins: "describe", "rewrite" or "process", with `count` requests."""
 
     def loading(self, model: str) -> None:
-        """The server is asked to load a model."""
+        """Called before the server loads a model."""
 
     def token(self, index: int, piece: str) -> None:
-        """A piece of the answer to request `index` of the stage came."""
+        """Called for each chunk of the answer to request `index` of the stage."""
 
     def finished(self, index: int, result: Result) -> None:
-        """Request `index` of the stage has ended."""
+        """Called when request `index` of the stage has ended."""
 
     def waiting(self, reason: str, seconds: float) -> None:
-        """A request failed in a way that may pass; it is sent again after `seconds`."""
+        """Called before a retry: a request failed, and is sent again after `seconds`."""
 
     def note(self, text: str) -> None:
-        """Something about the whole run that its user should know, as a sentence."""
+        """Called with one sentence about the whole run for its user."""

@@ -1,4 +1,4 @@
-"""Make an image small enough to send, once, and in a form that every Ollama release reads."""
+"""Encode an image for sending: small enough, and in a format that every Ollama release reads."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_SIDE_PX = 1344
-"""Longest side sent by default: 48 patches of 28 px, more than most vision models use."""
+"""The default longest side of sent images: 48 patches of 28 px, more than most models use."""
 RETRY_SIDE_PX = 1024
-"""Longest side of the one retry when the server says that the context is too long."""
+"""Longest side in the single retry after the server reports that the context is too long."""
 MIN_SIDE_PX = 32
 """Shorter sides are padded: models that merge patches of 28 px fail on anything smaller."""
 PNG_SIDE_PX = 256
-"""Up to this side PNG costs little, and JPEG's blocks would be large beside what is drawn."""
+"""Up to this side PNG is small, and JPEG's blocks would be large relative to the content."""
 JPEG_QUALITY = 95
 
 
 class EncodedImage(NamedTuple):
-    """An image as it is sent: base64 of a PNG or JPEG file, and its size (width, height) in px."""
+    """An image ready to send: base64 of a PNG or JPEG file, and its size (width, height) in px."""
 
     base64: str
     size: tuple[int, int]
@@ -36,7 +36,7 @@ class EncodedImage(NamedTuple):
 def encode_image(
     image: Image.Image | NDArray[np.uint8], *, max_side: int = MAX_SIDE_PX, lossless: bool = False
 ) -> EncodedImage:
-    """Return `image` in the form that is sent to Ollama.
+    """Return `image` encoded for Ollama.
 
     A PIL image is turned upright by its EXIF orientation. Transparent parts become white. The
     aspect ratio is kept; nothing is enlarged.
@@ -56,7 +56,7 @@ def encode_image(
     longest = max(prepared.size)
     if longest > max_side:
         width, height = (max(1, round(side * max_side / longest)) for side in prepared.size)
-        # Reducing by a whole factor first changes little and is several times quicker.
+        # Reducing by a whole factor first changes little and is several times faster.
         prepared = prepared.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     prepared = _padded(prepared)
     png = lossless or max(prepared.size) <= PNG_SIDE_PX
@@ -86,7 +86,7 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
             f"of shape {tuple(array.shape)}."
         )
     if 0 in array.shape:
-        raise ValueError(f"An image of {array.shape[1]} x {array.shape[0]} px has nothing to see.")
+        raise ValueError(f"An image of {array.shape[1]} x {array.shape[0]} px has no pixels.")
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 

@@ -1,4 +1,4 @@
-"""What a run is to do and what comes of it, as data."""
+"""The jobs of a run and their results, as data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ImageSource = Callable[[], "Image.Image | NDArray[np.uint8]"]
-"""Returns an image when it is needed, so that a folder of thousands is never in memory."""
+"""Returns an image when it is needed, so that a folder of thousands never has to fit in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class Stage:
 
     Attributes:
         model: name, as the server lists it, or "auto" (`llm.choice`).
-        options: by Ollama's own names. The run chooses num_ctx where it is not here, and
-            num_predict is 1024 where it is not here, so that every answer ends.
+        options: by Ollama's own names. If num_ctx is missing, the run chooses it. If num_predict is
+            missing, it is 1024, so that every answer ends.
         settings: the rest of Ollama Options.
     """
 
@@ -38,12 +38,12 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What holds for a whole run.
+    """Settings of a whole run.
 
     Attributes:
         keep_loaded_s: seconds that models stay loaded after their stage; 0: unload each.
-        clean: tidy the written text (`prompts.clean`).
-        stop_on_error: raise the first error; else it is the result of its image.
+        clean: clean up the generated text (`prompts.clean`).
+        stop_on_error: raise the first error; else an error is the result of its image.
     """
 
     keep_loaded_s: float = 0.0
@@ -53,14 +53,14 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Rules):
-    """Images to describe, and perhaps to rewrite.
+    """Images to describe, and optionally descriptions to rewrite.
 
     Attributes:
         vision: stage one.
         text: stage two; None: descriptions only.
-        instructions: for stage two, one for each description (a shorter list repeats its last);
-            a blank one skips stage two for its image.
-        custom_prompts: for stage one, in the same way; blank: the default request.
+        instructions: for stage two, one for each description (a shorter list repeats its last
+            entry); a blank one skips stage two for its image.
+        custom_prompts: for stage one, paired in the same way; blank: the default request.
         one_question: all images in one request, one description.
     """
 
@@ -78,8 +78,9 @@ class TextJob(Rules):
     Attributes:
         stage: the one stage.
         texts: the material, one for each request.
-        instructions: in the same way. The longer of the two lists counts; the shorter repeats its
-            last. Where only one of the two is there, it is the whole prompt.
+        instructions: one for each request. If the lists differ in length, the shorter one repeats
+            its last entry. If either the text or the instructions are blank, the other is the whole
+            prompt.
     """
 
     stage: Stage
@@ -95,8 +96,8 @@ class Request:
         index: of the image or text in the job.
         messages: without images.
         images: sent with the last message.
-        clean: tidy the answer (`prompts.clean`).
-        error: why it cannot be sent.
+        clean: clean up the answer (`prompts.clean`).
+        error: why the request cannot be sent.
     """
 
     index: int
@@ -108,7 +109,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of one request: an answer, or an error."""
+    """The result of one request: an answer, or an error."""
 
     answer: Answer | None = None
     error: LLMError | None = None
@@ -121,9 +122,9 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """What came of one image: `refined` is None where no second stage was asked for.
+    """The result of one image: `refined` is None if there was no second stage for it.
 
-    A failed description is its own rewrite: the error is in both.
+    If the description failed, both results have its error.
     """
 
     description: Result
@@ -144,14 +145,14 @@ def vision_requests(images: Sequence[ImageSource], job: Job) -> list[Request]:
         if group
         else Request(
             index=index,
-            error=UnusableImage("There is no image to ask about: the batch is empty."),
+            error=UnusableImage("There is no image to describe: the batch is empty."),
         )
         for index, group in enumerate(groups)
     ]
 
 
 def rewrite_requests(descriptions: Sequence[Result], job: Job) -> list[Request]:
-    """Return one request for each description that there is, where it has instructions."""
+    """Return one request for each successful description that has instructions."""
     instructions = spread(job.instructions, len(descriptions))
     return [
         Request(
@@ -184,5 +185,5 @@ def _text_request(index: int, text: str, instructions: str, clean: bool) -> Requ
 
 
 def spread(values: Sequence[str], count: int) -> list[str]:
-    """Repeat the last value, as ComfyUI does with a list that is shorter than another."""
+    """Return `count` values, repeating the last one, like ComfyUI with a shorter list."""
     return [values[min(index, len(values) - 1)] for index in range(count)]

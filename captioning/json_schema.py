@@ -1,7 +1,7 @@
-"""Whether a JSON schema makes sense, before a server sees it.
+"""Check a JSON schema before it is sent to a server.
 
-Ollama turns a schema into a grammar and is silent, or crashes a run, where it cannot. The library
-jsonschema brings compiled dependencies and accepts schemas that Ollama cannot use.
+Ollama turns a schema into a grammar. If it cannot, it ignores the schema or crashes. The library
+jsonschema has compiled dependencies and accepts schemas that Ollama cannot use.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DEEPEST = 32
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
-    """Raise a ValueError that names the place where a schema is wrong.
+    """Raise a ValueError with the path to the first mistake in a schema.
 
     >>> check_schema({"type": "object", "properties": {"tags": {"type": "array"}}})
     >>> check_schema({"type": "object", "properties": {"tags": {"type": "list"}}})

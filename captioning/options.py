@@ -1,4 +1,4 @@
-"""Options of one stage: Ollama's own names, and how the pack behaves around the request."""
+"""Options of one stage: Ollama's own, and those of this pack."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ DEFAULT_INSTRUCTIONS = (
     "Rewrite this description as a vivid, detailed prompt for an image generator: subject first, "
     "then setting, composition, light, colours and style. One paragraph."
 )
-"""What the node's user_instructions hold at first."""
+"""The default of the node's user_instructions."""
 
 _VISION_DEFAULTS: dict[str, Any] = {"num_predict": 512, "repeat_penalty": 1.1}
 DEFAULT_NUM_PREDICT = 1024
-"""Tokens of an answer where nobody said otherwise: without a limit a model may go on for ever."""
+"""The default limit of an answer, in tokens: without one a model may never stop."""
 _TEXT_DEFAULTS: dict[str, Any] = {"num_predict": DEFAULT_NUM_PREDICT, "repeat_penalty": 1.1}
 
 _CTX_STEP = 2048
@@ -33,12 +33,12 @@ _MIN_CTX = 4096
 _IMAGE_TOKENS = 2600
 """1344 x 1344 px in patches of 28 px are 2304 tokens; LLaVA 1.6 takes up to 2880 for one image."""
 _CHARACTERS_PER_TOKEN = 2
-"""Cautious: English has about 4, Chinese and Japanese between 1 and 2."""
+"""A cautious value: English has about 4, Chinese and Japanese have between 1 and 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageOptions:
-    """What Ollama Options sets for a stage. Unset means the pack's default, else the server's.
+    """The settings of Ollama Options for a stage. Unset: the pack's default, else the server's.
 
     Attributes:
         model_options: sent as `options`, by Ollama's own names.
@@ -51,7 +51,7 @@ class StageOptions:
         parallel: requests at a time; the server must allow as many.
 
     Raises:
-        ValueError: a value is out of its range; the sentence names it.
+        ValueError: a value is out of range.
     """
 
     model_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -100,7 +100,7 @@ def text_options(sampling: Mapping[str, Any], seed: int, stage: StageOptions) ->
 
 
 def fold_seed(seed: int) -> int:
-    """Return a seed that Ollama keeps exactly: 31 bits, from ComfyUI's 64.
+    """Return a seed of 31 bits, which Ollama stores exactly, from ComfyUI's 64 bits.
 
     >>> fold_seed(2**31 - 1), fold_seed(2**64 - 1) < 2**31, fold_seed(2**40) == fold_seed(0)
     (2147483647, True, False)
@@ -116,9 +116,9 @@ def context_size(*, characters: int, images: int, num_predict: int, longest: int
     """Return the num_ctx that a request needs, in tokens, rounded up so that it seldom changes.
 
     Args:
-        characters: of all text that is sent.
-        images: how many are sent in one request.
-        num_predict: tokens that the answer may have; negative: no limit was set.
+        characters: length of all text in the request.
+        images: number of images in the request.
+        num_predict: limit of the answer in tokens; negative: no limit.
         longest: the model's own limit, if known.
 
     >>> context_size(characters=400, images=1, num_predict=512, longest=None)

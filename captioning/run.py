@@ -1,8 +1,8 @@
 """Describe images with a vision model, then rewrite the descriptions with a text model.
 
-Stage by stage: all descriptions, one swap of models, all rewrites. The nodes and the command line
-call `run`, or `process` where the texts are there already. What happens to memory around a stage is
-the caller's `Memory`.
+Works stage by stage: all descriptions, one swap of models, all rewrites. The nodes and the command
+line call `run`, or `process` for existing texts. The caller's `Memory` frees memory before and
+after each stage.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RUN_KEEP_ALIVE_S = 300
-"""Between two requests of a run. Finite, so that a crash of ours leaves no model loaded."""
+"""keep_alive between two requests of a run. Finite, so that no model stays loaded if we crash."""
 
 _CHARS_PER_TOKEN = 4
-"""Of English, for the length of a description that is not written yet."""
+"""Of English text, to estimate the length of a description in advance."""
 _PROMPT_CHARS = 1000
-"""Room for the fixed prompts and the chat template around them."""
+"""Reserved for the fixed prompts and the chat template."""
 
 _CALLED = {"vision": "describing images", "completion": "writing text"}
 
@@ -87,10 +87,10 @@ _FATAL_ERRORS = (
 
 
 class Memory(Protocol):
-    """What makes room before a stage and frees memory after it."""
+    """Frees memory before a stage and after it."""
 
     def room_bytes(self, backend: Backend) -> int | None:
-        """Return the memory that a model of this server may take, in bytes; None: not known."""
+        """Return the memory that a model of this server may use, in bytes; None: not known."""
         ...
 
     def before(
@@ -101,11 +101,11 @@ class Memory(Protocol):
         *,
         cancelled: CancelCheck | None = None,
     ) -> None:
-        """Make room for `model`."""
+        """Free memory for `model`."""
         ...
 
     def out_of_memory(self, backend: Backend, model: Model, settings: StageOptions) -> int:
-        """The server has no room for `model`: free what can be freed; return the bytes."""
+        """Free as much memory as possible: `model` did not fit; return the bytes freed."""
         ...
 
     def after(self, backend: Backend, model: Model, *, cancelled: CancelCheck) -> None:
@@ -125,17 +125,17 @@ def run(
 ) -> list[Caption]:
     """Return one caption per image; with `one_question`, one in all.
 
-    An error is the result of its image only, unless every image would meet it: then it ends the
-    stage. A failed description skips its rewrite.
+    An error affects only its own image, unless it would affect every image: then it ends the stage.
+    A failed description is not rewritten.
 
     Args:
-        backend: of the vision model.
-        text_backend: of the text model; None: the same.
-        finished: called with the index of an image and its caption when both stages are done
-            with it; with `settings.parallel`, from several threads.
+        backend: server of the vision model.
+        text_backend: server of the text model; None: the same.
+        finished: called with the index of an image and its caption after the image's last stage;
+            from several threads if `settings.parallel` is above 1.
 
     Raises:
-        Cancelled: the watcher said so; nothing keeps running on the server.
+        Cancelled: the watcher cancelled the run; nothing keeps running on the server.
         LLMError: the first error, with `job.stop_on_error`.
     """
     report = finished or (lambda index, caption: None)
@@ -184,9 +184,9 @@ def process(
     memory: Memory | None = None,
     watcher: Watcher | None = None,
 ) -> list[Result]:
-    """Return one result per text: what the model wrote by the instructions.
+    """Return one result per text: the model's answer to the text and its instructions.
 
-    Errors are treated as by `run`. A pair of blank text and blank instructions is an error.
+    Errors are handled as in `run`. A pair of blank text and blank instructions is an error.
 
     Raises:
         Cancelled, LLMError: as `run`.
@@ -199,7 +199,7 @@ def process(
 
 
 class _Step(NamedTuple):
-    """A stage on its server, and how much one of its requests holds: for num_ctx."""
+    """A stage on its server, and the size of its largest request, to choose num_ctx."""
 
     backend: Backend
     stage: Stage
@@ -215,7 +215,7 @@ class _Step(NamedTuple):
 
 
 class _Run:
-    """The state of one run: what the servers list, and which models this run has loaded."""
+    """The state of one run: the servers' models, and which of them this run has loaded."""
 
     def __init__(
         self, rules: Rules, steps: Sequence[_Step], memory: Memory | None, watcher: Watcher
@@ -228,12 +228,12 @@ class _Run:
         self.loaded: list[tuple[Backend, Model]] = []
         self.has_made_room = False
         self.noted: set[str] = set()
-        # Both are chosen before anything is loaded: the models share num_ctx where they are one.
+        # Both models are chosen before any load: if they are the same, they share num_ctx.
         self.steps = [self._with_model(step) for step in steps]
 
     @contextmanager
     def models(self) -> Generator[None]:
-        """Unload at the end what the stages inside loaded."""
+        """Unload at the end the models that were loaded inside the block."""
         try:
             yield
         except Cancelled:
@@ -259,7 +259,7 @@ class _Run:
     ) -> list[Result]:
         """Load the model and send each request; return one result for each.
 
-        `report` hears of each result with the index that its request has.
+        Calls `report` with the index of each request and its result.
         """
         if not requests:
             return []
@@ -303,7 +303,7 @@ class _Run:
         return results
 
     def _load(self, step: _Step, requests: Sequence[Request]) -> Model:
-        """Return the step's model, loaded unless it is already, or runs elsewhere."""
+        """Return the step's model; load it unless it is loaded already, or is a cloud model."""
         if all(request.error for request in requests) and (error := requests[0].error):
             raise error
         backend, settings = step.backend, step.stage.settings
@@ -339,13 +339,13 @@ class _Run:
         return model
 
     def _with_model(self, step: _Step) -> _Step:
-        """Return the step with a model chosen, where it is "auto" and the server answers."""
+        """Return the step; if its model is "auto" and the server answers, with a chosen model."""
         if step.stage.model != AUTO:
             return step
         try:
             name = self._choose(step).name
         except LLMError:
-            return step  # the stage itself meets the error again, and reports it
+            return step  # the stage will get the same error and report it
         return step._replace(stage=replace(step.stage, model=name))
 
     def _find(self, step: _Step) -> Model:
@@ -366,7 +366,7 @@ class _Run:
         url = backend.server.url
         models = self._show_all(step)
         loaded: list[str] = []
-        with suppress(LLMError):  # a server that cannot say what is loaded can still be used
+        with suppress(LLMError):  # the choice works without the list of loaded models
             loaded = [model.name for model in backend.ps(self.watcher.cancelled)]
         chosen = choose(
             models,
@@ -381,7 +381,7 @@ class _Run:
         return chosen
 
     def _note(self, text: str) -> None:
-        """Tell the watcher once, also where both stages have the same to say."""
+        """Pass a note to the watcher, unless the run has passed it before."""
         if text not in self.noted:
             self.noted.add(text)
             self.watcher.note(text)
@@ -401,7 +401,7 @@ class _Run:
     def _chat(
         self, step: _Step, model: Model, number: int, request: Request, images: EncodedAhead
     ) -> Answer:
-        """Return the answer to a request; where the context is too short, with smaller images."""
+        """Return the answer to a request; retry a too long one with smaller images."""
         settings = step.stage.settings
         try:
             answer = self._send(step, model, number, request, images.take(number))
@@ -443,9 +443,9 @@ class _Run:
         )
 
     def _request(self, step: _Step, request: Callable[[], T], model: Model | None = None) -> T:
-        """Return what `request` returns; retry where the failure may pass.
+        """Return what `request` returns; retry after a temporary failure.
 
-        Where the server's memory is too short for `model`, free what can be freed, once in a run.
+        If the server runs out of memory for `model`, free memory and retry, once per run.
         """
         backend = step.backend
 
@@ -466,7 +466,10 @@ class _Run:
         )
 
     def _options(self, step: _Step, model: Model) -> dict[str, Any]:
-        """The stage's options, with one num_ctx for the model's whole run: a change reloads it."""
+        """Return the stage's options, with the same num_ctx for a model in the whole run.
+
+        A server reloads the model if num_ctx changes.
+        """
         options = {"num_predict": DEFAULT_NUM_PREDICT} | dict(step.stage.options)
         if options.get("num_ctx") is not None:
             return options

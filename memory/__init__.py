@@ -1,7 +1,6 @@
-"""Who holds the GPU, and how it is given back.
+"""Free the GPU memory of ComfyUI's models, of language-model servers, and of PyTorch's cache.
 
-Every action is idempotent, reports bytes, and is safe where there is no CUDA, no ComfyUI and no
-Ollama.
+Every action is idempotent, reports bytes, and works without CUDA, ComfyUI or Ollama.
 """
 
 from .comfyui import free_comfyui

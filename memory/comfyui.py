@@ -1,4 +1,4 @@
-"""ComfyUI's own models. The only module outside nodes/ that touches comfy, and only as a guest."""
+"""Memory of ComfyUI's own models. The only module outside nodes/ that uses comfy."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from .report import Freed
 
 _LEAST_BYTES = 0.1
-"""ComfyUI's word for "load nothing": a budget of 0 means "load everything" to it."""
+"""The budget for "load nothing": ComfyUI treats a budget of 0 as "load everything"."""
 
 
 def free_comfyui() -> Freed:
-    """Ask ComfyUI to unload its models and empty its cache; nothing without ComfyUI.
+    """Unload ComfyUI's models and empty its cache; do nothing without ComfyUI.
 
-    The bytes are those of the models that were loaded on the compute device and no longer are.
+    The bytes are those of the models that this unloaded from the compute device.
     """
     manager = _manager()
     if manager is None:
@@ -29,7 +29,7 @@ def free_comfyui() -> Freed:
 
 
 def free_vram_bytes() -> int | None:
-    """Free memory of ComfyUI's compute device, as its driver counts it; None without ComfyUI."""
+    """Return the free memory of ComfyUI's compute device, by its driver; None without ComfyUI."""
     manager = _manager()
     if manager is None:
         return None
@@ -37,7 +37,7 @@ def free_vram_bytes() -> int | None:
 
 
 def total_vram_bytes() -> int | None:
-    """Memory of ComfyUI's compute device, the RAM of a CPU; None without ComfyUI."""
+    """Return the memory of ComfyUI's compute device (for a CPU: RAM); None without ComfyUI."""
     manager = _manager()
     if manager is None:
         return None
@@ -45,33 +45,33 @@ def total_vram_bytes() -> int | None:
 
 
 def compute_device() -> Any:
-    """The torch.device on which ComfyUI computes. Only for code that runs inside ComfyUI."""
+    """Return the torch.device on which ComfyUI computes. Works only inside ComfyUI."""
     return _comfy("model_management").get_torch_device()
 
 
 def computes_in_half(device: Any) -> bool:
-    """Whether ComfyUI would compute in fp16 there (no on CPUs, old cards, and --force-fp32)."""
+    """Return whether ComfyUI computes in fp16 on a device (not on CPUs or old cards)."""
     return bool(_comfy("model_management").should_use_fp16(device))
 
 
 def casting_leaf(name: str) -> type:
-    """ComfyUI's kind of a torch layer ("Linear", ...): works wherever its weights lie.
+    """Return ComfyUI's class for a torch layer ("Linear", ...), which casts its weights itself.
 
-    It brings them to its input's device and type for each call, so the manager may load a model
-    partially, and take any part of it away at any time.
+    It moves the weights to its input's device and type in each call, so the manager can load a
+    model partially, and unload any part of it at any time.
     """
     return getattr(_comfy("ops").manual_cast, name)
 
 
 def new_patcher(model: Any, device: Any, offload_device: Any, limit_bytes: int | None) -> Any:
-    """Wrap a module for ComfyUI's model manager, which holds it weakly.
+    """Return a patcher of a module for ComfyUI's model manager, which has only a weak reference.
 
     Args:
         model: A module with a `device` that can be set.
         device: Where it computes.
-        offload_device: Where its weights rest.
-        limit_bytes: At most this much of it is loaded at a time; None: as much as fits. Without
-            effect under dynamic VRAM, which loads layers on demand and gives them back likewise.
+        offload_device: Where its unloaded weights are.
+        limit_bytes: At most this much of it is loaded at a time; None: as much as fits. No effect
+            with dynamic VRAM, which loads and unloads layers on demand.
     """
     patchers = _comfy("model_patcher")
     # Looked up at each call: ComfyUI rebinds the name when it starts with dynamic VRAM.
@@ -82,16 +82,16 @@ def new_patcher(model: Any, device: Any, offload_device: Any, limit_bytes: int |
 
 
 def load_patcher(patcher: Any, working_bytes: int, *, whole: bool) -> None:
-    """Have a model loaded, others making room; `whole`: all of it, whatever that displaces."""
+    """Load a model, unloading others if needed; `whole`: load all of it in any case."""
     _comfy("model_management").load_models_gpu(
         [patcher], memory_required=working_bytes, force_full_load=whole
     )
 
 
 def has_room(device: Any, working_bytes: int) -> bool:
-    """Whether so much can be taken on a device beside what is loaded there.
+    """Return whether a device has this much free memory.
 
-    Dynamic VRAM gives way to whatever is taken; a computer without a GPU swaps.
+    Dynamic VRAM frees memory on demand, and a computer without a GPU swaps.
     """
     manager = _comfy("model_management")
     dynamic = getattr(sys.modules.get("comfy.memory_management"), "aimdo_enabled", False)
@@ -101,7 +101,7 @@ def has_room(device: Any, working_bytes: int) -> bool:
 
 
 def unload_patchers(patchers: Sequence[Any]) -> int:
-    """Take these models, and no others, off the device; return the bytes freed there."""
+    """Unload these models, and no others, from the device; return the bytes freed."""
     manager = _manager()
     if manager is None:
         return 0
@@ -120,7 +120,7 @@ def unload_patchers(patchers: Sequence[Any]) -> int:
 
 @functools.lru_cache(maxsize=4)
 def _limited(base: type) -> type:
-    """A kind of ModelPatcher with a limit on what it loads, and that pins no weight in RAM."""
+    """Return a subclass of ModelPatcher that limits the loaded bytes and pins no weights in RAM."""
 
     class LimitedPatcher(base):  # pyright: ignore[reportUntypedBaseClass]
         limit_bytes: int | None = None
@@ -136,23 +136,23 @@ def _limited(base: type) -> type:
             )
 
         def pin_weight_to_device(self, key: str) -> None:
-            """Pin nothing: offloaded weights are pages of a mapped file, which must not be pinned.
+            """Pin nothing: offloaded weights are pages of a mapped file.
 
-            The driver would lock them in place, and copy those it may write to. With dynamic VRAM
-            ComfyUI pins copies instead, and never calls this.
+            Pinning would lock them in memory, and copy writable pages. With dynamic VRAM, ComfyUI
+            pins copies instead and never calls this.
             """
 
     return LimitedPatcher
 
 
 def _comfy(name: str) -> Any:
-    # Reached only from nodes, where ComfyUI has started what there is to start.
+    # Called only from nodes, after ComfyUI has started.
     return importlib.import_module(f"comfy.{name}")
 
 
 def _manager() -> Any:
-    # Imported by ComfyUI long before a node runs. Importing it here would start CUDA in a program
-    # that is not ComfyUI.
+    # ComfyUI imports it long before a node runs. Importing it here would start CUDA in programs
+    # other than ComfyUI.
     return sys.modules.get("comfy.model_management")
 
 

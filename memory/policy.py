@@ -1,4 +1,4 @@
-"""When ComfyUI's models make room for a server's, and when the server's go."""
+"""When to unload ComfyUI's models before a stage, and the server's model after it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 
 
 class StageMemory:
-    """Makes room before a stage and frees memory after it (`captioning.run.Memory`). For one run.
+    """Frees memory before a stage and after it (`captioning.run.Memory`). For one run.
 
-    It remembers which models were loaded before the run: on a server that others use as well,
-    only what the run has loaded is unloaded.
+    It remembers which models were loaded before the run: on a shared server, it unloads only
+    models that the run has loaded.
     """
 
     def __init__(self) -> None:
         self._loaded_before: set[tuple[str, str]] = set()
 
     def room_bytes(self, backend: Backend) -> int | None:
-        """Return the VRAM that a model may take once ComfyUI's models have left; None: unknown."""
+        """Return the VRAM for a model after unloading ComfyUI's models; None: not known."""
         return total_vram_bytes() if shares_gpu(backend.server, None) else None
 
     def before(
@@ -40,9 +40,9 @@ class StageMemory:
         *,
         cancelled: CancelCheck | None = None,
     ) -> None:
-        """Free ComfyUI's models when the server shares their GPU, and `free_memory` says so.
+        """Unload ComfyUI's models if the server shares their GPU and `free_memory` allows it.
 
-        On a server that is not unloaded in any case they stay where the model is loaded already.
+        They stay if the model is already loaded, unless the server is always unloaded.
         """
         if not backend.unloads_always and _is_loaded(backend, model, cancelled):
             self._loaded_before.add((backend.server.url, model.name))
@@ -54,9 +54,9 @@ class StageMemory:
         log_freed(log, free_comfyui(), free_cuda_cache())
 
     def out_of_memory(self, backend: Backend, model: Model, settings: StageOptions) -> int:
-        """Free ComfyUI's models, also where `before` thought that the model fits beside them.
+        """Unload ComfyUI's models, even if `before` estimated that the model fits beside them.
 
-        Not where `free_memory` is "never", or the server has a GPU of its own.
+        Does nothing if `free_memory` is "never", or the server does not share ComfyUI's GPU.
         """
         if not shares_gpu(backend.server, model) or settings.free_memory == "never":
             return 0
@@ -65,10 +65,11 @@ class StageMemory:
         return sum(part.bytes for part in freed)
 
     def after(self, backend: Backend, model: Model, *, cancelled: CancelCheck) -> None:
-        """Unload the model and see it gone; from a cancel on in a thread behind the caller.
+        """Unload the model and wait until it is unloaded; after a cancel, do it in the background.
 
-        The server's entry decides, by `unload`. Else Ollama and the embedded engine unload always,
-        other servers what this run has loaded, where they share ComfyUI's GPU.
+        The `unload` of the server's entry decides. Without it, Ollama and the embedded engine are
+        always unloaded; other servers only if this run has loaded the model and they share
+        ComfyUI's GPU.
         """
         if not self._unloads(backend, model):
             return
@@ -91,10 +92,10 @@ class StageMemory:
 
 
 def shares_gpu(server: Server, model: Model | None) -> bool:
-    """Whether `model`, or any, would live in the GPU that ComfyUI uses.
+    """Return whether `model`, or any model of the server, uses the same GPU as ComfyUI.
 
-    A cloud model never does. Else the server's entry decides; where it leaves the choice, a server
-    on this machine does.
+    A cloud model never does. Else the server's entry decides; without a setting there, a server on
+    this machine does.
     """
     if model is not None and model.remote_host:
         return False
@@ -102,7 +103,7 @@ def shares_gpu(server: Server, model: Model | None) -> bool:
 
 
 def _is_loaded(backend: Backend, model: Model, cancelled: CancelCheck | None) -> bool:
-    """Whether the server has the model loaded; also where it cannot say."""
+    """Return whether the server has the model loaded; True if the server cannot say."""
     try:
         return any(backend.same_model(m.name, model.name) for m in backend.ps(cancelled))
     except LLMError:

@@ -1,4 +1,4 @@
-"""What an action freed."""
+"""Report how much memory an action freed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 class Freed(NamedTuple):
-    """How many bytes were freed, and by what; 0 bytes: there was nothing to free."""
+    """How many bytes of what were freed; 0 bytes: there was nothing to free."""
 
     what: str
     bytes: int = 0
@@ -19,7 +19,7 @@ class Freed(NamedTuple):
 
 
 def log_freed(log: logging.Logger, *parts: Freed) -> None:
-    """Log the parts that freed something; nothing where there was nothing to free."""
+    """Log what was freed, if anything was."""
     if freed := [str(part) for part in parts if part.bytes]:
         log.info("Image Refinery freed %s", "; ".join(freed))
 

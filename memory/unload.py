@@ -1,4 +1,4 @@
-"""Unload the models that a language-model server holds."""
+"""Unload models from a language-model server."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _lock = threading.Lock()
 def unload_model(backend: Backend, model: str, *, cancelled: CancelCheck | None = None) -> Freed:
     """Unload `model` and wait until the server no longer lists it.
 
-    Failure is logged as a warning: the result of the run is not lost for it. A server that is busy,
-    or breaks the connection, is asked again. One that refuses connections holds nothing.
+    A failure is logged as a warning and does not fail the run. If the server is busy or the
+    connection breaks, this retries. A server that refuses connections has no models loaded.
 
     Raises:
         Cancelled: `cancelled` returned True; the model may still be loaded.
@@ -47,7 +47,7 @@ def unload_model(backend: Backend, model: str, *, cancelled: CancelCheck | None 
 
 
 def unload_in_background(backend: Backend, model: str) -> None:
-    """Unload `model` in a thread, so that a cancelled run returns immediately. Bounded in time."""
+    """Unload `model` in a thread, within a limited time, so that a cancel returns immediately."""
     own = backend.copy()
 
     def work() -> None:
@@ -65,9 +65,9 @@ def unload_in_background(backend: Backend, model: str) -> None:
 
 
 def finish_pending_unloads(cancelled: CancelCheck | None = None) -> None:
-    """Wait for the unloads of cancelled runs: a new run must not load what they unload.
+    """Wait for the unloads of cancelled runs, so that they do not unload a new run's models.
 
-    They are bounded in time; `cancelled` ends the wait, not the unloads.
+    They take a limited time. `cancelled` ends the wait, not the unloads.
     """
     with _lock:
         threads = list(_pending)

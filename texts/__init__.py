@@ -1,6 +1,6 @@
 """Work on texts that needs neither ComfyUI nor a server: wildcards, file names, instructions.
 
-The names below are fetched on first use: ComfyUI needs few of these modules when it starts.
+The names below are imported on first use: ComfyUI needs few of these modules when it starts.
 """
 
 from importlib import import_module

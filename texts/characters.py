@@ -1,11 +1,11 @@
-"""Texts that every file, page and console can hold."""
+"""Repair texts so that they can be written to any file, page or console."""
 
 
 def whole_characters(text: str) -> str:
-    """Return `text` with no half of a surrogate pair, as some servers stream emoji.
+    """Return `text` without surrogates: some servers stream emoji as two halves.
 
-    Two halves become their character, and what is left alone becomes U+FFFD: no half can be
-    written as UTF-8.
+    Two halves become their character, a single half becomes U+FFFD: a half cannot be encoded as
+    UTF-8.
 
     >>> whole_characters("a \\ud83d\\ude00") == "a \\U0001f600"
     True

@@ -1,4 +1,4 @@
-"""File names that every system takes."""
+"""File names that are valid on every system."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 LONGEST_BYTES = 255
-"""Of one name on ext4, NTFS (there in UTF-16 units, so never more) and APFS."""
+"""The limit of a name on ext4, NTFS (in UTF-16 units, so never more bytes) and APFS."""
 
 NOTHING_LEFT = "image"
 
@@ -18,18 +18,19 @@ _DEVICE = re.compile(
 
 
 def safe_filename(text: str, *, longest_bytes: int = 120) -> str:
-    """Return a name, without an ending, made of a text.
+    """Return a file name, without extension, made from a text.
 
-    Letters of all scripts stay. Slashes, what Windows forbids, `%` (ComfyUI's own placeholders),
-    control characters and line breaks become spaces, runs of spaces one; leading dots and spaces,
-    and trailing ones, go; a name that Windows keeps for a device gets a `_` in front; what is too
-    long ends at a word. The same text always gives the same name, and a name gives itself.
+    Letters of all scripts stay. Slashes, characters that Windows forbids, `%` (ComfyUI's own
+    placeholders), control characters and line breaks become spaces, and repeated spaces one space.
+    Leading and trailing dots and spaces are removed. A name that Windows reserves for a device gets
+    a `_` in front. A long name is cut after a word. The same text always gives the same name, and
+    a name stays unchanged.
 
     Args:
-        longest_bytes: of the name in UTF-8, 8 to 255; leave room for what a node appends.
+        longest_bytes: limit of the name in UTF-8, 8 to 255; leave space for suffixes of nodes.
 
     Raises:
-        ValueError: longest_bytes is out of its range.
+        ValueError: longest_bytes is out of range.
 
     >>> safe_filename("A red ball: on snow / at night.\\n")
     'A red ball on snow at night'
@@ -49,12 +50,12 @@ def safe_filename(text: str, *, longest_bytes: int = 120) -> str:
 
 
 def is_device(name: str) -> bool:
-    """Whether Windows takes a file's name for a device: con, aux.txt, lpt1 and their like."""
+    """Return whether Windows reserves a file's name for a device, such as con, aux.txt or lpt1."""
     return _DEVICE.match(name) is not None
 
 
 def _tidy(name: str) -> str:
-    # a leading dot hides a file, a leading dash or tilde means something to programs
+    # a leading dot hides a file; a leading dash or tilde has a meaning on command lines
     return name.lstrip(". -~").rstrip(". ")
 
 
@@ -62,7 +63,7 @@ def _shortened(name: str, longest_bytes: int) -> str:
     if len(name.encode()) <= longest_bytes:
         return name
     cut = name.encode()[:longest_bytes].decode("utf-8", "ignore")
-    # a mark that belongs to the letter before it must not lose that letter
+    # a combining mark must not be separated from its letter
     while cut and unicodedata.combining(name[len(cut)]):
         cut = cut[:-1]
     words = cut if name[len(cut)] == " " else cut.rpartition(" ")[0]

@@ -1,4 +1,4 @@
-"""Ready instructions: text files that one can pick from and add to."""
+"""Ready instructions: text files to choose from, to which users can add their own."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _LONGEST_BYTES = 100_000
 
 
 def ready_instructions(folders: Sequence[Path]) -> dict[str, str]:
-    """Return the texts by their files' names; of two with one name the first folder's counts.
+    """Return the texts by their files' names; if names are equal, the first folder wins.
 
-    Empty files, very long ones and those that cannot be read are left out.
+    Empty, very long and unreadable files are left out.
     """
     found: dict[str, str] = {}
     for folder in folders:
@@ -26,6 +26,6 @@ def ready_instructions(folders: Sequence[Path]) -> dict[str, str]:
 def _read(path: Path) -> str:
     try:
         data = path.read_bytes()
-    except OSError:  # gone, or not ours to read: the list shows what can be used
+    except OSError:  # deleted, or no permission: list only usable files
         return ""
     return decode(data).strip() if len(data) <= _LONGEST_BYTES else ""

@@ -1,4 +1,4 @@
-"""Any value as a text that a person can read."""
+"""Convert any value to readable text."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from itertools import islice
 from typing import Any, cast
 
 LONGEST = 20_000
-"""Characters of one text that are shown; a page that holds more becomes slow."""
+"""The most characters of a text that are shown; with more, the page becomes slow."""
 _DEEPEST = 8
 _MOST_ENTRIES = 200
 
 
 def shown(values: Sequence[Any]) -> str:
-    """Return what ComfyUI hands over as one input, as a text: a list of them is numbered.
+    """Return the values of one input of a node as text; several values are numbered.
 
     >>> print(shown(["a cat"]))
     a cat
@@ -35,7 +35,7 @@ def shown(values: Sequence[Any]) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Return one value as a text: texts as they are, tensors in a line, the rest as JSON.
+    """Return one value as text: texts unchanged, tensors in one line, other values as JSON.
 
     >>> as_text({"a": [1, float("nan")], "b": {2}})
     '{\\n  "a": [\\n    1,\\n    "nan"\\n  ],\\n  "b": [\\n    2\\n  ]\\n}'
@@ -47,18 +47,18 @@ def as_text(value: Any) -> str:
 
 
 def cut(text: str) -> str:
-    """Return a text, with a note at its end where it is longer than a page should hold."""
+    """Return a text; if it is too long for a page, cut it and add a note."""
     if len(text) <= LONGEST:
         return text
     return f"{text[:LONGEST]}\n(cut: {LONGEST} of {len(text)} characters are shown)"
 
 
 def tensor_text(tensor: Any) -> str:
-    """Return the shape, type, place, range and mean of a tensor or an array."""
+    """Return the shape, type, device, range and mean of a tensor or an array."""
     size = " x ".join(str(length) for length in tensor.shape) or "one number"
     parts = [f"{type(tensor).__name__} {size}", str(tensor.dtype).removeprefix("torch.")]
-    if place := getattr(tensor, "device", None):
-        parts.append(str(place))
+    if device := getattr(tensor, "device", None):
+        parts.append(str(device))
     if math.prod(tensor.shape) and "complex" not in parts[1]:
         values = tensor if "bool" not in parts[1] else tensor * 1
         low, high = float(values.min()), float(values.max())
@@ -67,7 +67,7 @@ def tensor_text(tensor: Any) -> str:
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether a value is a torch tensor or a numpy array; neither is imported for the question."""
+    """Return whether a value is a torch tensor or a numpy array, without importing either."""
     torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
     return (torch is not None and isinstance(value, torch.Tensor)) or (
         numpy is not None and isinstance(value, numpy.ndarray) and value.dtype.kind in "biufc"
@@ -108,6 +108,6 @@ def _left_out(count: int) -> dict[str, str]:
 def _one_line(value: object) -> str:
     try:
         line = " ".join(repr(value).split())
-    except Exception as error:  # noqa: BLE001 (a stranger's class, and all that is wanted is a look)
+    except Exception as error:  # noqa: BLE001 (the class may be of any node pack)
         line = f"its repr raises {type(error).__name__}"
     return line if len(line) <= 500 else line[:500] + "..."

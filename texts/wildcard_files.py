@@ -1,7 +1,7 @@
-"""The wildcard files of some folders, and the lines in them.
+"""The wildcard files in a list of folders, and their lines.
 
-A name is looked up among the files that were found, and is never joined to a path: no name can
-lead out of the folders.
+A name is looked up among the files found, and is never joined to a path, so no name can lead
+outside the folders.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _WEIGHT = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*::")
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A line of a wildcard file, and how likely it is; each is equal to itself only."""
+    """A line of a wildcard file and its weight; a line is equal only to itself."""
 
     weight: float
     text: str
 
 
 class WildcardFiles:
-    """Every .txt below `folders`, by its name: its path without the ending, in small letters.
+    """Every .txt below `folders`, by name: its path without extension, in lower case.
 
-    Where two folders have a file of one name, that of the first counts. Links that lead out of a
-    folder are left out. The folders are looked through once, at the first question.
+    If two folders have a file of the same name, the first one wins. Links that lead outside a
+    folder are left out. The folders are searched once, on first use.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -40,20 +40,20 @@ class WildcardFiles:
         self._lines: dict[Path, tuple[Line, ...]] = {}
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """Return all names, sorted."""
         return sorted(self._files())
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
-        """Changes when a file is added, removed or edited."""
+        """Return a value that changes when a file is added, removed or edited."""
         paths = [path for path in sorted(self._files().values()) if path.exists()]
         states = ((path, path.stat()) for path in paths)
         return tuple((str(path), state.st_mtime_ns, state.st_size) for path, state in states)
 
     def lines(self, name: str) -> tuple[Line, ...]:
-        """Return the lines that a name stands for; none where there is no such file.
+        """Return the lines of the files that a name matches; none if there is no such file.
 
-        A `*` in the name stands for anything. A name without a folder is looked for at the top,
-        then in all folders.
+        A `*` in the name matches anything. A name without a folder is searched for at the top, then
+        in all folders.
 
         Raises:
             OSError: a file cannot be read.
@@ -86,7 +86,7 @@ class WildcardFiles:
 
 
 def decode(data: bytes) -> str:
-    """Return a text file's content: by its mark, else as UTF-8, else as Windows-1252.
+    """Return a text file's content: by its byte order mark, else as UTF-8, else as Windows-1252.
 
     >>> decode(b"caf\\xc3\\xa9") == decode(b"caf\\xe9") == decode("caf\\u00e9".encode("utf-16"))
     True
@@ -100,7 +100,7 @@ def decode(data: bytes) -> str:
 
 
 def split_weight(text: str) -> tuple[float, str]:
-    """Return the weight that a choice begins with, and the rest; 1.0 where it has none.
+    """Return the weight at the beginning of a choice (1.0 if there is none), and the rest.
 
     >>> split_weight("2::a"), split_weight(" 0.5 :: b"), split_weight("a::b")
     ((2.0, 'a'), (0.5, ' b'), (1.0, 'a::b'))
@@ -110,12 +110,12 @@ def split_weight(text: str) -> tuple[float, str]:
 
 
 def text_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield each .txt below a folder with its name, sorted; links that lead out are left out."""
+    """Yield each .txt below a folder with its name, sorted, except links that lead outside."""
     top = folder.resolve()
-    for place, inner, names in os.walk(top):
+    for parent, inner, names in os.walk(top):
         inner.sort()
         for name in sorted(names):
-            path = Path(place, name)
+            path = Path(parent, name)
             if path.suffix.lower() != _SUFFIX or not path.is_file():
                 continue
             if not path.is_symlink() or path.resolve().is_relative_to(top):
@@ -127,7 +127,7 @@ def _parse(text: str) -> Iterator[Line]:
         line = raw.strip()
         if line and not line.startswith(COMMENT_MARKS):
             weight, rest = split_weight(line)
-            # an escaped mark begins a line that is no comment, such as a hex color
+            # an escaped mark begins a line that is not a comment, such as a hex color
             yield Line(weight, rest[1:] if rest.startswith("\\#") else rest)
 
 

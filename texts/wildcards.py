@@ -1,12 +1,12 @@
-"""Wildcards and choices in a text: docs/wildcards.md says what is written how.
+"""Expand wildcards and choices in a text; docs/wildcards.md documents the syntax.
 
     __name__  __folder/name__  __colour*__     one random line of a file, or of several
     {a|b|c}  {2::a|b}                          one of these; the first twice as likely
-    {2$$a|b|c}  {1-2$$ and $$a|b|c}            some of these, put together
+    {2$$a|b|c}  {1-2$$ and $$a|b|c}            some of these, joined
     {2$$__name__}  {all$$__name__}             some lines, or all in their order
-    \\{  \\}  \\__  and in braces \\|  \\$$  \\::    these signs themselves
+    \\{  \\}  \\__  and in braces \\|  \\$$  \\::    these characters themselves
 
-Everything else stays as it is: the texts come from a language model as often as from a person.
+Everything else stays unchanged: the texts come from language models as often as from users.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import TypeVar
 from .wildcard_files import COMMENT_MARKS, Line, WildcardFiles, split_weight
 
 DEEPEST = 40
-"""Levels of choices and files inside each other."""
+"""The most levels of nested choices and files."""
 _MOST_STEPS = 10_000
 _MOST_CHARACTERS = 1_000_000
-"""Bounds of one text: a file may name itself twice in a line."""
+"""Limits of one text: a line of a file may refer to the file itself twice."""
 _MOST_JSON_TRIES = 100
 _SEPARATOR = ", "
 
@@ -48,7 +48,7 @@ class Expanded:
 
     Attributes:
         text: the result.
-        problems: one sentence for each thing that stayed as it was written.
+        problems: one sentence for each part that could not be replaced.
     """
 
     text: str
@@ -58,8 +58,8 @@ class Expanded:
 def expand(text: str, files: WildcardFiles, seed: int) -> Expanded:
     """Replace wildcards and choices; the same text, files and seed give the same result.
 
-    No line of a file comes twice while others of it are left. Nesting is bounded, and so is the
-    length of what is put in.
+    No line of a file is used twice while it has unused lines. Nesting and the length of the
+    inserted text are limited.
     """
     expander = _Expander(files, random.Random(seed))
     result = expander.expand(_Source.of(text), 0, len(text), 0)
@@ -78,7 +78,7 @@ def without_comments(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Source:
-    """A text, and where each of its braces closes."""
+    """A text, and the position of each closing brace by that of the opening one."""
 
     text: str
     closing: dict[int, int]
@@ -121,7 +121,7 @@ class _Expander:
     def _token(
         self, source: _Source, found: re.Match[str], end: int, depth: int
     ) -> tuple[str, int]:
-        """Return what stands for the token, and where the text goes on."""
+        """Return the replacement of a token, and the position after it."""
         at = found.start()
         if found[0].startswith("\\"):
             return found[0][1:], found.end()
@@ -139,7 +139,7 @@ class _Expander:
         if found is None:
             return "_", at + 1
         lines = self._lines(found["name"])
-        # a name that stays as it is ends before its closing marks: they may open the next one
+        # an unknown name ends before its closing marks: they may open the next name
         if not lines or not self._may(found[0], depth):
             return found[0][:-2], found.end() - 2
         return self._line(self._draw_line(lines), depth), found.end()
@@ -235,17 +235,18 @@ class _Expander:
         return max(index for index, weight in enumerate(weights) if weight > 0)
 
     def _may(self, what: str, depth: int) -> bool:
-        """Whether one more replacement keeps the bounds."""
+        """Return whether one more replacement is within the limits."""
         self.steps += 1
         if depth < DEEPEST and self.steps <= _MOST_STEPS and self.characters <= _MOST_CHARACTERS:
             return True
         self.problems.append(
-            f"{what} was left as it is: the text has more than {DEEPEST} levels, or grows too long."
+            f"{what} was not replaced: the text has more than {DEEPEST} levels, or becomes too "
+            "long."
         )
         return False
 
     def _json_end(self, text: str, at: int, end: int) -> int | None:
-        """Where the JSON object that begins here ends; None where none does."""
+        """Return the end of the JSON object that begins here, or None."""
         if _JSON_BEGINS.match(text, at, end) is None or self.json_tries >= _MOST_JSON_TRIES:
             return None
         try:
@@ -256,7 +257,7 @@ class _Expander:
         return json_end if json_end <= end else None
 
     def _json(self, text: str, depth: int) -> str:
-        """Replace only inside the strings of a JSON object, so that it stays one."""
+        """Replace only inside the strings of a JSON object, so that it stays valid."""
 
         def string(found: re.Match[str]) -> str:
             value = json.loads(found[0], strict=False)
@@ -269,7 +270,7 @@ class _Expander:
 
 
 def _split(source: _Source, start: int, end: int) -> list[tuple[int, int]]:
-    """The places of the choices between `|`, without those inside inner braces."""
+    """Return the positions of the choices between `|`, ignoring inner braces."""
     parts: list[tuple[int, int]] = []
     first = at = start
     while found := _SPLIT.search(source.text, at, end):
