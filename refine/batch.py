@@ -1,7 +1,7 @@
-"""A caller's list of images to single images, each with its prompt, mask and seed, and back.
+"""Split a caller's list of images into single images with prompt, mask and seed, and join them.
 
-This is the only place where batches are split and joined. The rest of the package knows single
-images only.
+This is the only module that splits and joins batches. The rest of the package works on single
+images.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .settings import SEEDS, RefineSettings
 from .work import Plan, plan_work
 
 ImageErrorCallback = Callable[[int, RefineError], None]
-"""Called with the number (from 0) of an image that could not be refined, and why."""
+"""Called with the number (from 0) of an image that could not be refined, and the error."""
 
 
 class Item(NamedTuple):
@@ -39,8 +39,8 @@ class Item(NamedTuple):
         pixels: (1, H, W, C), as the caller passed them; checked.
         mask: (1, 1, H, W), 0 to 1, or None: refine everything.
         prompt: What the image shows.
-        seed: The image's own.
-        plan: Where it is worked on; None if the mask marks nothing.
+        seed: The seed of this image.
+        plan: The region and size to refine; None if the mask marks nothing.
     """
 
     number: int
@@ -55,8 +55,8 @@ class _Entry(NamedTuple):
     """An entry of the caller's list: the object, its images, their numbers.
 
     Attributes:
-        image: What the caller passed.
-        pixels: What was read of it; None if it could not be read or need not be.
+        image: The object that the caller passed.
+        pixels: Its pixels; None if they could not be read or need not be.
         numbers: The numbers of its images.
     """
 
@@ -71,11 +71,11 @@ class Batch:
     Args:
         images: As `ImageRefiner.refine_batch` takes them.
         settings: How to refine them. With strength 0 nothing is read, and `items` is empty.
-        prompts: One per entry of `images`, or None: the prompt of the settings. In place of one
-            text an entry of several images may have a list of as many texts.
+        prompts: One per entry of `images`, or None: the prompt of the settings. An entry of several
+            images may have a list of as many prompts.
         masks: One (or None) per entry, or None.
-        on_image_error: Called for each image that cannot be refined, which then comes back
-            unchanged; None: raise.
+        on_image_error: Called for each image that cannot be refined; the image is then returned
+            unchanged. None: raise.
 
     Attributes:
         settings: As passed.
@@ -114,11 +114,11 @@ class Batch:
             self.count = numbers.stop
 
     def join(self, refined: dict[int, Tensor]) -> list[Any]:
-        """Return one object per entry, of the entry's kind.
+        """Return one object per entry, of the entry's type.
 
         Args:
             refined: The images (1, h, w, C) that were refined, by their numbers. The others stay
-                as they are; where none of an entry was refined, the very same object is returned.
+                unchanged; if no image of an entry was refined, the same object is returned.
         """
         results: list[Any] = []
         for entry in self._entries:
@@ -143,7 +143,7 @@ class Batch:
         except ImageError as error:
             self._report(numbers, error)
             return None
-        # One plan for all images that are worked on whole.
+        # One plan for all images without a mask.
         whole = plan_work(height, width, None, self.settings)
         for row, (number, values) in enumerate(zip(numbers, pixels.rows, strict=True)):
             try:

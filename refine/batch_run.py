@@ -1,4 +1,4 @@
-"""Single images through the stages: in groups, with progress."""
+"""Run the images of a batch through the stages, in groups, with progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .stages import Stages
 from .work import Work, crop_and_tile, stitch
 
 MAX_GROUP_PIXELS = 8 * MEGAPIXEL
-"""Images go through the stages in groups of about this size: weights move once a group, and a
+"""Images go through the stages in groups of about this size: weights move once per group, and a
 long batch takes hardly more memory than a short one."""
 
 PromptCache = dict[tuple[str, str | None], Conditioning]
@@ -30,8 +30,8 @@ class BatchRun:
 
     Args:
         batch: The images.
-        stages: Over a loaded checkpoint.
-        cache: Filled here, kept by the caller.
+        stages: The stages of a loaded checkpoint.
+        cache: The caller's cache; this fills it.
         report: Called with every event.
     """
 
@@ -65,7 +65,7 @@ class BatchRun:
         return 0 if item.plan is None else self._settings.steps * len(item.plan.boxes)
 
     def _groups(self, *, is_alone: bool) -> Iterator[list[Item]]:
-        """Yield the images in groups, or one by one if an error of one must not cost others."""
+        """Yield the images in groups, or one by one if one image's error must not affect others."""
         group: list[Item] = []
         pixels = 0
         for item in self._batch.items:

@@ -1,6 +1,6 @@
 """Pixel work around the model: resize, pad, feather, stitch, keep colors.
 
-Every function takes and gives tensors (B, C, H, W), float32, on the CPU.
+Every function takes and returns tensors (B, C, H, W), float32, on the CPU.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch.nn import functional
 from .geometry import Box, Size
 
 REGION_FEATHER_PX = 16
-"""Over how many pixels a refined region fades in, counted from the mask's edge inwards."""
+"""The width in pixels over which a refined region fades in, from the mask's edge inwards."""
 _COLOR_CELL = 8
 _COLOR_SIGMA = 2.0  # in cells: 16 pixels
 
@@ -25,7 +25,7 @@ def resize(pixels: Tensor, size: Size) -> Tensor:
 
 
 def pad(pixels: Tensor, size: Size) -> Tensor:
-    """Continue an image to the right and downwards by mirroring, up to `size`."""
+    """Extend an image to the right and downwards by mirroring, up to `size`."""
     while tuple(pixels.shape[-2:]) != tuple(size):
         height, width = pixels.shape[-2:]
         # A mirror image can be no larger than the image, so a thin one takes several rounds.
@@ -38,11 +38,11 @@ def pad(pixels: Tensor, size: Size) -> Tensor:
 
 
 def join_tiles(tiles: list[Tensor], boxes: list[Box]) -> Tensor:
-    """Put overlapping tiles together; in every overlap one fades into the other.
+    """Join overlapping tiles; in every overlap one fades into the other.
 
     Args:
         tiles: (B, C, h, w) each, all of one size.
-        boxes: Where each tile belongs; together they cover the image.
+        boxes: The position of each tile; together they cover the image.
     """
     if len(tiles) == 1:
         return tiles[0]
@@ -60,17 +60,17 @@ def join_tiles(tiles: list[Tensor], boxes: list[Box]) -> Tensor:
 def keep_colors(refined: Tensor, original: Tensor) -> Tensor:
     """Give the refined image the low frequencies of the original (its colors and light).
 
-    What differs over more than about 16 pixels is taken back; finer detail stays refined.
+    This reverts changes larger than about 16 pixels; finer detail stays refined.
     """
     change = original - refined
     height, width = change.shape[-2:]
     cells = Size(-(-height // _COLOR_CELL), -(-width // _COLOR_CELL))
     coarse = functional.adaptive_avg_pool2d(change, (cells.height, cells.width))
     smooth = _blur(coarse, _COLOR_SIGMA)
-    taken_back = functional.interpolate(
+    correction = functional.interpolate(
         smooth, (height, width), mode="bilinear", align_corners=False
     )
-    return taken_back.add_(refined)
+    return correction.add_(refined)
 
 
 def feather(mask: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def feather(mask: Tensor) -> Tensor:
     layers = [inside]
     while len(layers) < REGION_FEATHER_PX:
         eroded = _erode(layers[-1])
-        # Nothing left to erode: the mask is thinner than the fade is long.
+        # Nothing left to erode: the mask is thinner than the fade is wide.
         if not bool(eroded.any()):
             break
         layers.append(eroded)
@@ -94,7 +94,7 @@ def feather(mask: Tensor) -> Tensor:
 
 
 def marked_box(mask: Tensor) -> Box | None:
-    """Return the smallest box that holds everything marked in a mask (1, 1, H, W), or None."""
+    """Return the smallest box around everything marked in a mask (1, 1, H, W), or None."""
     marked = mask[0, 0] > 0
     rows, columns = (
         marked.any(dim=1).nonzero().flatten(),
@@ -106,13 +106,13 @@ def marked_box(mask: Tensor) -> Box | None:
 
 
 def _erode(inside: Tensor) -> Tensor:
-    # Beyond the image's edge counts as inside: a mask that reaches it need not fade there.
+    # Outside the image counts as inside the mask: a mask that reaches the edge must not fade there.
     outside = functional.pad(1 - inside, (1, 1, 1, 1), value=0.0)
     return 1 - functional.max_pool2d(outside, kernel_size=3, stride=1)
 
 
 def _fade(box: Box, boxes: list[Box], height: int, width: int) -> Tensor:
-    """Return a tile's weight (1, 1, h, w): 1 inside, falling towards neighbors, never 0."""
+    """Return a tile's weights (1, 1, h, w): 1 inside, decreasing towards neighbors, never 0."""
     rows = _ramp(box.top, box.bottom, {(b.top, b.bottom) for b in boxes}, height)
     columns = _ramp(box.left, box.right, {(b.left, b.right) for b in boxes}, width)
     return (rows[:, None] * columns[None, :])[None, None]
@@ -136,7 +136,7 @@ def _rise(length: int) -> Tensor:
 
 
 def _blur(pixels: Tensor, sigma: float) -> Tensor:
-    """Blur with a Gaussian; beyond the edge the edge's own values continue."""
+    """Blur with a Gaussian; the values at the edge continue beyond it."""
     reach = int(3 * sigma)
     offsets = torch.arange(-reach, reach + 1, dtype=pixels.dtype)
     kernel = torch.exp(-offsets.square() / (2 * sigma**2))

@@ -1,4 +1,4 @@
-"""What a checkpoint file is, read from its header alone: no weight is touched, no torch needed."""
+"""Identify a checkpoint file from its header alone, without reading weights or importing torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VAE = "first_stage_model."
 _TEXT = "conditioner.embedders."
 _SUPPORTED = "the SDXL refiner, SDXL base and its finetunes, and SSD-1B"
 
-# Tried in this order: a key that only this kind of model has, and what to call the model.
+# Tried in this order: a key that only this kind of model has, and the name of the kind.
 _FOREIGN_KINDS = (
     (r"lora_(unet|te|up|down)|\.lora_[AB]\.|lora\.(up|down)\.", "a LoRA"),
     (r"(^|\.)double_blocks\.", "a FLUX model"),
@@ -46,17 +46,17 @@ class TensorInfo(NamedTuple):
 
 
 Header = dict[str, TensorInfo]
-"""What a checkpoint file holds, by the tensors' names."""
+"""The tensors of a checkpoint file, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
-    """What a checkpoint's header says.
+    """The properties of a checkpoint file.
 
     Attributes:
         path: The file.
-        family: Which member of the SDXL family it is.
-        variant: "turbo" or "lightning" where the file's name says so (the header does not).
+        family: The member of the SDXL family.
+        variant: "turbo" or "lightning" if the file's name has the word (the header does not).
         dtype: The weights' stored type, as safetensors writes it: "F16", "BF16", "F32", "F8_E4M3".
         size_bytes: The file's size.
     """
@@ -69,21 +69,21 @@ class CheckpointInfo:
 
     @property
     def advice(self) -> str:
-        """One sentence on settings, for checkpoints that need other ones; else empty."""
+        """One sentence on the settings that this checkpoint needs, or ""."""
         if not self.variant:
             return ""
         return (
-            f"{self.path.name} is an SDXL {self.variant.capitalize()} checkpoint: it wants "
-            "guidance_scale 1 or less and few steps, for instance num_inference_steps 8 with "
+            f"{self.path.name} is an SDXL {self.variant.capitalize()} checkpoint: use "
+            "guidance_scale 1 or less and few steps, for example num_inference_steps 8 with "
             "strength 0.3."
         )
 
 
 def read_checkpoint(path: str | Path) -> CheckpointInfo:
-    """Read a single checkpoint file's header and say what it is.
+    """Return the properties of a single checkpoint file, from its header.
 
     Raises:
-        CheckpointError: the file is missing, pickled, damaged, or no model that can refine.
+        CheckpointError: the file is missing, pickled, damaged, or not a model that can refine.
     """
     path = Path(path)
     header = read_header(path)
@@ -98,10 +98,10 @@ def read_checkpoint(path: str | Path) -> CheckpointInfo:
 
 
 def read_header(path: Path) -> Header:
-    """Return the tensors that a safetensors file holds.
+    """Return the types and shapes of the tensors in a safetensors file.
 
     Raises:
-        CheckpointError: the file is missing, pickled, truncated, or no safetensors file.
+        CheckpointError: the file is missing, pickled, truncated, or not a safetensors file.
     """
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise CheckpointError(

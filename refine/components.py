@@ -1,4 +1,4 @@
-"""The components of a loaded checkpoint, and how their weights move without being copied back."""
+"""The components of a loaded checkpoint, and moving their weights without copying them back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMPONENT_NAMES = ("text_encoder", "text_encoder_2", "unet", "vae")
 
 @dataclass(kw_only=True)
 class Components:
-    """A checkpoint of the SDXL family, taken apart.
+    """The components of a checkpoint of the SDXL family.
 
     Attributes:
         unet: diffusers' UNet2DConditionModel.
@@ -23,11 +23,11 @@ class Components:
         text_encoder_2: The second text encoder (OpenCLIP's).
         tokenizer: The first text encoder's tokenizer; None in a refiner.
         tokenizer_2: The second one's.
-        scheduler: The sampler, as the checkpoint's configuration says.
+        scheduler: The sampler in the checkpoint's configuration.
         requires_aesthetics_score: True for a refiner.
         force_zeros_for_empty_prompt: True for SDXL base: no negative prompt means zeros.
-        origin: Where the components come from, for messages.
-        advice: A sentence on settings that this checkpoint needs, or "".
+        origin: The file, folder or id of the checkpoint, for messages.
+        advice: One sentence on the settings that this checkpoint needs, or "".
         dtypes: The type in which each component computes, by name; set by `choose_dtypes`.
     """
 
@@ -52,8 +52,8 @@ class Components:
     def choose_dtypes(self, device: torch.device, use_fp16: bool) -> None:
         """Set the type in which each component computes.
 
-        Half precision for everything but the VAE, which overflows in fp16: it computes in bf16
-        where the device has it, else in fp32. A CPU computes in fp32: fp16 is slower there.
+        Half precision for everything except the VAE, which overflows in fp16: it computes in bf16
+        if the device supports it, else in fp32. A CPU computes in fp32: fp16 is slower there.
         """
         half = use_fp16 and device.type != "cpu"
         self.dtypes = dict.fromkeys(COMPONENT_NAMES, torch.float16 if half else torch.float32)
@@ -68,7 +68,7 @@ class Components:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Say whether a device computes in bf16 by itself (emulation would be slower than fp32)."""
+    """Return whether a device supports bf16 natively (emulation would be slower than fp32)."""
     if device.type == "cuda":
         if torch.version.hip:
             return torch.cuda.is_bf16_supported()
@@ -77,25 +77,25 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters and buffers that a module itself holds, not its children's."""
+    """Yield a module's own parameters and buffers, without those of its children."""
     yield from module.named_parameters(recurse=False)
     yield from module.named_buffers(recurse=False)
 
 
 class Weights:
-    """The weights of one module: where they rest, and their copy where the work is done.
+    """The resting weights of one module, and their copy on the device.
 
-    The resting tensors are usually mapped from the checkpoint file. To free a device they are
-    put back in place: nothing is copied, and the copy on the device is simply dropped.
+    The resting tensors are usually mapped from the checkpoint file. To free the device, they
+    replace the copy again: nothing is copied back, and the copy is dropped.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._resting = [(tensor, tensor.data) for _, tensor in own_tensors(module)]
 
     def move(self, device: torch.device, dtype: torch.dtype) -> int:
-        """Put copies on a device, floats as `dtype`; return their bytes (0: used as they rest)."""
+        """Copy to a device, floats as `dtype`; return the bytes copied (0: no copy was needed)."""
         copied = 0
-        # Inside ComfyUI this runs under inference_mode, whose tensors could never rest again.
+        # ComfyUI runs nodes under inference_mode; its tensors could not be replaced again.
         with torch.inference_mode(False):
             for tensor, resting in self._resting:
                 wanted = dtype if resting.is_floating_point() else resting.dtype
@@ -105,7 +105,7 @@ class Weights:
         return copied
 
     def restore(self) -> None:
-        """Put the resting tensors back; their copies are dropped."""
+        """Use the resting tensors again and drop the copies."""
         with torch.inference_mode(False):
             for tensor, resting in self._resting:
                 tensor.data = resting

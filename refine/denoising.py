@@ -1,4 +1,4 @@
-"""The UNet's steps: latents in, latents out, with the numbers of diffusers' img2img pipeline."""
+"""The UNet's steps on latents, numerically identical to diffusers' img2img pipeline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .prompts import Conditioning
 from .settings import RefineSettings
 
 StepCallback = Callable[[int, Tensor], None]
-"""Called after every step with its number (from 1) and the clean latents guessed so far."""
+"""Called after every step with its number (from 1) and its estimate of the clean latents."""
 
 
 @torch.no_grad()
@@ -31,27 +31,27 @@ def denoise(
     """Add noise to latents and remove it again, step by step.
 
     Args:
-        components: Their UNet is ready on the device of `latents`.
+        components: Components with a UNet that is ready on the device of `latents`.
         latents: (1, 4, h, w), scaled, without noise, in the UNet's type.
-        noise: As `latents`; what is added at the start.
+        noise: The noise to add at the start; as `latents`.
         conditioning: The prompts.
         settings: Strength, steps, guidance and scores.
         generator: For samplers that add noise at every step.
-        on_step: Called after every step; an exception from it ends the work.
+        on_step: Called after every step; if it raises, the work ends.
 
     Returns:
         (1, 4, h, w): the refined latents, scaled.
     """
     unet, scheduler = components.unet, components.scheduler
     timesteps = _timesteps(scheduler, settings, latents.device)
-    # The samplers that add noise take a generator, the others refuse one.
+    # Samplers that add noise take a generator; the others refuse one.
     draws = "generator" in inspect.signature(scheduler.step).parameters
     options: dict[str, Any] = {"generator": generator} if draws else {}
     embeds, pooled, time_ids = _unet_inputs(components, latents, conditioning, settings)
     guided_steps = settings.guided_steps
     latents = scheduler.add_noise(latents, noise, timesteps[:1])
     for index, timestep in enumerate(timesteps):
-        if index == guided_steps > 0:  # only the prompt's half is left
+        if index == guided_steps > 0:  # from here on, only the prompt's half
             embeds, pooled, time_ids = (some.chunk(2)[1] for some in (embeds, pooled, time_ids))
         is_guided = index < guided_steps
         predicted = unet(
@@ -68,13 +68,13 @@ def denoise(
             predicted = negative + settings.guidance_scale * (positive - negative)
         stepped = scheduler.step(predicted, timestep, latents, **options, return_dict=False)
         latents = stepped[0].to(latents.dtype)
-        # Most samplers also return the clean image that they guess.
+        # Most samplers also return their estimate of the clean latents.
         on_step(index + 1, stepped[1] if len(stepped) > 1 else latents)
     return latents
 
 
 def _timesteps(scheduler: Any, settings: RefineSettings, device: torch.device) -> Tensor:
-    """Set the sampler up, and return the timesteps that `strength` leaves of its schedule."""
+    """Set up the sampler, and return the timesteps of its schedule that `strength` selects."""
     scheduler.set_timesteps(settings.num_inference_steps, device=device)
     first = (settings.num_inference_steps - settings.steps) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):
@@ -85,7 +85,7 @@ def _timesteps(scheduler: Any, settings: RefineSettings, device: torch.device) -
 def _unet_inputs(
     components: Components, latents: Tensor, conditioning: Conditioning, settings: RefineSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return prompts, pooled prompts and size conditioning; the negative ones first, if any."""
+    """Return prompts, pooled prompts and size conditioning; negative ones first, if any."""
     height, width = (side * LATENT for side in latents.shape[-2:])
     scores = [settings.negative_aesthetic_score, settings.aesthetic_score]
     size_ids = [

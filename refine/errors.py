@@ -1,4 +1,4 @@
-"""What can go wrong while an image is refined.
+"""The errors of a refinement.
 
 RefineError
   SettingsError        a setting is out of range, or the settings leave nothing to do
@@ -9,9 +9,9 @@ RefineError
   DeviceMemoryError    memory ran out after every fallback
   NotFiniteError       the model produced NaN or infinity
 
-RefineCancelled is no error and of no family: the caller asked to stop.
+RefineCancelled is not a RefineError: the caller asked to stop.
 
-Every message is one sentence that says what was tried, where, and what to do next.
+Every message is one sentence that says what failed, why, and what to do.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class HubError(CheckpointError):
 
 
 class DeviceMemoryError(RefineError):
-    """Memory ran out although every smaller way of working was tried."""
+    """Memory ran out even in the mode that needs the least."""
 
 
 class NotFiniteError(RefineError):
@@ -54,4 +54,4 @@ class RefineCancelled(Exception):
 
 
 PER_IMAGE_ERRORS = (ImageError, NotFiniteError, DeviceMemoryError)
-"""Errors that another image of the same call need not have."""
+"""Errors that may affect only one image of a call."""

@@ -1,6 +1,6 @@
-"""Sizes, tiles and regions: whole-number arithmetic, no pixels.
+"""Compute sizes, tiles and regions: integer arithmetic, without pixels.
 
-All sizes are (height, width) in pixels; boxes are half open, as slices are.
+All sizes are (height, width) in pixels; boxes are half open, like slices.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from .settings import WorkingSize
 MEGAPIXEL = 1024 * 1024
 """The area at which SDXL models work best."""
 MIN_WORKING_AREA_PX = MEGAPIXEL * 3 // 4
-"""Images below this area are enlarged for the work."""
+"""Smaller images are enlarged before the refinement."""
 MAX_SINGLE_TILE_AREA_PX = 2 * MEGAPIXEL
 MAX_SINGLE_TILE_SIDE_PX = 2048
-"""Images above this area, or with a side above this length, are worked on in tiles."""
+"""Images above this area, or with a side above this length, are refined in tiles."""
 MULTIPLE = 64
 """Three halvings in the VAE and three in the UNet: other sizes give the UNet odd skip sizes."""
 LATENT = 8
@@ -24,7 +24,7 @@ LATENT = 8
 MAX_TILE_SIDE_PX = 1024
 MIN_TILE_OVERLAP_PX = 128
 MARGIN_SHARE = 0.25
-"""How much of its surroundings a masked region is shown with, as a share of its longer side."""
+"""The margin around a masked region, as a share of its longer side."""
 MIN_MARGIN_PX = 32
 
 
@@ -59,10 +59,10 @@ class Box(NamedTuple):
 
 
 def working_size(height: int, width: int, mode: WorkingSize) -> Size:
-    """Return the size at which an image is worked on.
+    """Return the size at which an image is refined.
 
-    "auto" enlarges an image below three quarters of a megapixel to about one, proportions kept;
-    every other image keeps its size.
+    "auto" enlarges an image below three quarters of a megapixel to about one megapixel and keeps
+    its proportions. Every other image keeps its size.
     """
     area = height * width
     if mode == "as it is" or area >= MIN_WORKING_AREA_PX:
@@ -94,7 +94,7 @@ def tile_boxes(height: int, width: int) -> list[Box]:
 
 
 def region_box(marked: Box, height: int, width: int) -> Box:
-    """Return the part of an image to work on when only `marked` of it is to change.
+    """Return the part of an image to refine if only `marked` should change.
 
     Args:
         marked: The smallest box around the mask.

@@ -1,4 +1,4 @@
-"""Models from Hugging Face: from its cache on this disk, or downloaded once."""
+"""Find models in the local Hugging Face cache, or download them once."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def is_repo_id(name: str) -> bool:
 
 
 def is_cached(repo_id: str) -> bool:
-    """Return whether a model's weights are here, so that they load without the network.
+    """Return whether a model's weights are in the cache, so that they load without network.
 
     Raises:
-        CheckpointError: `repo_id` is no such name.
+        CheckpointError: `repo_id` is not a Hugging Face id.
     """
     if not is_repo_id(repo_id):
         raise not_a_model(repo_id)
@@ -43,10 +43,10 @@ def is_cached(repo_id: str) -> bool:
 
 
 def fetch(repo_id: str, local_files_only: bool) -> Path:
-    """Return the folder of a model: from the cache if it is there, else downloaded.
+    """Return the folder of a model in the cache; download it first if it is missing.
 
     Raises:
-        CheckpointError: `repo_id` is no such name.
+        CheckpointError: `repo_id` is not a Hugging Face id.
         HubError: it could not be downloaded, or is not in the cache and downloads are off.
     """
     patterns = ["*.json", "*/*.json", "*/*.txt", "*/*.fp16.safetensors"]
@@ -59,18 +59,21 @@ def fetch(repo_id: str, local_files_only: bool) -> Path:
     except HFValidationError as error:  # Hugging Face allows less than _REPO_ID does: no "../x"
         raise not_a_model(repo_id) from error
     if local_files_only:
-        raise HubError(f"{repo_id} is not in Hugging Face's cache, and downloads are switched off.")
+        raise HubError(
+            f"{repo_id} is not in the Hugging Face cache, and downloads are turned off. Download "
+            "it first, or allow downloads."
+        )
     log.info("Downloading %s from Hugging Face (once; about 6 GB for the SDXL refiner).", repo_id)
     try:
         folder = _download(repo_id, patterns)
         if not any((folder / "unet").glob("*.safetensors")):
-            # No half-precision files: then the full ones.
+            # There are no half-precision files: download the full ones.
             patterns[-1] = "*/*.safetensors"
             folder = _download(repo_id, patterns)
         return folder
     except GatedRepoError as error:
         raise HubError(
-            f"Hugging Face gives {repo_id} only to people who accepted its license: accept it "
+            f"To download {repo_id} from Hugging Face, you must accept its license: accept it "
             "on the model's page, log in with `hf auth login`, and try again."
         ) from error
     except RepositoryNotFoundError as error:
@@ -81,7 +84,7 @@ def fetch(repo_id: str, local_files_only: bool) -> Path:
     except (HfHubHTTPError, OSError, *_connection_errors()) as error:
         raise HubError(
             f"{repo_id} could not be fetched from Hugging Face ({first_line(error)}): check the "
-            "connection, or download its .safetensors file elsewhere and name that file (in "
+            "connection, or download its .safetensors file elsewhere and choose that file (in "
             "ComfyUI: put it into models/checkpoints and choose it)."
         ) from error
 
@@ -103,9 +106,9 @@ def _connection_errors() -> tuple[type[Exception], ...]:
 
 
 def not_a_model(name: str | Path) -> CheckpointError:
-    """Return the error for a name that is no model."""
+    """Return the error for a name that is not a model."""
     return CheckpointError(
-        f"{name} is no .safetensors file, no diffusers folder and no Hugging Face id: "
+        f"{name} is not a .safetensors file, a diffusers folder or a Hugging Face id: "
         "check the path."
     )
 

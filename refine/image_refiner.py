@@ -1,4 +1,4 @@
-"""ImageRefiner: an image in, a refined image out."""
+"""ImageRefiner, which refines images with a checkpoint of the SDXL family."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "stabilityai/stable-diffusion-xl-refiner-1.0"
 MODEL_VARIABLE = "IMAGE_REFINERY_REFINER"
-"""Names the model where the caller names none: a file, a folder or a Hugging Face id."""
+"""The environment variable with the default model: a file, a folder or a Hugging Face id."""
 
 
 class ImageRefiner:
     """Refines images with a checkpoint of the SDXL family.
 
     Weights are loaded at the first refinement and stay until `close()`; `unload()` frees the
-    device. Usable as a context manager. Calls from several threads wait for one another.
+    device. Usable as a context manager. Calls from several threads wait for each other.
 
     Args:
-        device: Where to work: "cuda", "cuda:1", "mps", "xpu", "cpu". Without CUDA, "cuda" means
+        device: Where to compute: "cuda", "cuda:1", "mps", "xpu", "cpu". Without CUDA, "cuda" means
             the CPU, after one warning.
-        use_fp16: Half precision (on a CPU always full). The VAE works in bf16 or fp32.
-        model: A .safetensors file, a diffusers folder, or a Hugging Face id; by default
-            what the environment's IMAGE_REFINERY_REFINER names, else the SDXL refiner 1.0 from
+        use_fp16: Half precision (on a CPU always full). The VAE computes in bf16 or fp32.
+        model: A .safetensors file, a diffusers folder, or a Hugging Face id; by default the value
+            of the environment variable IMAGE_REFINERY_REFINER, else the SDXL refiner 1.0 from
             Hugging Face.
         memory_mode: "auto", "gpu", "offload" or "low_vram"; see docs/memory.md.
         vocabulary: A folder with CLIP's vocab.json and merges.txt, for a single file.
         local_files_only: Never download.
-        residency: Makes the owner of the weights, for hosts that manage memory themselves;
+        residency: Makes the manager of the weights, for hosts that manage memory themselves;
             by default `LocalResidency`, which follows `memory_mode`.
 
     Raises:
         SettingsError: memory_mode is unknown.
-        CheckpointError: the model is named by a path at which there is nothing.
+        CheckpointError: the model is a path that does not exist.
     """
 
     def __init__(
@@ -105,13 +105,13 @@ class ImageRefiner:
             **more: Any other setting of RefineSettings, by name.
 
         Returns:
-            A new image of the same kind, size and transparency (the very same object where
-            strength is 0). The input is never changed.
+            A new image of the same type, size and transparency (the same object if strength is 0).
+            The input is never changed.
 
         Raises:
-            RefineError: one of its children, each with one sentence; see errors.py.
+            RefineError: one of its subclasses; see errors.py.
             RefineCancelled: `should_stop` returned True.
-            TypeError: a keyword is the name of no setting.
+            TypeError: a keyword is not the name of a setting.
         """
         settings = settings_from(
             more,
@@ -133,25 +133,25 @@ class ImageRefiner:
         on_progress: ProgressCallback | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> list[AnyImage]:
-        """Refine several images of any kinds and sizes; image i uses `settings.seed + i`.
+        """Refine several images of any types and sizes; image i uses `settings.seed + i`.
 
         Args:
-            images: As `refine` takes them. An array or tensor with a batch counts as its rows.
+            images: As in `refine`. Each row of a batched array or tensor counts as one image.
             settings: How to refine them.
-            prompts: One per entry of `images`, in place of `settings.prompt`. For a batch it may
-                be a list: one for each of its rows.
-            masks: One per entry of `images` (None for none): a PIL image's gray value, or an
-                array or tensor (H, W) or (B, H, W), 0 (keep) to 1 (refine). Pixels where it is 0
-                come back bit for bit.
-            on_progress: Called with a Progress at every stage and step. What it raises ends the
-                work and reaches the caller.
+            prompts: One per entry of `images`, instead of `settings.prompt`. For a batch it may be
+                a list with one prompt per row.
+            masks: One per entry of `images` (or None): a PIL image's gray values, or an array or
+                tensor (H, W) or (B, H, W), 0 (keep) to 1 (refine). Pixels where it is 0 stay bit
+                for bit the same.
+            on_progress: Called with a Progress at every stage and step. If it raises, the work ends
+                and the exception reaches the caller.
             should_stop: Called before every layer; True ends the work with RefineCancelled.
 
         Returns:
-            One image per entry, each of its entry's kind.
+            One image per entry, each of its entry's type.
 
         Raises:
-            RefineError: one of its children, each with one sentence; see errors.py.
+            RefineError: one of its subclasses; see errors.py.
             RefineCancelled: `should_stop` returned True.
         """
         batch = Batch(images, settings or RefineSettings(), prompts=prompts, masks=masks)
@@ -164,10 +164,10 @@ class ImageRefiner:
         on_progress: ProgressCallback | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> list[Any]:
-        """Refine the images of a Batch: `refine_batch` in two parts, for hosts.
+        """Refine the images of a Batch: the second half of `refine_batch`, for hosts.
 
-        A Batch finds every mistake of its inputs before anything is loaded, and can let one bad
-        image cost only itself (its `on_image_error`).
+        A Batch checks all its inputs before anything is loaded. With its `on_image_error`, a bad
+        image does not affect the others.
         """
         if not batch.items:
             return batch.join({})
@@ -187,15 +187,15 @@ class ImageRefiner:
     def unload(self) -> int:
         """Free the device and every copy of the weights; return the bytes freed.
 
-        The checkpoint stays mapped from disk, which costs no memory of its own, so that the next
-        refinement opens no file. The last encoded prompts stay too, on the CPU: about 0.4 MB
-        for each 75 tokens. Safe to call at any time, and twice.
+        The checkpoint stays mapped from disk, which needs no extra memory, so that the next
+        refinement opens no file. The last encoded prompts also stay, on the CPU: about 0.4 MB per
+        75 tokens. Safe to call at any time, and twice.
         """
         with self._lock:
             return 0 if self._stages is None else self._stages.residency.release()
 
     def close(self) -> None:
-        """Unload, and forget the checkpoint and the encoded prompts.
+        """Unload, and discard the checkpoint and the encoded prompts.
 
         A later refinement loads the checkpoint again.
         """
@@ -218,7 +218,7 @@ class ImageRefiner:
         self.close()
 
     def _ready_stages(self, report: ProgressCallback) -> Stages:
-        """Return the stages over the loaded checkpoint, loading it if need be."""
+        """Return the stages of the checkpoint; load it first if necessary."""
         if self._stages is None:
             report(Progress(stage="load"))
             self._stages = self._load()
@@ -227,7 +227,7 @@ class ImageRefiner:
     def _load(self) -> Stages:
         from .loading import load_components
 
-        # ComfyUI runs its nodes under inference_mode; weights made there work nowhere else.
+        # ComfyUI runs nodes under inference_mode; weights created in it work nowhere else.
         with torch.inference_mode(False):
             components = load_components(
                 self.model, vocabulary=self._vocabulary, local_files_only=self._local_files_only
@@ -256,7 +256,7 @@ def _usable_device(device: str | torch.device) -> torch.device:
 
 
 def _check_there(model: str | Path) -> None:
-    """Find a mistyped path now, before hours of work; ids are looked up when they are needed."""
+    """Raise CheckpointError for a mistyped path; Hugging Face ids are looked up when loading."""
     path = Path(model).expanduser()
     if path.suffix.lower() in {*CHECKPOINT_SUFFIXES, *PICKLE_SUFFIXES}:
         read_header(path)

@@ -1,10 +1,11 @@
-"""From a file, a folder or a Hugging Face id to components in memory; local ones need no network.
+"""Load components from a file, a folder or a Hugging Face id; local ones need no network.
 
-A single checkpoint file holds weights only. Its JSON ships with this package (configs/), its
-vocabulary is found by tokenizer_files.py, and a folder of the checkpoint's own name beside it
-overrides both.
+A single checkpoint file has only weights. Its JSON ships with this package (configs/),
+tokenizer_files.py finds its vocabulary, and a folder beside it with the checkpoint's name overrides
+both.
 
-The only module that imports diffusers and transformers; it is imported when a checkpoint is loaded.
+This is the only module that imports diffusers and transformers; it is imported when a checkpoint
+is loaded.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from .checkpoints import (
 from .components import Components
 from .errors import CheckpointError
 from .hugging_face import fetch, first_line, is_repo_id, not_a_model
-from .tokenizer_files import find_tokenizer_files, holds_tokenizer_files
+from .tokenizer_files import find_tokenizer_files, has_tokenizer_files
 
 _CONFIGS = Path(__file__).parent / "configs"
 _MAX_OVERRIDE_BYTES = 10_000_000  # JSON and vocabulary files are far smaller, weights far larger
@@ -44,15 +45,15 @@ _MAX_OVERRIDE_BYTES = 10_000_000  # JSON and vocabulary files are far smaller, w
 def load_components(
     model: str | Path, *, vocabulary: Path | None = None, local_files_only: bool = False
 ) -> Components:
-    """Load a checkpoint's components to where they rest: mapped from disk, in their stored type.
+    """Load a checkpoint's components, mapped from disk, in their stored type.
 
     Args:
         model: A .safetensors file, a diffusers folder, or a Hugging Face id such as "owner/name".
         vocabulary: A folder with vocab.json and merges.txt, for a single file.
-        local_files_only: Do not download; a Hugging Face id must then be in its cache.
+        local_files_only: Do not download; a Hugging Face id must then be in the cache.
 
     Raises:
-        CheckpointError: there is no such model, it is damaged, or of another kind.
+        CheckpointError: there is no such model, or it is damaged, or not of the SDXL family.
         VocabularyError: a single file's vocabulary was not found.
         HubError: the model could not be downloaded.
     """
@@ -101,7 +102,7 @@ def _load_file(info: CheckpointInfo, vocabulary: Path | None) -> Components:
 
 
 def _write_description(info: CheckpointInfo, folder: Path, vocabulary: Path | None) -> None:
-    """Write the folder of JSON and vocabulary that diffusers wants beside a single file."""
+    """Write the JSON and vocabulary that diffusers needs for a single file into a folder."""
     config = shipped_config(info.family)
     if info.variant:
         config = merge_configs(config, shipped_config(info.variant))
@@ -114,7 +115,7 @@ def _write_description(info: CheckpointInfo, folder: Path, vocabulary: Path | No
     tokenizers = [
         n for n, kind in config["model_index.json"].items() if n.startswith("tokenizer") and kind[0]
     ]
-    missing = [n for n in tokenizers if not holds_tokenizer_files(folder / n)]
+    missing = [n for n in tokenizers if not has_tokenizer_files(folder / n)]
     if missing:
         source = find_tokenizer_files(info.path, vocabulary)
         for name in missing:
@@ -122,13 +123,13 @@ def _write_description(info: CheckpointInfo, folder: Path, vocabulary: Path | No
 
 
 def _copy_small_files(source: Path, target: Path) -> None:
-    """Copy JSON and vocabulary, not weights, from a folder and the folders in it."""
+    """Copy JSON and vocabulary, but not weights, from a folder and its subfolders."""
     for file in [*source.glob("*"), *source.glob("*/*")]:
         is_small = file.is_file() and file.stat().st_size < _MAX_OVERRIDE_BYTES
         if is_small and file.suffix in (".json", ".txt"):
-            place = target / file.relative_to(source)
-            place.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, place)
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
 
 
 def _write_tokenizer(vocabulary: Path, folder: Path) -> None:
@@ -141,30 +142,30 @@ def _write_tokenizer(vocabulary: Path, folder: Path) -> None:
         "bos_token": "<|startoftext|>",
         "eos_token": "<|endoftext|>",
         "unk_token": "<|endoftext|>",
-        # OpenCLIP, the second encoder, pads with "!"; the first one with its end mark.
+        # OpenCLIP, the second encoder, pads with "!"; the first one pads with its end token.
         "pad_token": "!" if folder.name == "tokenizer_2" else "<|endoftext|>",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def _tokenizers(folder: Path) -> dict[str, Any]:
-    # Loaded here: through the pipeline, diffusers does not pass local_files_only on to them.
-    names = [name for name in ("tokenizer", "tokenizer_2") if holds_tokenizer_files(folder / name)]
+    # Loaded here: diffusers' pipeline does not pass local_files_only on to the tokenizers.
+    names = [name for name in ("tokenizer", "tokenizer_2") if has_tokenizer_files(folder / name)]
     return {n: CLIPTokenizer.from_pretrained(folder / n, local_files_only=True) for n in names}
 
 
 def _load_folder(folder: Path, origin: str) -> Components:
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(
-            f"{folder} is no diffusers folder (it has no model_index.json): "
+            f"{folder} is not a diffusers folder (it has no model_index.json): "
             "choose the folder that has one, or a .safetensors file."
         )
     weights = sorted((folder / "unet").glob("*.safetensors"))
     halves = [file for file in weights if ".fp16." in file.name]
     if not weights:
         raise CheckpointError(
-            f"{folder} holds no .safetensors weights in its folder unet; pickled weights are "
-            "not loaded: get the model's safetensors files."
+            f"{folder} has no .safetensors weights in its folder unet, and pickled weights are "
+            "not loaded: download the model's safetensors files."
         )
     chosen = (halves or weights)[0]
     with _quiet(), _in_one_sentence(origin):
@@ -204,18 +205,18 @@ def _take_components(pipeline: Any, origin: str, advice: str) -> Components:
     )
     for name, module in components.modules().items():
         module.requires_grad_(False).eval()
-        # diffusers leaves what it did not find without data, and does not always say so.
+        # diffusers leaves missing weights without data, and does not always report them.
         lacking = [key for key, tensor in module.state_dict().items() if tensor.is_meta]
         if lacking:
             raise CheckpointError(
-                f"{origin} lacks weights of its {name} (for one, {lacking[0]}): "
+                f"{origin} lacks weights of its {name} (such as {lacking[0]}): "
                 "download it again, or choose another one."
             )
     return components
 
 
 def _torch_dtype(stored: str) -> Any:
-    """Return the type to load as: the stored one, so that weights stay mapped from the file."""
+    """Return the dtype to load weights in: the stored one, so that they stay mapped from disk."""
     known = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
     # fp8 and others are for storage only: they are widened once, to fp16.
     return known.get(stored, torch.float16)
@@ -223,7 +224,7 @@ def _torch_dtype(stored: str) -> Any:
 
 @contextmanager
 def _in_one_sentence(origin: str, also: str = "") -> Iterator[None]:
-    """Turn what diffusers raises for weights that do not fit into one sentence."""
+    """Turn diffusers' errors for unsuitable weights into one sentence."""
     try:
         yield
     except (
@@ -243,7 +244,7 @@ def _in_one_sentence(origin: str, also: str = "") -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep diffusers and transformers from printing bars and notes that help nobody here."""
+    """Keep diffusers and transformers from printing progress bars and notes."""
     libraries = (diffusers_logging, transformers_logging)
     levels = [library.get_verbosity() for library in libraries]
     bars = [library.is_progress_bar_enabled() for library in libraries]

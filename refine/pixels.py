@@ -1,8 +1,7 @@
-"""Images of three kinds (PIL, numpy, tensor) in, the same kind out; floats in between.
+"""Convert images of three types (PIL, numpy, tensor) to floats and back to the same type.
 
-The pixels of a caller's image are kept as they are, (1, H, W, C) in their own type. Around the
-model they are planes: tensors (1, C, H, W), float32, 0 to 1, on the CPU. Arrays and tensors are
-never converted to 8 bits on the way.
+The pixels of a caller's image keep their own type, (1, H, W, C). For the model they are planes:
+tensors (1, C, H, W), float32, 0 to 1, on the CPU. Arrays and tensors are never converted to 8 bits.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from .errors import ImageError
 AnyImage = TypeVar("AnyImage", Image.Image, np.ndarray, Tensor)
 
 BACKGROUND = 0.5
-"""The gray behind transparent pixels while the model works."""
+"""The gray behind transparent pixels in the model's input."""
 _MIN_VALUE, _MAX_VALUE = -1.0, 2.0
-"""Resizers overshoot a little, which is harmless; 0 to 255 or latents are a mistake."""
-# Modes of the input that the output has too; for the others it is RGB or RGBA.
+"""Resizing overshoots a little, which is harmless; 0 to 255 or latents are a mistake."""
+# Modes of the input that the output keeps; for the others it is RGB or RGBA.
 _BACK_TO = {"L": "L", "LA": "LA", "1": "L"}
 
 
 class Pixels(NamedTuple):
-    """What a caller passed as one image or batch.
+    """The pixels of one image or batch that a caller passed.
 
     Attributes:
-        rows: Each image of it, (1, H, W, C) with C 1, 3 or 4, in the caller's type and on its
-            device: a view where possible.
-        join: Makes an object of the caller's kind from as many tensors (1, h, w, C).
+        rows: Each of its images, (1, H, W, C) with C 1, 3 or 4, in the caller's dtype and on its
+            device: a view if possible.
+        join: Makes an object of the caller's type from as many tensors (1, h, w, C).
     """
 
     rows: list[Tensor]
@@ -48,7 +47,7 @@ class Planes:
     """One image as floats, 0 to 1.
 
     Attributes:
-        rgb: (1, 3, H, W); what the image holds, untouched by its alpha.
+        rgb: (1, 3, H, W); the colors, not multiplied by alpha.
         alpha: (1, 1, H, W), or None for an opaque image.
     """
 
@@ -57,7 +56,7 @@ class Planes:
 
     @cached_property
     def composite(self) -> Tensor:
-        """The image over gray, (1, 3, H, W): what the model gets."""
+        """The image over gray, (1, 3, H, W): the model's input."""
         if self.alpha is None:
             return self.rgb
         return self.rgb * self.alpha + BACKGROUND * (1 - self.alpha)
@@ -85,7 +84,7 @@ def read_image(image: Image.Image | np.ndarray | Tensor) -> Pixels:
 
 
 def count_images(image: object) -> int:
-    """Return how many images an entry of a caller's list holds, whether it can be read or not."""
+    """Return how many images an entry of a caller's list has, even if it cannot be read."""
     return len(image) if isinstance(image, (np.ndarray, Tensor)) and image.ndim == 4 else 1
 
 
@@ -99,10 +98,11 @@ def check_values(pixels: Tensor) -> None:
         return
     low, high = pixels.aminmax()
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise ImageError("The image holds NaN or infinity, so it cannot be refined.")
+        raise ImageError("The image contains NaN or infinity, so it cannot be refined.")
     if low < _MIN_VALUE or high > _MAX_VALUE:
         raise ImageError(
-            f"A float image runs from 0 to 1, this one from {low:g} to {high:g}: scale it first."
+            f"A float image must be from 0 to 1, but this one is from {low:g} to {high:g}: scale "
+            "it first."
         )
 
 
@@ -122,8 +122,8 @@ def from_planes(planes: Planes, like: Tensor, mask: Tensor | None) -> Tensor:
 
     Args:
         planes: Of any size; with alpha if `like` has it.
-        like: The image that was refined, (1, H, W, C). Its alpha is copied bit for bit where the
-            size is the same.
+        like: The original image, (1, H, W, C). If the size is the same, its alpha is copied bit for
+            bit.
         mask: (1, 1, H, W); where it is 0 the pixels of `like` are copied bit for bit.
 
     Returns:
@@ -185,7 +185,7 @@ def read_mask(
             f"{values.shape[0]} masks came with {images}: pass one mask, or one for each image."
         )
     if not bool(((values >= 0) & (values <= 1)).all()):
-        raise ImageError("A mask's values run from 0 (keep) to 1 (refine); this one's do not.")
+        raise ImageError("A mask must be from 0 (keep) to 1 (refine): scale its values first.")
     return values[:, None].expand(count, 1, height, width)
 
 
@@ -220,7 +220,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Convert where it is needed; PIL would copy in any case."""
+    """Convert an image if necessary; PIL would always copy."""
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -257,7 +257,7 @@ def _check_shape(shape: tuple[int, ...]) -> None:
         if len(shape) in (3, 4) and shape[-3] in (1, 3, 4):
             hint = " Its channels come first: move them last with movedim(-3, -1)."
         raise ImageError(
-            "An array or tensor is (H, W, C) or (B, H, W, C) with 1, 3 or 4 channels, "
+            "An array or tensor must be (H, W, C) or (B, H, W, C) with 1, 3 or 4 channels, "
             f"not {shape}.{hint}"
         )
     if 0 in shape:
@@ -265,4 +265,4 @@ def _check_shape(shape: tuple[int, ...]) -> None:
 
 
 def _type_message(kind: str, dtype: str) -> str:
-    return f"An image {kind} holds floats from 0 to 1 (or uint8), not {dtype}: convert it first."
+    return f"An image {kind} must be floats from 0 to 1 (or uint8), not {dtype}: convert it first."

@@ -1,7 +1,7 @@
-"""Step previews without the VAE: colors fitted to the very image that is being refined.
+"""Step previews without the VAE: colors fitted to the image that is being refined.
 
-The image and its latents are both at hand, so the color of a latent need not be guessed from
-constants: least squares finds it, for any VAE, in about a millisecond.
+Both the image and its latents are available, so the colors of latents need no constants: least
+squares finds them, for any VAE, in about a millisecond.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ def fit_colors(latents: Tensor, pixels: Tensor) -> Tensor:
     rows = _with_constant(latents)
     stride = max(1, len(rows) // _MAX_SAMPLES)
     rows, known = rows[::stride], known[::stride]
-    # A trace of ridge: the latents of a flat image span no space, and lstsq would refuse them.
+    # Slightly regularized: the latents of a flat image have no full rank, which lstsq would refuse.
     ridge = 1e-4 * len(rows) * torch.eye(rows.shape[1])
     return torch.linalg.solve(rows.T @ rows + ridge, rows.T @ known)
 
 
 def paint(latents: Tensor, colors: Tensor) -> Tensor:
-    """Return the image that latents (1, 4, h, w) show, (1, 3, h, w), 0 to 1."""
+    """Return the image of latents (1, 4, h, w) as pixels (1, 3, h, w), 0 to 1."""
     height, width = latents.shape[-2:]
     return (_with_constant(latents) @ colors).T.reshape(1, 3, height, width).clamp(0, 1)
 
 
 class Canvas:
-    """A small image of the work: the input at an eighth of its size, tiles painted over it.
+    """A small preview: the input at an eighth of its size, with tiles painted over it.
 
     Args:
         pixels: (1, 3, H, W), 0 to 1; sides are multiples of 8.
@@ -49,7 +49,7 @@ class Canvas:
         self._image = functional.avg_pool2d(pixels, LATENT)
 
     def put(self, box: Box, latents: Tensor, colors: Tensor) -> None:
-        """Paint a tile's latents where the tile lies; `box` is in the work's pixels."""
+        """Paint a tile's latents at its position; `box` is in pixels of the padded image."""
         rows, columns = box.divided(LATENT).slices
         self._image[..., rows, columns] = paint(latents, colors)
 

@@ -1,4 +1,4 @@
-"""What a caller is told while an image is refined."""
+"""Progress events of a refinement."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Progress:
     Attributes:
         stage: "load" (weights), "prompt" (text encoder), "encode" (VAE), "refine" (UNet) or
             "decode" (VAE).
-        image: Which image is being worked on, counted from 1.
-        images: How many images there are.
-        tile: Which of its tiles, counted from 1.
-        tiles: How many tiles the image has; 1 unless it is large.
-        step: How many steps of this tile are done; 0 at the start of a stage.
-        steps: How many steps each tile takes.
-        done: How many steps are done in the whole call.
-        total: How many steps the whole call takes.
-        formula: Where `steps` comes from, for instance "20 x 0.3".
-        render_preview: Makes the preview; called by `preview()` only.
+        image: The current image, counted from 1.
+        images: The number of images.
+        tile: The current tile of the image, counted from 1.
+        tiles: The number of tiles of the image; 1 unless it is large.
+        step: The steps of this tile done so far; 0 at the start of a stage.
+        steps: The steps of each tile.
+        done: The steps of the whole call done so far.
+        total: The steps of the whole call.
+        formula: The origin of `steps`, such as "20 x 0.3".
+        render_preview: Makes the preview; called only by `preview()`.
     """
 
     stage: Stage
@@ -45,18 +45,18 @@ class Progress:
     )
 
     def preview(self) -> Image.Image | None:
-        """Return a small image of the work so far, or None where there is none yet.
+        """Return a preview at an eighth of the size, or None if there is none yet.
 
-        It is made when asked for (a millisecond or two), one pixel for eight.
+        Each call renders it, in a millisecond or two.
         """
         return None if self.render_preview is None else self.render_preview()
 
     @property
     def text(self) -> str:
-        """The event in words, for instance "image 1 of 3, step 2 of 6 (20 x 0.3)"."""
+        """The event in words, such as "image 1 of 3, step 2 of 6 (20 x 0.3)"."""
         words = {
             "load": "loading the checkpoint",
-            "prompt": "reading the prompt",
+            "prompt": "encoding the prompt",
             "encode": "encoding",
             "refine": f"step {self.step} of {self.steps} ({self.formula})",
             "decode": "decoding",
@@ -69,4 +69,4 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], None]
-"""Called with every event; an exception that it raises ends the work and reaches the caller."""
+"""Called with every event. If it raises, the work ends and the exception reaches the caller."""

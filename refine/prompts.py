@@ -1,4 +1,4 @@
-"""Prompts to conditioning, of any length: 75 tokens at a time."""
+"""Encode prompts of any length to conditioning, 75 tokens at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHUNK = 75
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is told, by diffusers' names.
+    """The UNet's conditioning, with diffusers' names.
 
     Attributes:
         prompt_embeds: (1, 77 n, width).
@@ -32,7 +32,7 @@ class Conditioning:
     negative_pooled_prompt_embeds: Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the tensors by name, moved; to be passed on as keywords."""
+        """Return the tensors by name, moved, to pass on as keywords."""
         return {
             name: None if tensor is None else tensor.to(device, dtype)
             for name, tensor in vars(self).items()
@@ -40,14 +40,14 @@ class Conditioning:
 
 
 def split_tokens(tokenizer: Any, text: str) -> list[list[int]]:
-    """Return a text's tokens in rows of 77, each with its begin, end and padding.
+    """Return a text's tokens in rows of 77, each with begin token, end token and padding.
 
-    A text of up to 75 tokens is one row, exactly what diffusers' own call makes of it; a longer
-    one is not cut off, but continued in further rows.
+    A text of up to 75 tokens is one row, the same as in diffusers' own call. A longer text is not
+    cut off, but continues in further rows.
     """
     tokens = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    pieces = [tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK)] or [[]]
-    return [_complete(tokenizer, piece) for piece in pieces]
+    chunks = [tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK)] or [[]]
+    return [_complete(tokenizer, chunk) for chunk in chunks]
 
 
 def encode_prompts(
@@ -55,10 +55,9 @@ def encode_prompts(
 ) -> Conditioning:
     """Encode a prompt and, if it is not None, a negative prompt.
 
-    Both get the same length, since the UNet reads them as one batch: their rows are repeated up
-    to the common multiple, which leaves the attention over them as it is. An empty negative prompt
-    counts as not given: SDXL base then takes zeros, as diffusers does. The text encoders must be
-    ready on `device`.
+    Both get the same length, since the UNet takes them as one batch: their rows are repeated up
+    to the common multiple, which does not change the attention over them. With an empty negative
+    prompt, SDXL base uses zeros, as in diffusers. The text encoders must be ready on `device`.
     """
     pairs = _encoders(components)
     embeds, pooled = _encode(pairs, prompt, device)
@@ -80,20 +79,20 @@ def _encoders(components: Components) -> list[tuple[Any, Any]]:
     return [(tokenizer, encoder) for tokenizer, encoder in both if encoder is not None]
 
 
-def _complete(tokenizer: Any, piece: list[int]) -> list[int]:
-    padding = [tokenizer.pad_token_id] * (CHUNK - len(piece))
-    return [tokenizer.bos_token_id, *piece, tokenizer.eos_token_id, *padding]
+def _complete(tokenizer: Any, chunk: list[int]) -> list[int]:
+    padding = [tokenizer.pad_token_id] * (CHUNK - len(chunk))
+    return [tokenizer.bos_token_id, *chunk, tokenizer.eos_token_id, *padding]
 
 
 def _encode(pairs: list[tuple[Any, Any]], text: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the embeddings, encoders side by side and rows one after another, and the pooled."""
+    """Return the embeddings (encoders side by side, rows in sequence) and the pooled embedding."""
     outputs = [
         encoder(
             torch.tensor(split_tokens(tokenizer, text), device=device), output_hidden_states=True
         )
         for tokenizer, encoder in pairs
     ]
-    # The last but one layer is what SDXL was trained on; the pooled text is that of the last
-    # encoder's first row.
+    # SDXL was trained on the last but one layer. The pooled embedding is that of the last encoder's
+    # first row.
     embeds = [output.hidden_states[-2].flatten(0, 1)[None] for output in outputs]
     return torch.cat(embeds, dim=-1), outputs[-1][0][:1]

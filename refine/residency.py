@@ -1,8 +1,8 @@
-"""Who holds the weights, and moves them to the device and away again.
+"""Move the weights of a checkpoint to the device and off it again.
 
-`ImageRefiner` runs its stages through a `Residency` and does not know where weights are. The one
-here, `LocalResidency`, owns them itself; a host with a memory manager of its own (ComfyUI) brings
-another one with the same methods, and the rest of the code stays the same.
+`ImageRefiner` runs its stages through a `Residency` and does not know where weights are.
+`LocalResidency` manages them itself. A host with its own memory manager (ComfyUI) supplies another
+class with the same methods, without changes to the rest of the code.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .settings import MemoryMode
 log = logging.getLogger(__name__)
 
 LOW_VRAM_BYTES = 3 * 2**29
-"""How much of a streamed component stays on the device in low_vram mode: 1.5 GiB."""
+"""The part of a streamed component that stays on the device in low_vram mode: 1.5 GiB."""
 SPARE_BYTES = 2**29
-"""What `auto` leaves free for the driver's workspace and other programs: 0.5 GiB."""
+"""The memory that `auto` leaves free for the driver's workspace and other programs: 0.5 GiB."""
 
 
 class Residency(Protocol):
-    """Holds a checkpoint's weights.
+    """Manages a checkpoint's weights.
 
     Attributes:
         device: Where the stages run; it does not change.
@@ -44,20 +44,24 @@ class Residency(Protocol):
 
         Args:
             component: One of COMPONENT_NAMES.
-            working_bytes: Roughly what the stage needs beside the weights.
+            working_bytes: Roughly the memory that the stage needs in addition to the weights.
         """
         ...
 
     def has_room(self, working_bytes: int) -> bool:
-        """Within `use`: say whether so much may be taken at once; False: work in tiles."""
+        """Within `use`: return whether this much memory is free; False: work in tiles."""
         ...
 
     def shrink(self) -> bool:
-        """After an out-of-memory error: give up some speed for room; False if nothing is left."""
+        """After an out-of-memory error: switch to a slower mode that needs less memory.
+
+        Returns:
+            False if there is no such mode.
+        """
         ...
 
     def release(self) -> int:
-        """Take everything off the device; return the bytes freed. Safe to call at any time."""
+        """Remove all weights from the device; return the bytes freed. Safe to call at any time."""
         ...
 
 
@@ -65,14 +69,14 @@ ResidencyFactory = Callable[[Components, torch.device], Residency]
 
 
 class LocalResidency:
-    """Owns the weights and moves them itself; see docs/memory.md for the modes and their peaks.
+    """Moves the weights itself; see docs/memory.md for the modes and their peaks.
 
     Args:
-        components: The loaded checkpoint, its dtypes chosen.
+        components: The loaded checkpoint, after `choose_dtypes`.
         device: Where the stages run.
-        mode: "gpu" keeps everything on the device, "offload" only the component that works,
-            "low_vram" streams the UNet's layers as well; "auto" looks at the free memory at the
-            start and steps down when memory runs out.
+        mode: "gpu" keeps everything on the device, "offload" only the running component, "low_vram"
+            also streams the UNet's layers; "auto" chooses by the free memory at the start, and
+            switches to a smaller mode if memory runs out.
     """
 
     def __init__(
@@ -94,7 +98,7 @@ class LocalResidency:
         """See Residency."""
         self._most_working_bytes = max(self._most_working_bytes, working_bytes)
         if self.mode == "auto" and component == "unet":
-            # The VAE has encoded by now, so its hunger, the greatest of all, is known.
+            # The VAE has run by now, so its memory need, the largest of all stages, is known.
             free = free_bytes(self.device) + self.held_bytes()
             sizes = self._components.weight_bytes()
             self.mode = choose_mode(free, sizes, self._most_working_bytes)
@@ -110,7 +114,7 @@ class LocalResidency:
         """See Residency."""
         if self.mode == "low_vram":
             return working_bytes <= LOW_VRAM_BYTES
-        # A computer swaps rather than fails, and tiles change the image a little.
+        # On a CPU, swapping is better than tiles, which change the image a little.
         return self.device.type == "cpu" or working_bytes <= free_bytes(self.device)
 
     def shrink(self) -> bool:
@@ -120,7 +124,7 @@ class LocalResidency:
         if not self._is_auto or mode == "low_vram":
             return False
         self.mode = "low_vram" if mode == "offload" else "offload"
-        log.warning("Out of memory: the refiner goes on in memory mode %s.", self.mode)
+        log.warning("Out of memory: the refiner continues in memory mode %s.", self.mode)
         return True
 
     def release(self) -> int:
@@ -133,12 +137,12 @@ class LocalResidency:
         return freed
 
     def held_bytes(self) -> int:
-        """Return the bytes of the weights' copies, on the device or as another type in RAM."""
+        """Return the bytes of all copies of weights, on the device or in another dtype in RAM."""
         return sum(w.held_bytes() for leaves in self._weights.values() for _, w in leaves)
 
     def _move_in(self, component: str) -> None:
         dtype = self._components.dtypes[component]
-        # Only the UNet is worth streaming; the VAE asks its own weights for their type.
+        # Only the UNet is worth streaming; the VAE needs the type of its own weights.
         room = LOW_VRAM_BYTES if self.mode == "low_vram" and component == "unet" else None
         for leaf, weights in self._weights[component]:
             size = weights.resting_bytes(dtype)
@@ -155,15 +159,15 @@ class LocalResidency:
             weights.restore()
 
     def _stream(self, leaf: nn.Module, weights: Weights, dtype: torch.dtype) -> None:
-        """Let a layer bring its weights for each of its calls, and drop them after it."""
+        """Load a layer's weights before each of its calls, and drop them afterwards."""
 
-        def bring(*_: object) -> None:
+        def load(*_: object) -> None:
             weights.move(self.device, dtype)
 
         def drop(*_: object) -> None:
             weights.restore()
 
-        self._streams.append(leaf.register_forward_pre_hook(bring))
+        self._streams.append(leaf.register_forward_pre_hook(load))
         self._streams.append(leaf.register_forward_hook(drop))
 
 
@@ -172,8 +176,8 @@ def choose_mode(free: int, weight_bytes: dict[str, int], working_bytes: int) -> 
 
     Args:
         free: Free bytes on the device.
-        weight_bytes: What each component's weights take there.
-        working_bytes: What the hungriest stage needs beside them.
+        weight_bytes: Bytes of each component's weights.
+        working_bytes: The largest memory need of any stage, in addition to weights.
     """
     room = free - working_bytes - SPARE_BYTES
     if room >= sum(weight_bytes.values()):
@@ -182,7 +186,7 @@ def choose_mode(free: int, weight_bytes: dict[str, int], working_bytes: int) -> 
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how much memory can still be taken on a device (for a CPU: of the machine's RAM)."""
+    """Return the free memory of a device (for a CPU: free RAM)."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -191,13 +195,13 @@ def free_bytes(device: torch.device) -> int:
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     if device.type == "xpu":
         return torch.xpu.mem_get_info(device)[0]
-    import psutil  # accelerate, which diffusers loads with, depends on it
+    import psutil  # a dependency of accelerate, which diffusers uses for loading
 
     return psutil.virtual_memory().available
 
 
 def free_cache(device: torch.device) -> None:
-    """Give unused memory back to the device; collect garbage first, or it would still be used."""
+    """Collect garbage, then release unused memory of a device."""
     gc.collect()
     if device.type in ("cuda", "mps", "xpu"):
         getattr(torch, device.type).empty_cache()
@@ -206,14 +210,14 @@ def free_cache(device: torch.device) -> None:
 
 
 def _trim_heap() -> None:
-    """Return freed memory to the system: glibc keeps gigabytes of it, other libraries do not."""
+    """Return freed memory to the system: glibc, unlike other libraries, keeps gigabytes of it."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # not glibc: no such function
             ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an exception means that memory ran out, on whatever device."""
+    """Return whether an exception means that memory ran out, on any device."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()

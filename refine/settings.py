@@ -29,23 +29,23 @@ def count_steps(num_inference_steps: int, strength: float) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class RefineSettings:
-    """How an image is refined; names as in diffusers where diffusers has them.
+    """The settings of a refinement, with diffusers' names if it has them.
 
     Attributes:
         strength: 0 to 1; how much noise is added and removed again. 0 returns the input.
         guidance_scale: 0 to 100; how closely to follow the prompt. 1 or less turns guidance off and
             halves the work.
         num_inference_steps: 1 to 1000; `int(num_inference_steps * strength)` of them run.
-        prompt: What the image shows; longer than 77 tokens is fine. May be empty.
-        negative_prompt: What it should not look like. Empty means none.
-        aesthetic_score: 0 to 10; the quality asked for (refiner checkpoints only).
-        negative_aesthetic_score: 0 to 10; the quality to move away from (refiner only).
+        prompt: What the image shows, of any length. May be empty.
+        negative_prompt: What the image should not look like. Empty means none.
+        aesthetic_score: 0 to 10; the quality to aim for (refiner checkpoints only).
+        negative_aesthetic_score: 0 to 10; the quality to avoid (refiner checkpoints only).
         seed: 0 to 2**64 - 1; image i of a batch uses `seed + i`.
         guidance_end: 0 to 1; the share of the steps that are guided, counted from the first.
-        working_size: "auto" enlarges small images to about one megapixel for the work;
+        working_size: "auto" enlarges small images to about one megapixel before the refinement;
             "as it is" keeps the image's own size.
         output_size: "original", or "working" to get the enlarged image.
-        keep_colours: Carry the input's low frequencies (its colors) over to the output.
+        keep_colours: Keep the input's low frequencies (its colors) in the output.
 
     Raises:
         SettingsError: a value is of the wrong type or out of range, or no step would run.
@@ -77,7 +77,7 @@ class RefineSettings:
         check_choice("working_size", self.working_size, get_args(WorkingSize))
         check_choice("output_size", self.output_size, get_args(OutputSize))
         if not isinstance(self.keep_colours, bool):
-            raise SettingsError(f"keep_colours is True or False, not {self.keep_colours!r}.")
+            raise SettingsError(f"keep_colours must be True or False, not {self.keep_colours!r}.")
         if self.strength > 0 and self.steps == 0:
             raise SettingsError(_no_step_message(self.num_inference_steps, self.strength))
 
@@ -91,7 +91,7 @@ class RefineSettings:
         """The number of steps that run with the prompt's guidance; the others cost half."""
         if self.guidance_scale <= 1:
             return 0
-        # The tiny subtraction keeps 10 * 0.3 (3.0000000000000004) from becoming four.
+        # The small subtraction keeps 10 * 0.3 (3.0000000000000004) from becoming four.
         return math.ceil(self.steps * self.guidance_end - 1e-9)
 
     def describe(self) -> dict[str, str | int | float | bool]:
@@ -100,16 +100,16 @@ class RefineSettings:
 
 
 def settings_from(more: Mapping[str, Any], **values: Any) -> RefineSettings:
-    """Return settings made of `values` and of the keywords that a caller added.
+    """Return settings made of `values` and of a caller's further keywords.
 
     Raises:
-        SettingsError: as RefineSettings.
-        TypeError: `more` names no setting, or one of `values`.
+        SettingsError: as in RefineSettings.
+        TypeError: a name in `more` is not a setting, or is also in `values`.
     """
     names = [field.name for field in fields(RefineSettings) if field.name not in values]
     for name in more:
         if name not in names:
-            raise TypeError(f"{name} is no setting. The settings are {', '.join(names)}.")
+            raise TypeError(f"{name} is not a setting. The settings are {', '.join(names)}.")
     return RefineSettings(**values, **more)
 
 
@@ -117,23 +117,23 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise SettingsError unless `value` is one of `choices`."""
     if value not in choices:
         known = ", ".join(repr(choice) for choice in choices)
-        raise SettingsError(f"{name} is one of {known}, not {value!r}.")
+        raise SettingsError(f"{name} must be one of {known}, not {value!r}.")
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:
     # NaN fails the comparison too.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise SettingsError(f"{name} is a number from {low:g} to {high:g}, not {value!r}.")
+        raise SettingsError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}.")
 
 
 def _check_whole(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise SettingsError(f"{name} is a whole number from {low} to {high}, not {value!r}.")
+        raise SettingsError(f"{name} must be a whole number from {low} to {high}, not {value!r}.")
 
 
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise SettingsError(f"{name} is a text, not {type(value).__name__}.")
+        raise SettingsError(f"{name} must be a text, not {type(value).__name__}.")
 
 
 def _no_step_message(steps: int, strength: float) -> str:

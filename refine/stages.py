@@ -1,7 +1,7 @@
 """The stages of a refinement, each with only the component that it needs on the device.
 
-text encoders -> VAE encode -> UNet steps -> VAE decode. Run one after another they give the very
-numbers of diffusers' single call, at the memory of the largest stage instead of their sum.
+text encoders -> VAE encode -> UNet steps -> VAE decode. In sequence they give exactly the same
+numbers as diffusers' single call, with the memory of the largest stage instead of their sum.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ VAE_TILES = (None, 512, 256)
 
 
 class Stages:
-    """Runs the stages over a checkpoint's components.
+    """Runs the stages with a checkpoint's components.
 
     Args:
-        components: The checkpoint, its dtypes chosen.
-        residency: Who moves its weights.
+        components: The checkpoint, after `choose_dtypes`.
+        residency: The manager of its weights.
     """
 
     def __init__(self, components: Components, residency: Residency) -> None:
@@ -51,13 +51,13 @@ class Stages:
 
     @torch.no_grad()
     def encode_prompts(self, prompt: str, negative_prompt: str | None) -> Conditioning:
-        """Encode the prompts; the result rests on the CPU. None: no guidance is wanted."""
+        """Encode the prompts to the CPU. `negative_prompt` None: without guidance."""
 
         def encode() -> Conditioning:
             result = encode_prompts(self.components, self.residency.device, prompt, negative_prompt)
             return Conditioning(**result.to(torch.device("cpu"), self.components.dtypes["unet"]))
 
-        # The base model has two encoders; each is small beside the UNet, so both may be there.
+        # The base model has two encoders; they are small, so both may be on the device together.
         if self.components.text_encoder is None:
             return self._run("text_encoder_2", TEXT_BYTES, encode)
         return self._run(
@@ -69,8 +69,8 @@ class Stages:
         """Turn the tiles' pixels into latents.
 
         Args:
-            tiles: Their `latents` are filled.
-            before: Called with each tile's number (from 0) before its turn.
+            tiles: This sets their `latents`.
+            before: Called with each tile's number (from 0) before it is encoded.
         """
         dtype = self.components.dtypes["vae"]
 
@@ -99,15 +99,15 @@ class Stages:
         """Run the UNet's steps over the tiles' latents.
 
         Args:
-            tiles: Encoded; their `latents` are replaced.
+            tiles: The encoded tiles; this replaces their `latents`.
             conditionings: The prompts of each tile.
             settings: Strength, steps, guidance, scores.
             on_step: Called with a tile's number (from 0), the step (from 1; 0 before the first)
-                and the clean latents guessed so far.
+                and the current estimate of the clean latents.
         """
         dtype = self.components.dtypes["unet"]
         device = self.residency.device
-        remaining = list(range(len(tiles)))  # a second try goes on where the first one stopped
+        remaining = list(range(len(tiles)))  # a retry continues where the first try stopped
 
         def refine_rest() -> None:
             while remaining:
@@ -146,14 +146,14 @@ class Stages:
                     lambda z=latents: self.components.vae.decode(z, return_dict=False)[0]
                 )
                 _require_finite(decoded, "The VAE", self.components)
-                # In place: fresh memory for a whole image costs more than the arithmetic.
+                # In place: allocating memory for a whole image takes longer than the arithmetic.
                 results.append(decoded.div_(2).add_(0.5).clamp_(0, 1).to("cpu", torch.float32))
             return results
 
         return self._run_vae(tiles, DECODE_BYTES_PER_PIXEL, decode_all)
 
     def _run(self, component: str, working_bytes: int, work: Callable[[], Result]) -> Result:
-        """Do some work with a component on the device; out of memory: with less of it there."""
+        """Run `work` with a component on the device; if out of memory, shrink and retry."""
         while True:
             try:
                 with self.residency.use(component, working_bytes):
@@ -162,16 +162,16 @@ class Stages:
                 if not is_out_of_memory(error):
                     raise
                 reason = str(error).partition("\n")[0]
-            # Outside the handler: the exception's frames hold tensors until it is left.
+            # Outside the handler: until then, the exception's frames keep tensors alive.
             if not self.residency.shrink():
                 raise DeviceMemoryError(
-                    f"Memory ran out on {self.residency.device} while the refiner's {component} "
-                    f"worked ({reason}), although every smaller way was tried: close other "
-                    "programs, choose memory_mode low_vram, or refine a smaller image."
+                    f"Memory ran out on {self.residency.device} while running the refiner's "
+                    f"{component} ({reason}), even in the smallest mode that is allowed: close "
+                    "other programs, choose memory_mode low_vram, or refine a smaller image."
                 )
 
     def _with_tiles(self, work: Callable[[], Result]) -> Result:
-        """Run the VAE; when memory runs out, in tiles of its own, which then stay."""
+        """Run the VAE; if memory runs out, switch to the VAE's own tiling, permanently."""
         while True:
             _set_vae_tile(self.components.vae, self._vae_tile)
             try:
@@ -187,10 +187,10 @@ class Stages:
     def _run_vae(
         self, tiles: list[Tile], bytes_per_pixel: int, work: Callable[[], Result]
     ) -> Result:
-        """Run VAE work; in tiles from the start where the residency sees no room for more.
+        """Run VAE work, in tiles from the start if the device has too little free memory.
 
-        Waiting for an error is not enough: some drivers never raise one, but go on in the
-        computer's memory, a hundred times slower.
+        Waiting for an error is not enough: some drivers never raise one, but continue in RAM, a
+        hundred times slower.
         """
         pixels = max(tile.pixels[0, 0].numel() for tile in tiles)
         wide = 2 if self.components.dtypes["vae"] == torch.float32 else 1
@@ -206,9 +206,9 @@ class Stages:
 
 @contextlib.contextmanager
 def checked_layers(components: Components, check: Callable[[], None]) -> Iterator[None]:
-    """Call `check` before every linear and convolution layer; what it raises ends the work.
+    """Call `check` before every linear and convolution layer; if it raises, the work ends.
 
-    One step of the real UNet takes over half a minute on a CPU, which a cancel need not wait for.
+    One step of the real UNet takes over half a minute on a CPU; a cancel must not wait for it.
     """
     handles = [
         layer.register_forward_pre_hook(lambda *_: check())
@@ -234,10 +234,10 @@ def _set_vae_tile(vae: Any, side: int | None) -> None:
 
 
 def _require_finite(result: Tensor, who: str, components: Components) -> None:
-    # NaN and infinity survive in a sum, which takes no memory; a finite sum in fp32 has room for
-    # far more than the values of any image.
+    # A sum propagates NaN and infinity without needing memory, and the values of an image cannot
+    # overflow it in fp32.
     if not bool(torch.isfinite(result.sum(dtype=torch.float32))):
         raise NotFiniteError(
             f"{who} of {components.origin} produced NaN or infinity, which would be a black image: "
-            "try use_fp16=False, or another copy of the checkpoint."
+            "try use_fp16=False, or download the checkpoint again."
         )

@@ -1,4 +1,4 @@
-"""Where the CLIP vocabulary is: a checkpoint file holds the text encoder, but not its words."""
+"""Find the CLIP vocabulary: a checkpoint file has the text encoder, but not its vocabulary."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ _HUB_COPIES = (
 
 
 def find_tokenizer_files(checkpoint: Path, given: Path | None = None) -> Path:
-    """Return a folder that holds vocab.json and merges.txt; nothing is asked of the network.
+    """Return a folder with vocab.json and merges.txt, without using the network.
 
-    Looked at in this order: the folder that the caller names, the folder beside the checkpoint
-    that bears its name, ComfyUI's own copy, the model hub's cache.
+    Searches in this order: the caller's folder, the folder beside the checkpoint with the same
+    name, ComfyUI's own copy, the Hugging Face cache.
 
     Args:
         checkpoint: The single checkpoint file that needs the vocabulary.
-        given: A folder that the caller knows to hold it.
+        given: The caller's folder with both files, or None.
 
     Raises:
-        VocabularyError: none of these places holds both files.
+        VocabularyError: none of these folders has both files.
     """
     beside = checkpoint.with_suffix("")
-    places = [
+    folders = [
         given,
         beside / "tokenizer_2",
         beside / "tokenizer",
         beside,
         *_comfyui_copies(),
     ]
-    for place in places:
-        if place is not None and holds_tokenizer_files(place):
-            return place
-        if place is not None and place == given:
-            raise VocabularyError(f"{given} holds no vocab.json and merges.txt: check the folder.")
+    for folder in folders:
+        if folder is not None and has_tokenizer_files(folder):
+            return folder
+        if folder is not None and folder == given:
+            raise VocabularyError(
+                f"{given} does not have vocab.json and merges.txt: check the folder."
+            )
     cached = _hub_copy()
     if cached is not None:
         return cached
@@ -51,21 +53,21 @@ def find_tokenizer_files(checkpoint: Path, given: Path | None = None) -> Path:
     )
 
 
-def holds_tokenizer_files(folder: Path) -> bool:
-    """Say whether a folder holds both files of the vocabulary."""
+def has_tokenizer_files(folder: Path) -> bool:
+    """Return whether a folder has both files of the vocabulary."""
     return all((folder / name).is_file() for name in _FILES)
 
 
 def _comfyui_copies() -> list[Path]:
-    """Folders where ComfyUI keeps the vocabulary: the running one's, then an installed one's."""
-    places = []
+    """Return ComfyUI's folders with the vocabulary: the running one's, then an installed one's."""
+    folders = []
     comfy = sys.modules.get("comfy")
     # comfy is a namespace package: it has a __path__, but no __file__.
-    places += [Path(entry) for entry in getattr(comfy, "__path__", ())]
+    folders += [Path(entry) for entry in getattr(comfy, "__path__", ())]
     root = os.environ.get("COMFYUI_PATH")
-    places += [Path(root) / "comfy"] if root else []
-    places.append(Path.home() / "comfy" / "ComfyUI" / "comfy")
-    return [place / "sd1_tokenizer" for place in places]
+    folders += [Path(root) / "comfy"] if root else []
+    folders.append(Path.home() / "comfy" / "ComfyUI" / "comfy")
+    return [folder / "sd1_tokenizer" for folder in folders]
 
 
 def _hub_copy() -> Path | None:
@@ -73,6 +75,6 @@ def _hub_copy() -> Path | None:
 
     for repo_id, folder in _HUB_COPIES:
         found = try_to_load_from_cache(repo_id, f"{folder}/vocab.json".lstrip("/"))
-        if isinstance(found, str) and holds_tokenizer_files(Path(found).parent):
+        if isinstance(found, str) and has_tokenizer_files(Path(found).parent):
             return Path(found).parent
     return None

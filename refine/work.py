@@ -1,4 +1,4 @@
-"""The work on one image: crop, enlarge, pad and tile before the model, and the way back."""
+"""Prepare one image for the model (crop, enlarge, pad, tile), and stitch the result together."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LATENT_CHANNELS = 4
 
 
 class Plan(NamedTuple):
-    """Where an image is worked on, and at which size.
+    """The region of an image to refine, and the size and tiles for that.
 
     Attributes:
-        region: The part of the image that is worked on.
-        size: The size at which it is worked on, before padding.
-        boxes: The tiles of the padded work.
+        region: The part of the image to refine.
+        size: The size at which it is refined, before padding.
+        boxes: The tiles of the padded region.
     """
 
     region: Box
@@ -34,14 +34,14 @@ class Plan(NamedTuple):
 
 @dataclass
 class Tile:
-    """One piece of work for the model.
+    """One tile for the model.
 
     Attributes:
         pixels: (1, 3, H, W), 0 to 1; sides are multiples of 64.
-        latent_noise: (1, 4, H / 8, W / 8); what the VAE's posterior is sampled with.
-        start_noise: The same shape; what is added before the first step.
+        latent_noise: (1, 4, H / 8, W / 8); the noise to sample the VAE's posterior.
+        start_noise: The same shape; the noise to add before the first step.
         generator: For samplers that add noise at every step.
-        input_latents: (1, 4, H / 8, W / 8), scaled; filled by `Stages.encode`.
+        input_latents: (1, 4, H / 8, W / 8), scaled; set by `Stages.encode`.
         latents: The same at first, then replaced by `Stages.refine`.
     """
 
@@ -55,14 +55,14 @@ class Tile:
 
 @dataclass
 class Work:
-    """One image on its way through the model.
+    """One image that is being refined.
 
     Attributes:
         planes: The image.
         mask: (1, 1, H, W), 0 to 1, or None: refine everything.
-        plan: Where and how large.
-        padded: (1, 3, h, w); cut out, enlarged and padded.
-        tiles: What the model gets.
+        plan: Its region, size and tiles.
+        padded: (1, 3, h, w); the region, enlarged and padded.
+        tiles: The tiles for the model.
     """
 
     planes: Planes
@@ -87,7 +87,7 @@ class Work:
 def plan_work(
     height: int, width: int, mask: Tensor | None, settings: RefineSettings
 ) -> Plan | None:
-    """Return where an image is worked on, or None if its mask (1, 1, H, W) marks nothing."""
+    """Return the region, size and tiles of an image; None if its mask (1, 1, H, W) is empty."""
     region = Box(0, 0, height, width)
     if mask is not None:
         marked = blend.marked_box(mask)
@@ -101,14 +101,14 @@ def plan_work(
 def crop_and_tile(
     planes: Planes, mask: Tensor | None, plan: Plan, seed: int, dtype: torch.dtype
 ) -> Work:
-    """Cut out, enlarge, pad and tile one image.
+    """Crop, enlarge, pad and tile one image.
 
     Args:
         planes: The image.
         mask: (1, 1, H, W), 0 to 1, or None.
-        plan: Where and how large.
-        seed: The image's own.
-        dtype: The UNet's type, in which diffusers would draw the noise.
+        plan: Its region, size and tiles.
+        seed: The seed of this image.
+        dtype: The UNet's type, in which diffusers draws the noise.
     """
     padded = blend.resize(planes.composite[(..., *plan.region.slices)], plan.size)
     padded = blend.pad(padded, padded_size(*plan.size))
@@ -141,8 +141,8 @@ def stitch(work: Work, refined: list[Tensor], settings: RefineSettings) -> Plane
 def _with_transparency(planes: Planes, refined: Tensor) -> Planes:
     """Return the image that was refined over gray, without the gray.
 
-    What the refinement changed is added to the image's own colors; where nothing is visible
-    they stay. So no fringe of gray gets into half transparent pixels.
+    Adds the change by the refinement to the image's own colors, except where the image is fully
+    transparent. So half-transparent pixels get no gray fringe.
     """
     if planes.alpha is None:
         return Planes(refined, None)
@@ -154,10 +154,10 @@ def _with_transparency(planes: Planes, refined: Tensor) -> Planes:
 
 
 def _cut(padded: Tensor, boxes: list[Box], seed: int, dtype: torch.dtype) -> list[Tile]:
-    """Cut the padded work into tiles that share one field of noise.
+    """Cut the padded region into tiles that share one field of noise.
 
-    The noise is drawn as diffusers draws it for the whole image: first for the VAE's
-    posterior, then for the start. Where tiles overlap they get the same noise, and so agree.
+    The noise is drawn like in diffusers for the whole image: first for the VAE's posterior, then
+    for the start. Overlapping tiles have the same noise in the overlap, so that they match.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (1, LATENT_CHANNELS, *(side // LATENT for side in padded.shape[-2:]))

@@ -73,7 +73,7 @@ class ManagedResidency:
         if self._mode != "auto":
             return False
         self._mode = "low_vram"
-        log.warning("Out of memory: the refiner goes on in memory mode low_vram.")
+        log.warning("Out of memory: the refiner continues in memory mode low_vram.")
         return True
 
     def release(self) -> int:

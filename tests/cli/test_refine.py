@@ -199,7 +199,7 @@ def test_a_mask_of_another_size_is_refused_before_the_checkpoint_loads(
     ("words", "said"),
     [
         (["--strength", "0.01"], "leave no step to run"),
-        (["--strength", "2"], "strength is a number from 0 to 1"),
+        (["--strength", "2"], "strength must be a number from 0 to 1"),
         (["--model", "gone.safetensors"], "There is no checkpoint file at gone.safetensors"),
         (["--model", "old.ckpt"], "pickled checkpoint"),
         (["--mask", "gone.png"], "gone.png does not exist"),

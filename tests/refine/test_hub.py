@@ -130,7 +130,7 @@ def test_half_precision_files_are_preferred(hub: Hub) -> None:
 
 
 def test_a_license_that_was_not_accepted_is_named(hub: Hub) -> None:
-    with pytest.raises(HubError, match="only to people who accepted its license"):
+    with pytest.raises(HubError, match="you must accept its license"):
         load_components("somebody/gated")
 
 

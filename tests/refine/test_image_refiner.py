@@ -169,7 +169,7 @@ def test_everything_is_checked_before_anything_is_loaded() -> None:
         refiner.refine_batch([good, good], masks=[None])
     with pytest.raises(SettingsError, match="A prompt is a text"):
         refiner.refine_batch([good], prompts=[3])
-    with pytest.raises(SettingsError, match="memory_mode is one of"):
+    with pytest.raises(SettingsError, match="memory_mode must be one of"):
         ImageRefiner("cpu", memory_mode="tiny")
 
 

@@ -159,7 +159,7 @@ def test_transparent_pixels_stand_on_grey() -> None:
         (torch.zeros(3, 8, 8), "movedim(-3, -1)"),
         (torch.zeros(8, 8), "not (8, 8)"),
         (torch.zeros(0, 8, 3), "empty"),
-        (torch.full((8, 8, 3), 200.0), "runs from 0 to 1, this one from 200 to 200"),
+        (torch.full((8, 8, 3), 200.0), "must be from 0 to 1, but this one is from 200 to 200"),
         (torch.full((8, 8, 3), float("nan")), "NaN"),
         (torch.zeros(8, 8, 3, dtype=torch.int64), "not int64"),
         (np.zeros((8, 8, 3), np.int32), "not int32"),
@@ -190,7 +190,7 @@ def test_masks_of_every_kind() -> None:
         (torch.zeros(2, 0, 4), "The mask is 4 x 0 px, but"),
         (torch.zeros(3, 6, 4), "3 masks came with 2 images: pass one mask"),
         (torch.zeros(6), "shape (H, W), (B, H, W) or (B, H, W, 1), not (6,)"),
-        (torch.full((6, 4), 2.0), "A mask's values run from 0 (keep) to 1 (refine)"),
+        (torch.full((6, 4), 2.0), "A mask must be from 0 (keep) to 1 (refine)"),
         ("m", "A mask is an image, array or tensor, not str"),
     ],
 )

@@ -18,7 +18,7 @@ def test_events_tell_every_stage_and_step(refiner: ImageRefiner, draw: Draw) -> 
     settings = RefineSettings(prompt="events", num_inference_steps=10, **SMALL)
     refiner.refine_batch(images, settings, on_progress=events.append)
     assert [event.text for event in events] == [
-        "image 1 of 2, reading the prompt",
+        "image 1 of 2, encoding the prompt",
         "image 1 of 2, encoding",
         "image 2 of 2, encoding",
         *(f"image 1 of 2, step {step} of 3 (10 x 0.3)" for step in range(4)),

@@ -198,8 +198,8 @@ def test_out_of_memory_in_the_unet_steps_down_and_goes_on(
     out = short.refine(images, **SMALL)
     assert shortage.calls == 2
     assert torch.equal(out, refiner.refine(images, **SMALL))
-    assert "goes on in memory mode offload" in caplog.text
-    assert "goes on in memory mode low_vram" in caplog.text
+    assert "continues in memory mode offload" in caplog.text
+    assert "continues in memory mode low_vram" in caplog.text
 
 
 def test_out_of_memory_in_the_vae_goes_on_in_its_tiles(

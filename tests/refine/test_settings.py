@@ -54,28 +54,28 @@ def test_step_count_equals_diffusers_for_every_usual_pair() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"strength": 1.2}, "strength is a number from 0 to 1, not 1.2."),
-        ({"strength": float("nan")}, "strength is a number from 0 to 1, not nan."),
-        ({"strength": "0.3"}, "strength is a number from 0 to 1, not '0.3'."),
-        ({"strength": True}, "strength is a number from 0 to 1, not True."),
+        ({"strength": 1.2}, "strength must be a number from 0 to 1, not 1.2."),
+        ({"strength": float("nan")}, "strength must be a number from 0 to 1, not nan."),
+        ({"strength": "0.3"}, "strength must be a number from 0 to 1, not '0.3'."),
+        ({"strength": True}, "strength must be a number from 0 to 1, not True."),
         (
             {"num_inference_steps": 0},
-            "num_inference_steps is a whole number from 1 to 1000, not 0.",
+            "num_inference_steps must be a whole number from 1 to 1000, not 0.",
         ),
         (
             {"num_inference_steps": 20.0},
-            "num_inference_steps is a whole number from 1 to 1000, not 20.0.",
+            "num_inference_steps must be a whole number from 1 to 1000, not 20.0.",
         ),
-        ({"guidance_scale": -1}, "guidance_scale is a number from 0 to 100, not -1."),
-        ({"aesthetic_score": 11}, "aesthetic_score is a number from 0 to 10, not 11."),
-        ({"seed": -1}, f"seed is a whole number from 0 to {2**64 - 1}, not -1."),
-        ({"guidance_end": 2}, "guidance_end is a number from 0 to 1, not 2."),
-        ({"prompt": None}, "prompt is a text, not NoneType."),
+        ({"guidance_scale": -1}, "guidance_scale must be a number from 0 to 100, not -1."),
+        ({"aesthetic_score": 11}, "aesthetic_score must be a number from 0 to 10, not 11."),
+        ({"seed": -1}, f"seed must be a whole number from 0 to {2**64 - 1}, not -1."),
+        ({"guidance_end": 2}, "guidance_end must be a number from 0 to 1, not 2."),
+        ({"prompt": None}, "prompt must be a text, not NoneType."),
         (
             {"working_size": "big"},
-            "working_size is one of 'auto', 'as it is', not 'big'.",
+            "working_size must be one of 'auto', 'as it is', not 'big'.",
         ),
-        ({"keep_colours": 1}, "keep_colours is True or False, not 1."),
+        ({"keep_colours": 1}, "keep_colours must be True or False, not 1."),
     ],
 )
 def test_each_bad_value_is_one_sentence(changes: dict, sentence: str) -> None:

@@ -102,7 +102,7 @@ def test_the_refiner_is_called_as_the_page_says() -> None:
 
 def test_a_keyword_that_is_no_setting_is_named(tiny_file: Path) -> None:
     refiner = ImageRefiner("cpu", model=tiny_file)
-    with pytest.raises(TypeError, match=r"negativ_prompt is no setting\. The settings are "):
+    with pytest.raises(TypeError, match=r"negativ_prompt is not a setting\. The settings are "):
         refiner.refine(Image.new("RGB", (8, 8)), negativ_prompt="blurry")
 
 
