@@ -1,8 +1,9 @@
-"""One way to run a model by llama.cpp, used and measured in a separate process.
+"""Measure one way to run a model with llama.cpp, in a separate process.
 
     python _engine_user.py '{"way": "engine", "root": CHECKOUT, "at_a_time": [1, 2, 4], ...}'
 
-Prints the figures as one line of JSON. The checkout is given: an older one has another engine.
+Prints the figures as one line of JSON. "root" is the checkout to measure: an older one has a
+different engine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, Protocol
 MODEL, OTHER = "smollm2:135m", "toy-vision:latest"
 PROMPT = "Write a long story about a lake."
 REQUESTS = 4
-"""In all, whatever number of them runs at a time."""
+"""The total, however many of them run at a time."""
 _MEMORY = re.compile(r"^(VmRSS|RssAnon):\s+(\d+) kB", re.MULTILINE)
 
 
@@ -38,20 +39,20 @@ class Way(Protocol):
         ...
 
     def chat(self) -> int:
-        """Have an answer written; return its number of tokens."""
+        """Request one answer; return its number of tokens."""
         ...
 
     def pid(self) -> int:
-        """The process that holds the model."""
+        """Return the id of the process that holds the model."""
         ...
 
     def close(self) -> None:
-        """End what runs."""
+        """Stop the processes."""
         ...
 
 
 class Engine:
-    """The embedded engine, as nodes use it; one slot, so that requests wait for each other."""
+    """The embedded engine, as nodes use it. It has one slot, so requests wait for each other."""
 
     def __init__(self, options: dict[str, Any], slots: int) -> None:
         module: Any = import_module("image_refinery.llm.llamacpp.backend")
@@ -78,7 +79,7 @@ class Engine:
 
 
 class Version01:
-    """The engine of version 0.1: a loopback server with Ollama's API, by the client for Ollama."""
+    """The engine of version 0.1: a loopback server with Ollama's API, used through OllamaClient."""
 
     def __init__(self, options: dict[str, Any], slots: int) -> None:
         client: Any = import_module("image_refinery.ollama_client")
@@ -107,7 +108,7 @@ class Version01:
 
 
 class LlamaServer:
-    """llama.cpp's own server with some slots and the engine's parameters, by plain requests."""
+    """llama.cpp's own server with several slots and the engine's parameters, used over HTTP."""
 
     def __init__(self, options: dict[str, Any], slots: int) -> None:
         os.environ["BENCH_SLOTS"] = str(slots)
@@ -169,7 +170,7 @@ WAYS: dict[str, Callable[[dict[str, Any], int], Way]] = {
 
 
 def load_package(root: Path) -> None:
-    """Make a checkout importable as image_refinery, also beside an installed one."""
+    """Import a checkout as image_refinery, even if another one is installed."""
     name, file = "image_refinery", root / "__init__.py"
     spec = importlib.util.spec_from_file_location(
         name, file, submodule_search_locations=[str(root)]
@@ -180,15 +181,15 @@ def load_package(root: Path) -> None:
     spec.loader.exec_module(module)
 
 
-def seconds(do: Callable[[], object]) -> float:
-    """How long something takes."""
+def time_call(call: Callable[[], object]) -> float:
+    """Return how many seconds a call takes."""
     started = time.perf_counter()
-    do()
+    call()
     return time.perf_counter() - started
 
 
-def tokens_per_s(way: Way, at_a_time: int) -> float:
-    """Tokens a second of all requests together, so many at a time."""
+def measure_tokens_per_s(way: Way, at_a_time: int) -> float:
+    """Return the tokens per second of all requests together, `at_a_time` running in parallel."""
     counts: list[int] = []
     ready = threading.Barrier(at_a_time + 1)
 
@@ -201,13 +202,13 @@ def tokens_per_s(way: Way, at_a_time: int) -> float:
     for thread in threads:
         thread.start()
     ready.wait()
-    taken_s = seconds(lambda: [thread.join() for thread in threads])
-    assert len(counts) == REQUESTS, "a request has failed"
+    taken_s = time_call(lambda: [thread.join() for thread in threads])
+    assert len(counts) == REQUESTS, "a request failed"
     return sum(counts) / taken_s
 
 
 def memory_mib(pid: int) -> dict[str, float] | None:
-    """RSS of a process and the part of it that is no mapped file, in MiB; None: not Linux."""
+    """Return a process's RSS, and the part of it without mapped files, in MiB; None: not Linux."""
     status = Path(f"/proc/{pid}/status")
     if not status.is_file():
         return None
@@ -230,9 +231,9 @@ def main() -> None:
     try:
         way.load(OTHER)  # warm: modules are imported
         way.unload(OTHER)
-        load_s = seconds(lambda: way.load(MODEL))
+        load_s = time_call(lambda: way.load(MODEL))
         way.chat()
-        rates = {number: tokens_per_s(way, number) for number in settings["at_a_time"]}
+        rates = {number: measure_tokens_per_s(way, number) for number in settings["at_a_time"]}
         memory = memory_mib(way.pid())
 
         def swap() -> None:
@@ -241,7 +242,7 @@ def main() -> None:
             way.unload(OTHER)
             way.load(MODEL)
 
-        result = {"load_s": load_s, "swap_s": seconds(swap) / 2, "tokens_per_s": rates}
+        result = {"load_s": load_s, "swap_s": time_call(swap) / 2, "tokens_per_s": rates}
         print(json.dumps(result | {"memory_mib": memory}))
     finally:
         way.close()

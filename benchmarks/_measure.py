@@ -1,4 +1,4 @@
-"""What the benchmarks share: a simulated Ollama beside them, the machine's name, the results."""
+"""Helpers that the benchmarks share: a simulated Ollama, the machine's name, the results."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "bench-output"
 
 
-def machine() -> str:
-    """Where this was measured."""
+def describe_machine() -> str:
+    """Return the system, the number of cores, and Python's version."""
     system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return f"{system}, Python {platform.python_version()}"
 
 
 def stub_comfyui() -> None:
-    """Make the package's nodes importable without ComfyUI, from here on in this process."""
+    """Make the package's nodes importable without ComfyUI in this process."""
     stub = str(ROOT / "tests" / "comfy_stub")
     if stub not in sys.path:
         sys.path.insert(0, stub)
@@ -36,19 +36,19 @@ def write(file: Path, result: dict[str, Any]) -> None:
     file.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
 
 
-def medians_of(rounds: int) -> str:
-    """Say what a figure is that was measured so often."""
+def describe_rounds(rounds: int) -> str:
+    """Return what a figure of so many rounds is: "one run" or "medians of 3"."""
     return "one run" if rounds == 1 else f"medians of {rounds}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 class Simulated:
-    """A simulated Ollama in a process of its own, so that its work is not counted as ours."""
+    """A simulated Ollama in a separate process, so that its work does not count as ours."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -59,7 +59,7 @@ class Simulated:
         return self._process.stdout.readline().strip()
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """How often each model was loaded and unloaded, and most requests at a time, so far."""
+        """Return how often each model was loaded and unloaded, and the most parallel requests."""
         assert self._process.stdin is not None
         self._process.stdin.write("counts\n")
         self._process.stdin.flush()
@@ -68,7 +68,7 @@ class Simulated:
 
 @contextmanager
 def simulated(settings: dict[str, Any]) -> Iterator[Simulated]:
-    """Run `_simulated_ollama.py` with these settings (see there) until the block ends."""
+    """Run `_simulated_ollama.py` with these settings (see its docstring) until the block ends."""
     command = [sys.executable, str(Path(__file__).with_name("_simulated_ollama.py"))]
     with subprocess.Popen(
         [*command, json.dumps(settings)],
@@ -83,13 +83,13 @@ def simulated(settings: dict[str, Any]) -> Iterator[Simulated]:
 
 
 def from_tests(path: str) -> Any:
-    """Import a helper of the tests, such as comfyui/host.py, which starts a real ComfyUI."""
+    """Import a test helper, such as comfyui/host.py, which starts a real ComfyUI."""
     name = Path(path).stem
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
+    sys.modules[name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module

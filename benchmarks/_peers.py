@@ -1,6 +1,6 @@
-"""What every other node pack does that was looked at: a whole picture as PNG, and one plain chat.
+"""What all the other node packs that we examined do: send the whole image as PNG in one plain chat.
 
-Through the `ollama` package where it is installed, else through requests.
+Uses the `ollama` package if it is installed, else requests.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ from PIL import Image
 
 CLIENT = "ollama" if importlib.util.find_spec("ollama") else "requests"
 
-Ask = Callable[..., str]
-"""ask(model, content, images, **fields): the answer's text; the fields go into the request."""
+Chat = Callable[..., str]
+"""chat(model, content, images, **fields) returns the answer; the request includes the fields."""
 
 
-def as_base64(picture: Image.Image) -> str:
-    """PNG with PIL's defaults, base64."""
+def to_base64(image: Image.Image) -> str:
+    """Return base64 of a PNG with PIL's default settings."""
     file = io.BytesIO()
-    picture.save(file, format="PNG")
+    image.save(file, format="PNG")
     return base64.b64encode(file.getvalue()).decode("utf-8")
 
 
-def asking(url: str) -> Ask:
-    """Return how the server at this URL is asked."""
-    return with_package(url) if CLIENT == "ollama" else with_requests(url)
+def chat_function(url: str) -> Chat:
+    """Return a function that sends one chat to the server at this URL."""
+    return chat_with_package(url) if CLIENT == "ollama" else chat_with_requests(url)
 
 
-def with_package(url: str) -> Ask:
-    """Ask through the `ollama` package."""
+def chat_with_package(url: str) -> Chat:
+    """Return a function that chats through the `ollama` package."""
     import ollama
 
     client: Any = ollama.Client(host=url)
 
-    def ask(model: str, content: str, images: list[str], **fields: Any) -> str:
+    def chat(model: str, content: str, images: list[str], **fields: Any) -> str:
         messages = [message(content, images)]
         return str(client.chat(model=model, messages=messages, **fields)["message"]["content"])
 
-    return ask
+    return chat
 
 
-def with_requests(url: str) -> Ask:
-    """Ask with a plain POST."""
+def chat_with_requests(url: str) -> Chat:
+    """Return a function that chats with a plain POST."""
 
-    def ask(model: str, content: str, images: list[str], **fields: Any) -> str:
+    def chat(model: str, content: str, images: list[str], **fields: Any) -> str:
         body = {"model": model, "messages": [message(content, images)], "stream": False, **fields}
         response = requests.post(f"{url}/api/chat", json=body, timeout=60)
         return str(response.json()["message"]["content"])
 
-    return ask
+    return chat
 
 
 def message(content: str, images: list[str]) -> dict[str, Any]:
-    """One turn of the user; without pictures it has no field for them."""
+    """Return one user message; the field `images` is missing if there are none."""
     return {"role": "user", "content": content} | ({"images": images} if images else {})

@@ -1,6 +1,7 @@
-"""What the two benchmarks of the refiner share: the picture, the ways, and processes of their own.
+"""Helpers that both refiner benchmarks share: the image, the ways to refine it, and the workers.
 
-No torch at the top: ComfyUI's interpreter and the process that only starts others read this too.
+Imports no torch at the top: ComfyUI's interpreter, and the process that only starts workers, import
+this file too.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ if TYPE_CHECKING:
 TINY = ROOT / "tools" / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
 PHOTO = ROOT / "examples" / "photo.jpg"
 STRENGTH, GUIDANCE, STEPS = 0.3, 7.5, 20
-# What diffusers does not have is off, so that both do the same work.
+# Features that diffusers does not have are off, so that both do the same work.
 PLAIN: dict[str, Any] = {"working_size": "as it is", "keep_colours": False}
 
 OnStep = Callable[[], None]
 Way = Callable[[str, OnStep], object]
-"""Refines the picture with a prompt, and calls back after every step."""
+"""Refines the image with a prompt, and calls back after every step."""
 
 
 def no_step() -> None:
-    """For a run of whose steps nothing is asked."""
+    """Do nothing after a step."""
 
 
-def photo(side: int) -> Image.Image:
-    """The picture to refine, side x side pixels."""
+def load_photo(side: int) -> Image.Image:
+    """Return the image to refine, side x side pixels."""
     from PIL import Image
 
     with Image.open(PHOTO) as file:
@@ -42,10 +43,10 @@ def photo(side: int) -> Image.Image:
 
 
 def plain_pipeline(checkpoint: Path, dtype: torch.dtype) -> Any:
-    """Load a checkpoint file, whose description lies beside it, with diffusers alone."""
+    """Load a checkpoint file with diffusers alone; its JSON is in the folder beside it."""
     from diffusers import StableDiffusionXLImg2ImgPipeline
 
-    be_quiet()
+    silence_libraries()
     pipeline = StableDiffusionXLImg2ImgPipeline.from_single_file(
         str(checkpoint),
         config=str(checkpoint.with_suffix("")),
@@ -56,8 +57,8 @@ def plain_pipeline(checkpoint: Path, dtype: torch.dtype) -> Any:
     return pipeline
 
 
-def plain_way(pipeline: Any, picture: Image.Image, steps: int = STEPS) -> Way:
-    """diffusers' one call, PIL in and PIL out."""
+def plain_way(pipeline: Any, image: Image.Image, steps: int = STEPS) -> Way:
+    """Return a way that calls diffusers' pipeline once, with PIL images."""
     import torch
 
     def refine(prompt: str, on_step: OnStep) -> object:
@@ -67,7 +68,7 @@ def plain_way(pipeline: Any, picture: Image.Image, steps: int = STEPS) -> Way:
 
         return pipeline(
             prompt=prompt,
-            image=picture,
+            image=image,
             strength=STRENGTH,
             guidance_scale=GUIDANCE,
             num_inference_steps=steps,
@@ -78,8 +79,8 @@ def plain_way(pipeline: Any, picture: Image.Image, steps: int = STEPS) -> Way:
     return refine
 
 
-def our_way(refiner: Any, picture: Any, steps: int = STEPS) -> Way:
-    """ImageRefiner's call, the same work; the result is of the picture's kind."""
+def our_way(refiner: Any, image: Any, steps: int = STEPS) -> Way:
+    """Return a way that does the same work with ImageRefiner; the result is of the image's type."""
 
     def refine(prompt: str, on_step: OnStep) -> object:
         def after(event: Any) -> None:
@@ -87,7 +88,7 @@ def our_way(refiner: Any, picture: Any, steps: int = STEPS) -> Way:
                 on_step()
 
         return refiner.refine(
-            picture,
+            image,
             strength=STRENGTH,
             guidance_scale=GUIDANCE,
             num_inference_steps=steps,
@@ -99,8 +100,8 @@ def our_way(refiner: Any, picture: Any, steps: int = STEPS) -> Way:
     return refine
 
 
-def be_quiet() -> None:
-    """Keep diffusers' and transformers' bars and notes out of the tables, from here on."""
+def silence_libraries() -> None:
+    """Turn off diffusers' and transformers' progress bars and notes."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -110,7 +111,7 @@ def be_quiet() -> None:
 
 
 def peak_ram_bytes() -> int:
-    """The most memory that this process has held so far, pages of mapped files among it."""
+    """Return the peak memory of this process so far, including pages of mapped files."""
     if sys.platform == "linux":
         # Not getrusage: it starts with the high-water mark of the process that started this one.
         lines = Path("/proc/self/status").read_text("ascii").splitlines()
@@ -125,26 +126,26 @@ def peak_ram_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
 
 
-def in_a_process(
+def run_worker(
     script: str, arguments: Sequence[str], *, python: str = sys.executable, timeout_s: float = 900
 ) -> dict[str, Any]:
-    """Run a benchmark's worker; return the JSON object of its last line.
+    """Run a benchmark's worker process; return the JSON object on its last line.
 
-    Whatever comes instead of it (no memory, a signal, no such module, other words) becomes
-    `{"reason": ...}`, so that one failure does not end the whole table.
+    Any failure (out of memory, a signal, a missing module, other output) becomes
+    `{"reason": ...}`, so that one failure does not stop the whole table.
     """
     try:
         done = subprocess.run(
             [python, script, *arguments], capture_output=True, text=True, timeout=timeout_s
         )
     except subprocess.TimeoutExpired:
-        return {"reason": f"not done after {timeout_s:.0f} s"}
+        return {"reason": f"did not finish within {timeout_s:.0f} s"}
     except OSError as error:
         return {"reason": f"{python} could not be started ({error})"}
     if done.returncode == 0 and (lines := done.stdout.strip().splitlines()):
         try:
             return json.loads(lines[-1])
         except ValueError:
-            return {"reason": f"ended with no result but: {lines[-1][:200]}"}
-    told = done.stderr.strip().splitlines()
-    return {"reason": told[-1].strip()[:200] if told else f"ended with {done.returncode}"}
+            return {"reason": f"printed no result but: {lines[-1][:200]}"}
+    errors = done.stderr.strip().splitlines()
+    return {"reason": errors[-1].strip()[:200] if errors else f"exit status {done.returncode}"}

@@ -1,14 +1,14 @@
-"""The tests' scripted Ollama, with the times of a card: python _simulated_ollama.py SETTINGS.
+"""The tests' scripted Ollama, with the speed of a real GPU: python _simulated_ollama.py SETTINGS.
 
 SETTINGS is JSON: {"vram_bytes", "parallel", "models": [{"name", "vision", "size", "load_s",
 "unload_s", "prompt_s", "token_s", "batched_token_s", "tokens"}]}; times in seconds.
 
-Tokens come by a schedule that was fixed when the request arrived, so that neither the reading of a
-picture nor a sleep that lasts a little too long adds to the model's time: what a client needs
-beyond the sum of these times is the client's.
-With `parallel` above 1 it is a server that batches continuously: prompts follow one another, and
-each token takes `batched_token_s` while more than one request runs.
-Prints its URL; a line on its standard input is answered with the counts of loads and unloads.
+The server fixes the schedule of the tokens when the request arrives. So reading an image, or a
+sleep that lasts a little too long, does not add to the model's time: any time beyond the sum of
+these times is the client's own.
+With `parallel` above 1 the server does continuous batching: prompts are processed one after
+another, and each token takes `batched_token_s` while more than one request runs.
+Prints its URL. It answers each line on standard input with the counts of loads and unloads.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ WORDS = (
 
 
 def answer(count: int) -> str:
-    """So many tokens of one word each, always the same."""
+    """Return so many tokens of one word each, always the same."""
     chosen = random.Random(count)
     return " ".join(chosen.choice(WORDS.split()) for _ in range(count))
 
 
 def timed_server(settings: dict[str, Any]) -> Any:
-    """The scripted server, with the pace of `settings`."""
+    """Return the scripted server with the speed in `settings`."""
     faulty = from_tests("faulty_ollama.py")
-    faulty.POLL_S = 0.001  # how late it notices that a model has gone
+    faulty.POLL_S = 0.001  # how late it notices that a model was unloaded
     paces = {faulty.full_name(model["name"]): model for model in settings["models"]}
 
     def line(record: Any, text: str, *, done: bool) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def main() -> int:
                 "at_a_time": dict(server.peak_running),
             }
             print(json.dumps(counts), flush=True)
-            server.requests.clear()  # pictures are large
+            server.requests.clear()  # images are large
     return 0
 
 

@@ -1,6 +1,6 @@
-"""The embedded engine's worker process, with BENCH_SLOTS slots in place of one.
+"""The embedded engine's worker process, with BENCH_SLOTS slots instead of one.
 
-Each slot has the num_ctx that the engine's only one would have.
+Each slot has the num_ctx that the engine's single slot has.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ WORKER = Path(__file__).resolve().parents[1] / "llm" / "llamacpp" / "worker.py"
 
 
 def main() -> None:
-    """Serve as the engine's own script does."""
+    """Serve the model like the engine's own worker script."""
     spec = importlib.util.spec_from_file_location("worker", WORKER)
     assert spec is not None and spec.loader is not None
     worker: Any = importlib.util.module_from_spec(spec)

@@ -1,13 +1,13 @@
-"""Client time of one described image: this pack's way beside the way of other node packs.
+"""Client time to describe one image: this pack compared with other node packs.
 
     python dev.py bench client [--rounds N] [--photo FILE]
 
-Both ways begin with the same IMAGE tensor (1, side, side, 3) and end with the answer of a server
-that takes no time of its own (a process that reads the request and answers at once), in one
-process, taking turns. The other way is what every pack does that was looked at: the whole tensor to
-uint8, PNG with PIL's defaults, base64, and the `ollama` package (where it is installed, else
-requests). Prints a table, writes bench-output/client.json, and fails when the ratio of the client
-times is below the wanted one: 10 at 1024 px, 8 at 2048 px.
+Both start with the same IMAGE tensor (1, side, side, 3) and end with the answer of a server that
+needs no time (a process that reads the request and answers immediately). They run in one process
+and take turns. The other way is what all the packs that we examined do: the whole tensor to
+uint8, PNG with PIL's defaults, base64, and the `ollama` package (if it is installed, else
+requests). Prints a table, writes bench-output/client.json, and fails if the ratio of the client
+times is below the target: 10 at 1024 px, 8 at 2048 px.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from _measure import OUTPUT, ROOT, machine, stub_comfyui, table, write
-from _peers import CLIENT, as_base64, asking
+from _measure import OUTPUT, ROOT, describe_machine, stub_comfyui, table, write
+from _peers import CLIENT, chat_function, to_base64
 from image_refinery.captioning.images import encode_image
 from image_refinery.ollama_client import OllamaClient, Server, collect
 from PIL import Image
@@ -55,16 +55,16 @@ Way = Callable[[torch.Tensor], int]
 
 @dataclass(frozen=True)
 class Request:
-    """What the server noted of one request."""
+    """What the server recorded about one request."""
 
     first_byte_s: float
-    """When its first byte came, on the clock of `time.perf_counter`, which all processes share."""
+    """When its first byte arrived, by `time.perf_counter`, a clock that all processes share."""
     body_bytes: int
 
 
 @dataclass(frozen=True)
 class Call:
-    """One picture's way from the tensor to the answer."""
+    """The figures of one image, from the tensor to the answer."""
 
     total_ms: float
     first_byte_ms: float
@@ -75,7 +75,7 @@ class Call:
 def serve(listener: socket.socket) -> None:
     """Answer every request as soon as its body has been read, each connection in a thread.
 
-    Of each request, one line of JSON goes to the standard output before it is answered.
+    Before each answer, prints one line of JSON about the request.
     """
     while True:
         connection, _ = listener.accept()
@@ -96,7 +96,7 @@ def answer(connection: socket.socket) -> None:
 
 
 def read_head(connection: socket.socket) -> tuple[Request, int] | None:
-    """Read a request's header; return it and how much of its body is to come, None at the end."""
+    """Return a request's header and how many bytes of its body are still to come; None: the end."""
     data = b""
     came_s = 0.0
     while b"\r\n\r\n" not in data:
@@ -114,8 +114,8 @@ def read_head(connection: socket.socket) -> tuple[Request, int] | None:
     return Request(came_s, size), size - len(begun)
 
 
-class Noted:
-    """The server in a process of its own, and the requests it noted."""
+class RecordingServer:
+    """The server in a separate process, and the requests that it recorded."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -127,8 +127,8 @@ class Noted:
         for line in lines:
             self._lines.put(line)
 
-    def taken(self) -> list[Request]:
-        """Requests since the last look. One's line is written before it is answered."""
+    def take(self) -> list[Request]:
+        """Return the requests since the last call; each was recorded before its answer."""
         found = [Request(**json.loads(self._lines.get(timeout=10)))]
         while not self._lines.empty():
             found.append(Request(**json.loads(self._lines.get())))
@@ -136,69 +136,69 @@ class Noted:
 
 
 @contextmanager
-def server() -> Iterator[Noted]:
-    """Run `serve` in a process of its own."""
+def start_server() -> Iterator[RecordingServer]:
+    """Run `serve` in a separate process."""
     command = [sys.executable, __file__, "--serve"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            yield Noted(process)
+            yield RecordingServer(process)
         finally:
             process.terminate()
 
 
 def our_way(url: str) -> Way:
-    """Convert and encode as the nodes do, and ask through OllamaClient."""
+    """Return a way that converts and encodes like the nodes, and chats through OllamaClient."""
     stub_comfyui()
     from image_refinery.nodes.host.convert import pixels
 
     client = OllamaClient(Server(name="bench", url=url))
 
-    def ask(image: torch.Tensor) -> int:
+    def describe(image: torch.Tensor) -> int:
         encoded = encode_image(pixels(image)()).base64
         message = {"role": "user", "content": PROMPT, "images": [encoded]}
         assert collect(client.chat(MODEL, [message])).text == "A lake."
         return len(encoded)
 
-    return ask
+    return describe
 
 
 def peers_way(url: str) -> Way:
-    """The whole tensor to uint8, then as `_peers.py` says."""
-    post = asking(url)
+    """Return a way that converts the whole tensor to uint8, then uses `_peers.py`."""
+    chat = chat_function(url)
 
-    def ask(image: torch.Tensor) -> int:
+    def describe(image: torch.Tensor) -> int:
         values = np.clip(image[0].cpu().numpy() * 255.0, 0, 255).astype(np.uint8)
-        encoded = as_base64(Image.fromarray(values))
-        assert post(MODEL, PROMPT, [encoded]) == "A lake."
+        encoded = to_base64(Image.fromarray(values))
+        assert chat(MODEL, PROMPT, [encoded]) == "A lake."
         return len(encoded)
 
-    return ask
+    return describe
 
 
-def timed(way: Way, image: torch.Tensor, noted: Noted) -> Call:
-    """Time one call."""
+def measure(way: Way, image: torch.Tensor, server: RecordingServer) -> Call:
+    """Measure one call."""
     begun = time.perf_counter()
     way(image)
     ended = time.perf_counter()
-    taken = noted.taken()
+    requests = server.take()
     return Call(
         total_ms=(ended - begun) * 1000,
-        first_byte_ms=(taken[0].first_byte_s - begun) * 1000,
-        body_bytes=sum(request.body_bytes for request in taken),
-        requests=len(taken),
+        first_byte_ms=(requests[0].first_byte_s - begun) * 1000,
+        body_bytes=sum(request.body_bytes for request in requests),
+        requests=len(requests),
     )
 
 
 def compare(
-    ways: dict[str, Way], image: torch.Tensor, rounds: int, noted: Noted
+    ways: dict[str, Way], image: torch.Tensor, rounds: int, server: RecordingServer
 ) -> dict[str, dict[str, float]]:
-    """Let the ways take turns, each round in the other order, and return their medians."""
+    """Measure the ways in turns, in reverse order every other round; return their medians."""
     calls: dict[str, list[Call]] = {name: [] for name in ways}
     for way in ways.values():
-        timed(way, image, noted)  # warm: connections, lazy imports
+        measure(way, image, server)  # warm: connections, lazy imports
     for number in range(rounds):
         for name in sorted(ways, reverse=bool(number % 2)):
-            calls[name].append(timed(ways[name], image, noted))
+            calls[name].append(measure(ways[name], image, server))
     return {
         name: {key: statistics.median(row[key] for row in map(asdict, of)) for key in COLUMNS}
         for name, of in calls.items()
@@ -206,30 +206,30 @@ def compare(
 
 
 def run(photo: Path, rounds: int, sides: Sequence[int] = SIDES_PX) -> dict[str, Any]:
-    """Measure every size; returns what is written as JSON."""
+    """Measure every size; return the results for the JSON file."""
     with Image.open(photo) as file:
         original = file.convert("RGB")
     rows: list[dict[str, Any]] = []
-    with server() as noted:
-        ways = {"ours": our_way(noted.url), "peers": peers_way(noted.url)}
+    with start_server() as server:
+        ways = {"ours": our_way(server.url), "peers": peers_way(server.url)}
         for side in sides:
-            picture = original.resize((side, side), Image.Resampling.LANCZOS)
-            image = torch.from_numpy(np.asarray(picture).astype(np.float32) / 255.0)[None]
+            resized = original.resize((side, side), Image.Resampling.LANCZOS)
+            image = torch.from_numpy(np.asarray(resized).astype(np.float32) / 255.0)[None]
             # PNG of 4096 px takes seconds: a third of the rounds is enough to see it.
             count = rounds if side < 4096 else max(3, rounds // 3)
-            row = compare(ways, image, count, noted)
+            row = compare(ways, image, count, server)
             ratio = row["peers"]["total_ms"] / row["ours"]["total_ms"]
             rows.append({"side_px": side, "rounds": count, **row, "ratio": ratio})
     return {
-        "machine": machine(),
+        "machine": describe_machine(),
         "peers_client": CLIENT,
         "pillow": PIL.__version__,
         "rows": rows,
     }
 
 
-def shown(result: dict[str, Any]) -> str:
-    """The result as a Markdown table."""
+def to_markdown(result: dict[str, Any]) -> str:
+    """Return the result as a Markdown table."""
     head = ["px", "rounds"]
     for way in ("ours", "peers"):
         head += [f"{way}, ms", "to the first byte, ms", "sent, MB", "requests"]
@@ -247,8 +247,8 @@ def shown(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure, print and write; 1 when a wanted ratio is missed."""
-    parser = argparse.ArgumentParser(description="Client time beside that of other packs.")
+    """Measure, print and write; return 1 if a target is missed."""
+    parser = argparse.ArgumentParser(description="Client time compared with other packs.")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES_PX))
     parser.add_argument("--photo", type=Path, default=PHOTO)
@@ -261,12 +261,12 @@ def main() -> int:
             serve(listener)
     result = run(args.photo, args.rounds, args.sides)
     write(args.output, result)
-    print(shown(result))
+    print(to_markdown(result))
     met = True
     for row in result["rows"]:
         if (wanted := WANTED_RATIO.get(row["side_px"])) is not None:
             met &= (reached := row["ratio"] >= wanted)
-            print(f"{row['side_px']} px: {row['ratio']:.1f} times quicker, {wanted:.0f} wanted: "
+            print(f"{row['side_px']} px: {row['ratio']:.1f} times faster, target {wanted:.0f}: "
                   f"{'met' if reached else 'MISSED'}")  # fmt: skip
     return 0 if met else 1
 

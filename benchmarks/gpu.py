@@ -1,21 +1,21 @@
-"""The refiner on a GPU: time, VRAM and share of the floor, every memory mode beside its peers.
+"""The refiner on a GPU: time, VRAM and share of the floor, for every memory mode and its peers.
 
     python dev.py bench gpu [--side PX] [--steps N] [--runs N] [--modes A,B] [--json FILE]
 
 Makes a checkpoint of the SDXL refiner's true size (3.04 billion parameters, 6.08 GB in fp16) with
-random weights in the temporary folder, from the JSON that ships with the package; no network. Each
-way refines the same picture, PIL in and PIL out, with a new prompt each time, in a process of its
-own: a peak is that way's alone, and one that runs out of memory is a row with the reason.
+random weights in the temporary folder, from the JSON that ships with the package, without network.
+Each way refines the same image, PIL in and PIL out, with a new prompt each time, in a separate
+process: so a peak belongs to that way alone, and running out of memory is a row with the reason.
 
-cold: make the pipeline, load (from a warm page cache), first picture; imports are not counted.
-warm: median of the runs after it. steps/s: one more run, the device waited for after every step.
+cold: create the pipeline, load (from a warm page cache), first image; imports do not count.
+warm: median of the runs after that. steps/s: one more run that synchronizes after every step.
 peak VRAM: torch.cuda.max_memory_allocated over all of these.
 floor: max(FLOP / rate, bytes / bandwidth). FLOP: two prompts, VAE encode, UNet steps with guidance,
-VAE decode, counted on the architecture; rate: a matrix product on this machine in the type in
-which the UNet computes; bytes: the weights that the mode has to bring for one picture; bandwidth: a
-copy from pinned memory. share: floor / warm.
+VAE decode, counted on the architecture; rate: a matrix product on this machine in the UNet's type;
+bytes: the weights that the mode moves to the device for one image; bandwidth: a copy from pinned
+memory. share: floor / warm.
 
-Without CUDA the tiny refiner takes the true one's place, and VRAM is not measured.
+Without CUDA the benchmark uses the tiny refiner instead of the true one, and does not measure VRAM.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _measure import OUTPUT, ROOT, from_tests, machine, table, write
+from _measure import OUTPUT, ROOT, describe_machine, from_tests, table, write
 from _refiner import (
     GUIDANCE,
     STRENGTH,
     TINY,
-    in_a_process,
+    load_photo,
     no_step,
     our_way,
-    photo,
     plain_pipeline,
     plain_way,
+    run_worker,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ WAYS = {
 }
 DIFFUSERS_PIPELINE = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img"
 NEEDED_BYTES = 7 * 10**9
+TRUE_SIZE = "true size, random"
 GIB = 2**30
 Figures = dict[str, Any]
 
@@ -71,10 +72,10 @@ Figures = dict[str, Any]
 
 
 def build_checkpoint(folder: Path) -> Path:
-    """Write a refiner of true size with random weights, as one file with its description beside it.
+    """Write a refiner of true size with random weights: one file, and a folder with its JSON.
 
     Raises:
-        OSError: the folder has no room for it.
+        OSError: the folder has too little free space.
     """
     import torch
     from image_refinery.refine.loading import shipped_config
@@ -83,15 +84,15 @@ def build_checkpoint(folder: Path) -> Path:
     free = shutil.disk_usage(folder).free
     if free < NEEDED_BYTES:
         raise OSError(
-            f"{folder} has {free / 1e9:.1f} GB free, and the checkpoint needs "
-            f"{NEEDED_BYTES / 1e9:.0f} GB: name a larger folder in TMPDIR."
+            f"{folder} has {free / 1e9:.1f} GB free, but the checkpoint needs "
+            f"{NEEDED_BYTES / 1e9:.0f} GB: set TMPDIR to a folder with more space."
         )
     path = folder / "random_refiner.safetensors"
     for name, content in shipped_config("refiner").items():
         file = path.with_suffix("") / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content), "utf-8")
-    # A small vocabulary of the true form: a prompt is 77 tokens long in any case.
+    # A small vocabulary in the true format: a prompt is 77 tokens long in any case.
     shutil.copytree(TINY.with_suffix("") / "tokenizer_2", path.with_suffix("") / "tokenizer_2")
     torch.manual_seed(0)
     tensors = {
@@ -103,10 +104,10 @@ def build_checkpoint(folder: Path) -> Path:
 
 
 def random_weights(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Weights as torch would make them, so that nothing overflows on the way through the model."""
+    """Return weights as torch initializes them, so that no activation overflows."""
     import torch
 
-    if len(shape) == 1:  # a bias, or a normalisation's scale
+    if len(shape) == 1:  # a bias, or the scale of a normalization
         make = torch.ones if name.endswith("weight") else torch.zeros
         return make(shape, dtype=torch.float16)
     bound = (torch.Size(shape).numel() // shape[0]) ** -0.5
@@ -114,7 +115,7 @@ def random_weights(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def checkpoint_shapes(description: Path) -> dict[str, tuple[int, ...]]:
-    """The tensors of a single checkpoint file, by its names, for a description's architecture."""
+    """Return the shapes of a single checkpoint file's tensors, for the architecture of its JSON."""
     sys.path.insert(0, str(ROOT / "tools" / "tiny_refiner"))
     from tiny_export import open_clip_tensors, unet_key, vae_key
 
@@ -138,7 +139,7 @@ def checkpoint_shapes(description: Path) -> dict[str, tuple[int, ...]]:
 
 
 def empty_parts(description: Path) -> tuple[Any, Any, Any]:
-    """UNet, VAE and text encoder of a description, without memory for their weights."""
+    """Return UNet, VAE and text encoder on the meta device: without memory for their weights."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -157,11 +158,11 @@ def empty_parts(description: Path) -> tuple[Any, Any, Any]:
 
 
 def count_work(description: Path, side: int, evaluations: int) -> Figures:
-    """FLOP of one picture, and the bytes of the parts' weights in a two-byte type.
+    """Return the FLOP of one image, and the bytes of each component's weights in a two-byte type.
 
     Args:
-        description: A diffusers folder's JSON.
-        side: Of the square picture, in pixels; a multiple of 64.
+        description: A folder with a diffusers model's JSON.
+        side: Side of the square image in pixels; a multiple of 64.
         evaluations: UNet steps, each with guidance: a batch of two.
     """
     import torch
@@ -175,16 +176,16 @@ def count_work(description: Path, side: int, evaluations: int) -> Figures:
         return counter.get_total_flops()
 
     latent = side // 8
-    told: Any = text.config
+    text_config: Any = text.config
     added = {
-        "text_embeds": torch.empty(2, told.projection_dim, device="meta"),
+        "text_embeds": torch.empty(2, text_config.projection_dim, device="meta"),
         "time_ids": torch.empty(2, 5, device="meta"),
     }
     step = flop(
         lambda: unet(
             torch.empty(2, 4, latent, latent),
             torch.tensor(1.0),
-            encoder_hidden_states=torch.empty(2, 77, told.hidden_size),
+            encoder_hidden_states=torch.empty(2, 77, text_config.hidden_size),
             added_cond_kwargs=added,
         )
     )
@@ -200,7 +201,7 @@ def count_work(description: Path, side: int, evaluations: int) -> Figures:
 
 
 def moved_bytes(mode: str, sizes: dict[str, int], evaluations: int) -> int:
-    """Bytes of weights that a mode has to bring to the device for every picture."""
+    """Return the bytes of weights that a mode moves to the device for every image."""
     from image_refinery.refine.residency import LOW_VRAM_BYTES
 
     if mode in ("offload", "model_offload"):
@@ -212,7 +213,7 @@ def moved_bytes(mode: str, sizes: dict[str, int], evaluations: int) -> int:
 
 
 def floor_s(mode: str, work: Figures, rates: Figures, evaluations: int) -> float:
-    """The least time of one warm picture in a mode, in seconds."""
+    """Return the least possible time of one warm image in a mode, in seconds."""
     computing = work["flop"] / rates["flop_per_s"]
     if rates["pinned_bytes_per_s"] is None:
         return computing
@@ -221,7 +222,7 @@ def floor_s(mode: str, work: Figures, rates: Figures, evaluations: int) -> float
 
 
 def measure_rates() -> Figures:
-    """What this machine computes and copies per second; the best of some tries."""
+    """Return this machine's FLOP and copied bytes per second; the best of several tries."""
     import torch
 
     device = take_device()
@@ -249,7 +250,7 @@ def measure_rates() -> Figures:
 
 
 def best_time(device: torch.device, call: Callable[[], object]) -> float:
-    """The least seconds of ten calls, after three that do not count."""
+    """Return the least seconds of ten calls, after three warm-up calls."""
     times: list[float] = []
     for _ in range(13):
         begun = now(device)
@@ -262,7 +263,7 @@ def best_time(device: torch.device, call: Callable[[], object]) -> float:
 
 
 def take_device() -> torch.device:
-    """The GPU, or the CPU with one thread, on which other programs disturb least."""
+    """Return the GPU, or the CPU with one thread, where other programs disturb least."""
     import torch
 
     if torch.cuda.is_available():
@@ -272,7 +273,7 @@ def take_device() -> torch.device:
 
 
 def now(device: torch.device) -> float:
-    """The time in seconds, when all work given to the device so far is done."""
+    """Wait for all work queued on the device, then return the time in seconds."""
     import torch
 
     if device.type == "cuda":
@@ -281,11 +282,11 @@ def now(device: torch.device) -> float:
 
 
 def measure(make: Callable[[], Way], device: torch.device, runs: int) -> Figures:
-    """Time a way from its making on."""
+    """Measure a way, including the time to create it."""
     import torch
 
     cuda = device.type == "cuda"
-    begun = now(device)  # starts CUDA, which is not the way's to pay
+    begun = now(device)  # starts CUDA, which must not count as the way's time
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
         begun = now(device)
@@ -325,14 +326,14 @@ def measure_ours(mode: Any, checkpoint: Path, side: int, steps: int, runs: int) 
 
     def make() -> Way:
         refiner = ImageRefiner(device, model=checkpoint, residency=residency)
-        return our_way(refiner, photo(side), steps)
+        return our_way(refiner, load_photo(side), steps)
 
     figures = measure(make, device, runs)
     return {**figures, "mode": made[0].mode}
 
 
 def measure_diffusers(way: str, checkpoint: Path, side: int, steps: int, runs: int) -> Figures:
-    """Measure diffusers' pipeline: whole on the device, or with its offloading by parts."""
+    """Measure diffusers' pipeline: entirely on the device, or with its model offloading."""
     import torch
 
     import_module(DIFFUSERS_PIPELINE)  # off the clock
@@ -345,13 +346,13 @@ def measure_diffusers(way: str, checkpoint: Path, side: int, steps: int, runs: i
             pipeline.enable_model_cpu_offload()
         else:
             pipeline.to(device)
-        return plain_way(pipeline, photo(side), steps)
+        return plain_way(pipeline, load_photo(side), steps)
 
     return {**measure(make, device, runs), "mode": way}
 
 
 def measure_comfyui(_: str, checkpoint: Path, side: int, steps: int, runs: int) -> Figures:
-    """Measure what ComfyUI's own nodes do, with as many UNet evaluations; in its interpreter."""
+    """Measure ComfyUI's own nodes with the same number of UNet evaluations, in its interpreter."""
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     import torch
 
@@ -363,16 +364,16 @@ def measure_comfyui(_: str, checkpoint: Path, side: int, steps: int, runs: int) 
     import comfy.sd
     import numpy as np
 
-    # KSampler runs as many steps as it is told, whatever the strength.
+    # KSampler runs all its steps, whatever the strength.
     evaluations = int(steps * STRENGTH)
-    pixels = torch.from_numpy(np.array(photo(side), np.float32) / 255)[None]
+    pixels = torch.from_numpy(np.array(load_photo(side), np.float32) / 255)[None]
 
     def make() -> Way:
         model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
 
-        def tell(text: str, score: float) -> Any:
-            told = {"aesthetic_score": score, "width": side, "height": side}
-            return clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict=told)
+        def encode(text: str, score: float) -> Any:
+            added = {"aesthetic_score": score, "width": side, "height": side}
+            return clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict=added)
 
         def refine(prompt: str, on_step: OnStep) -> object:
             latents = vae.encode(pixels)
@@ -383,8 +384,8 @@ def measure_comfyui(_: str, checkpoint: Path, side: int, steps: int, runs: int) 
                 GUIDANCE,
                 "euler",
                 "normal",
-                tell(prompt, 6.0),
-                tell("", 2.5),
+                encode(prompt, 6.0),
+                encode("", 2.5),
                 latents,
                 denoise=STRENGTH,
                 callback=None if on_step is no_step else lambda *_: on_step(),
@@ -410,23 +411,23 @@ MEASURES = {
 
 
 def python_for(way: str, *, cuda: bool, full: bool) -> Path | str:
-    """The interpreter to measure a way with, or a sentence on why it cannot be measured here."""
+    """Return the interpreter to measure a way with, or a sentence on why that is impossible."""
     if way == "model_offload" and not cuda:
-        return "not measured: diffusers offloads from a GPU only"
+        return "not measured: diffusers only offloads from a GPU"
     if way != "comfyui":
         return Path(sys.executable)
     if not full:
-        return "not measured: ComfyUI knows no refiner but one of the true size"
+        return "not measured: ComfyUI only loads a refiner of the true size"
     found = from_tests("comfyui/host.py").find_host()
     if isinstance(found, str):
         return f"not measured: {found}"
-    os.environ["COMFYUI_PATH"] = str(found.home)  # where its worker looks
+    os.environ["COMFYUI_PATH"] = str(found.home)  # read by its worker
     return found.python
 
 
 @contextmanager
 def checkpoint_of(size: str) -> Iterator[Path]:
-    """Yield the tiny refiner, or one of true size that is gone after the block."""
+    """Yield the tiny refiner, or one of true size that is deleted after the block."""
     if size == "tiny":
         yield TINY
         return
@@ -435,8 +436,8 @@ def checkpoint_of(size: str) -> Iterator[Path]:
 
 
 def run(args: argparse.Namespace) -> Figures:
-    """Measure every way that was asked for; returns what is written as JSON."""
-    rates = in_a_process(__file__, ["--worker", "rates"])
+    """Measure the chosen ways; return the results for the JSON file."""
+    rates = run_worker(__file__, ["--worker", "rates"])
     if "reason" in rates:
         raise RuntimeError(f"The device could not be measured: {rates['reason']}")
     full = (args.size or ("full" if rates["cuda"] else "tiny")) == "full"
@@ -456,15 +457,15 @@ def run(args: argparse.Namespace) -> Figures:
             print(f"{WAYS[way]}: measuring", file=sys.stderr, flush=True)
             worker = ["--worker", way, "--checkpoint", str(checkpoint), "--side", str(side)]
             worker += ["--steps", str(args.steps), "--runs", str(args.runs)]
-            figures = in_a_process(__file__, worker, python=str(python))
+            figures = run_worker(__file__, worker, python=str(python))
             if "reason" not in figures:
                 floor = floor_s(figures["mode"], work, rates, evaluations)
                 figures |= {"floor_s": floor, "share": floor / figures["warm_s"]}
             rows.append({"way": way, **figures})
     return {
-        "machine": machine(),
+        "machine": describe_machine(),
         "rates": rates,
-        "weights": "true size, random" if full else "tiny stand-in",
+        "weights": TRUE_SIZE if full else "tiny refiner",
         "build_s": build_s if full else None,
         "side_px": side,
         "steps": args.steps,
@@ -475,13 +476,13 @@ def run(args: argparse.Namespace) -> Figures:
     }
 
 
-def shown(result: Figures) -> str:
-    """What was measured, and the table."""
+def to_markdown(result: Figures) -> str:
+    """Return what was measured, and the table, as Markdown."""
     rates, work = result["rates"], result["work"]
     lines = [f"{result['machine']}, torch {rates['torch']}; {rates['device']}"]
-    if result["weights"] == "tiny stand-in":
+    if result["weights"] != TRUE_SIZE:
         lines.append(
-            "No true refiner: these are the figures of the TINY STAND-IN (0.7 million parameters)."
+            "Not the real refiner: these are figures of the TINY REFINER (0.7 million parameters)."
         )
     if not rates["cuda"]:
         lines.append("No CUDA device: VRAM and copies are not measured.")
@@ -502,7 +503,7 @@ def shown(result: Figures) -> str:
 
 
 def row_cells(row: Figures) -> list[str]:
-    """One line of the table."""
+    """Return one line of the table."""
     name = WAYS[row["way"]]
     if "reason" in row:
         return [name, *["-"] * 6, row["reason"]]
@@ -521,25 +522,25 @@ def row_cells(row: Figures) -> list[str]:
 
 
 def ways(text: str) -> list[str]:
-    """The ways of a comma list."""
+    """Return the ways in a comma-separated list."""
     names = text.split(",")
     unknown = [name for name in names if name not in WAYS]
     if unknown:
         known = ", ".join(WAYS)
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {known}")
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; choose from {known}")
     return names
 
 
 def whole_side(text: str) -> int:
-    """A side in pixels that every way takes as it is."""
+    """Return a side in pixels that no way has to change."""
     side = int(text)
     if side < 64 or side % 64:
-        raise argparse.ArgumentTypeError("a multiple of 64 is needed")
+        raise argparse.ArgumentTypeError("the side must be a multiple of 64")
     return side
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -553,12 +554,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.runs < 1 or int(args.steps * STRENGTH) < 1:
-        parser.error(f"at least one run, and one step at strength {STRENGTH} (--steps 4)")
+        parser.error(f"give at least one run, and one step at strength {STRENGTH} (--steps 4)")
     return args
 
 
 def main() -> int:
-    """Measure, print and write; 1 where nothing at all could be measured."""
+    """Measure, print and write; return 1 if nothing could be measured."""
     args = parse()
     if args.worker == "rates":
         print(json.dumps(measure_rates()))
@@ -569,7 +570,7 @@ def main() -> int:
         return 0
     result = run(args)
     write(args.json, result)
-    print(shown(result))
+    print(to_markdown(result))
     return 0 if any("reason" not in row for row in result["rows"]) else 1
 
 

@@ -1,17 +1,16 @@
-"""What ComfyUI pays for this pack when it starts, beside an empty pack and the packs it has.
+"""Time that this pack adds to ComfyUI's start, compared with an empty pack and the installed packs.
 
     python dev.py bench imports [--rounds N]
 
-Each round is a new process of ComfyUI's interpreter, which imports ComfyUI, then the empty pack
-(V3, one node without inputs) and this one, the first of them in turns, then whatever lies in
-ComfyUI's `custom_nodes`; tests/comfyui/measure_import.py loads them as ComfyUI does. Nothing
-listens where Ollama is looked for. Byte code is kept, as a user's ComfyUI keeps it, and the first
-process, which compiles, is not counted. Without a ComfyUI (COMFYUI_PATH, else ~/comfy/ComfyUI), the
-stub of the tests stands in for it.
+Each round is a new process of ComfyUI's interpreter. It imports ComfyUI, then the empty pack (V3,
+one node without inputs) and this one, either of them first in turns, then everything in ComfyUI's
+`custom_nodes`. tests/comfyui/measure_import.py loads them as ComfyUI does. No Ollama is running.
+Byte code is kept, as in a user's ComfyUI. The first process, which compiles it, does not count.
+Without a ComfyUI (COMFYUI_PATH, else ~/comfy/ComfyUI), the benchmark uses the tests' stub of it.
 
-Prints medians, what was imported, and the modules that took most; writes bench-output/imports.json.
-Fails when the pack takes more than 50 ms of the loading thread's CPU above the empty one, or
-imports a heavy library.
+Prints medians, the imported modules, and the slowest ones; writes bench-output/imports.json.
+Fails if the pack takes more than 50 ms of the loading thread's CPU above the empty one, or imports
+a heavy library.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from _measure import OUTPUT, ROOT, from_tests, machine, table, write
+from _measure import OUTPUT, ROOT, describe_machine, from_tests, table, write
 
 MEASURE = ROOT / "tests" / "comfyui" / "measure_import.py"
 STUB = ROOT / "tests" / "comfy_stub"
@@ -64,7 +63,7 @@ Result = dict[str, Any]
 
 
 def other_packs(custom_nodes: Path) -> list[Path]:
-    """What ComfyUI would load from this folder, by its own rules for names."""
+    """Return what ComfyUI would load from this folder, by its own rules for names."""
     if not custom_nodes.is_dir():
         return []
     return [
@@ -79,25 +78,25 @@ def other_packs(custom_nodes: Path) -> list[Path]:
 def load(
     python: Path, home: Path, packs: Sequence[Path], env: dict[str, str], *options: str
 ) -> tuple[dict[str, Result], str]:
-    """Load packs in a new process; return what each cost by its name, and what went to stderr.
+    """Load packs in a new process; return the figures of each by its name, and stderr.
 
     Args:
-        options: For the interpreter.
+        options: Options of the interpreter.
 
     Raises:
-        RuntimeError: The process said nothing of a pack.
+        RuntimeError: The process reported no figures of a pack.
     """
     command = [*map(str, (python, *options, MEASURE, home, *packs)), "--once", "--cpu"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    lines = [line for line in said.stdout.splitlines() if line.startswith("RESULT")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     results = [json.loads(line.removeprefix("RESULT")) for line in lines]
     if len(results) != len(packs):
-        raise RuntimeError(f"{MEASURE.name} ended with {said.returncode}: {said.stderr[-2000:]}")
-    return {result["pack"]: result for result in results}, said.stderr
+        raise RuntimeError(f"{MEASURE.name} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return {result["pack"]: result for result in results}, done.stderr
 
 
 def medians(rounds: Sequence[dict[str, Result]]) -> dict[str, Result]:
-    """Return the median of each clock for each pack, in seconds, and its last round's words."""
+    """Return each pack's median by each clock, in seconds, and the modules of its last round."""
     return {
         name: {
             **{clock: statistics.median(one[name][clock] for one in rounds) for clock in CLOCKS},
@@ -122,12 +121,12 @@ def own(modules: Iterable[str]) -> list[str]:
 
 
 def is_own(module: str) -> bool:
-    """Whether measure_import.py gave the name; the number is the pack's place."""
+    """Whether measure_import.py named the module: "measured_" and the number of the pack."""
     return module.startswith("measured_")
 
 
 def missed(packs: dict[str, Result]) -> list[str]:
-    """Return what is above the target, a sentence each."""
+    """Return one sentence for each missed target."""
     above = packs[OURS]["first_s"] - packs[EMPTY]["first_s"]
     sentences: list[str] = []
     for name in (EMPTY, OURS):
@@ -141,7 +140,7 @@ def missed(packs: dict[str, Result]) -> list[str]:
 
 
 def run(rounds: int) -> Result:
-    """Measure; returns what is written as JSON."""
+    """Measure; return the results for the JSON file."""
     host = from_tests("comfyui/host.py")
     found = host.find_host()
     if isinstance(found, str):
@@ -167,7 +166,7 @@ def run(rounds: int) -> Result:
     modules = packs[OURS]["modules"]
     slowest = sorted(self_times(logs).items(), key=lambda item: -item[1])
     return {
-        "machine": machine(),
+        "machine": describe_machine(),
         "comfyui": comfyui,
         "rounds": rounds,
         "packs": packs,
@@ -183,8 +182,8 @@ def run(rounds: int) -> Result:
     }
 
 
-def shown(result: Result) -> str:
-    """The result as Markdown."""
+def to_markdown(result: Result) -> str:
+    """Return the result as Markdown."""
     packs = result["packs"]
     rows: list[list[str]] = []
     for name, pack in packs.items():
@@ -198,9 +197,9 @@ def shown(result: Result) -> str:
         f"{result['machine']}, ComfyUI {result['comfyui']}, medians of {result['rounds']}; "
         "above the empty pack:",
         table(head, rows),
-        f"modules: {result['own_modules']} of the pack's own and "
-        f"{', '.join(result['other_modules']) or 'no other'}; "
-        f"heavy ones that were there before: {before}",
+        f"modules: {result['own_modules']} of the pack itself, and "
+        f"{', '.join(result['other_modules']) or 'no others'}; "
+        f"heavy ones that ComfyUI had already imported: {before}",
         f"slowest (self, least of {IMPORT_TIME_RUNS} runs):",
         table(
             ["module", "ms"],
@@ -214,15 +213,15 @@ def shown(result: Result) -> str:
 
 
 def main() -> int:
-    """Measure, print and write; 1 when the target is missed."""
+    """Measure, print and write; return 1 if the target is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, default=OUTPUT / "imports.json")
     args = parser.parse_args()
     result = run(args.rounds)
     write(args.output, result)
-    print(shown(result))
-    print(f"at most {ALLOWED_S * 1000:.0f} ms of CPU above the empty pack, nothing heavy: "
+    print(to_markdown(result))
+    print(f"at most {ALLOWED_S * 1000:.0f} ms of CPU above the empty pack, no heavy library: "
           f"{'MISSED, ' + '; '.join(result['missed']) if result['missed'] else 'met'}")  # fmt: skip
     return 1 if result["missed"] else 0
 

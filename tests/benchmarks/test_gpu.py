@@ -51,7 +51,7 @@ def in_this_process(script, arguments, **_):
         sys.argv = before
     return json.loads(told.getvalue().splitlines()[-1])
 
-gpu.in_a_process = in_this_process
+gpu.run_worker = in_this_process
 sys.exit(gpu.main())
 """
 
@@ -80,7 +80,7 @@ def test_every_way_is_a_row_and_says_what_was_not_measured(tmp_path: Path) -> No
         assert 0 < row["share"] == row["floor_s"] / row["warm_s"] < 1.5
         assert row["peak_vram_bytes"] is None
     assert all(row["reason"].startswith("not measured: ") for row in result["rows"][2:])
-    assert "TINY STAND-IN" in told
+    assert "TINY REFINER" in told
     lines = [line for line in told.splitlines() if line.startswith("| ")]
     assert [line.count("not measured") for line in lines] == [0, 0, 1, 1, 1, 1]
 
@@ -89,7 +89,7 @@ def test_a_way_that_fails_is_a_row_with_the_reason(gpu: ModuleType, tmp_path: Pa
     missing = str(tmp_path / "missing.safetensors")
     worker = ["--worker", "gpu", "--checkpoint", missing, "--side", "64"]
 
-    row = {"way": "gpu", **gpu.in_a_process(gpu.__file__, worker)}
+    row = {"way": "gpu", **gpu.run_worker(gpu.__file__, worker)}
 
     assert "There is no checkpoint" in row["reason"]
     assert "There is no checkpoint" in gpu.row_cells(row)[-1]
@@ -99,7 +99,7 @@ def test_words_instead_of_a_result_are_a_reason(gpu: ModuleType, tmp_path: Path)
     worker = tmp_path / "worker.py"
     worker.write_text("print('half a line')\n", "utf-8")
 
-    assert "half a line" in gpu.in_a_process(str(worker), [])["reason"]
+    assert "half a line" in gpu.run_worker(str(worker), [])["reason"]
 
 
 def test_comfyui_is_looked_for_where_the_others_look(

@@ -59,7 +59,7 @@ def times(present: list[float], hanging: list[float]) -> dict[str, dict[str, lis
 )
 def test_what_misses_the_target(page: Any, hanging: list[float], sentences: list[str]) -> None:
     present = [4.0, 5.0, 6.0, 5.0, 5.0][: len(hanging)]
-    assert page.missed(page.judged(times(present, hanging))) == sentences
+    assert page.missed(page.judge(times(present, hanging))) == sentences
 
 
 @pytest.mark.comfyui
@@ -75,4 +75,4 @@ def test_it_measures_a_real_comfyui(page: Any) -> None:
         "POST /prompt",
     ]
     assert all(set(row["median_ms"]) == set(page.STATES) for row in result["rows"])
-    assert "| POST /prompt |" in page.shown(result)
+    assert "| POST /prompt |" in page.to_markdown(result)
