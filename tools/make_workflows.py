@@ -1,13 +1,13 @@
 """Write example_workflows/*.json and tests/workflows/api/*.json.
 
-    python tools/make_workflows.py                    all files anew
+    python tools/make_workflows.py                    write all files
     python tools/make_workflows.py --core URL [URL]   also tools/core_nodes.json, from running hosts
 
 The order and the defaults of our nodes' widgets come from their schemas, those of ComfyUI's own
-nodes from tools/core_nodes.json (the part of /object_info that is needed; the first URL that knows
-a node wins, so the oldest host comes first). A test holds the committed files against this script,
-so a changed schema cannot leave an old workflow behind. The pictures beside them are screenshots:
-tests/browser/test_workflows.py takes them.
+nodes from tools/core_nodes.json (the required part of /object_info; the first URL that has a node
+wins, so list the oldest host first). A test compares the committed files with this script, so a
+changed schema cannot leave an outdated workflow behind. The images beside them are screenshots
+taken by tests/browser/test_workflows.py.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ CORE = ROOT / "tools" / "core_nodes.json"
 OLDEST = "0.3.64"
 TRELLIS_FROM = "0.34.0"
 
-PICTURE = "example.png"  # a clone has it in its input folder; elsewhere that may be empty
-FIRST = "**First** choose your image in *Load Image*; a red frame there means only that."
-FOLDER = "my images"  # not ".": that would caption whatever lies in the input folder
+EXAMPLE_IMAGE = "example.png"  # ships with ComfyUI's repository; other installations may lack it
+FIRST = "**First** choose your image in *Load Image*. A red frame there means only that."
+FOLDER = "my images"  # not ".": that would caption every image in the input folder
 FIRST_FOLDER = (
-    "**First** put a folder of pictures into ComfyUI's input folder, press R, and choose it in "
+    "**First** put a folder of images into ComfyUI's input folder, press R, and choose it in "
     "*Load Images From Folder*."
 )
 DOWNLOAD = "stabilityai/stable-diffusion-xl-refiner-1.0 (download)"
 REFINER_PX = 490  # Nodes 2.0 cuts the end of DOWNLOAD off in nodes of less than about 480
-AUTO = "auto"  # a template runs with whatever server and models there are
-SEES, WRITES = "llava", "llama3.2"  # for a note's reader who has no model yet
-STOP = "stop the workflow"  # where a text goes on: no picture is named or painted by a message
+AUTO = "auto"  # a template runs with any server and its models
+VISION_MODEL, TEXT_MODEL = "llava", "llama3.2"  # for users who have no model yet
+STOP = "stop the workflow"  # where other nodes use the text: no error message becomes a prompt
 BASE = "sd_xl_base_1.0.safetensors"
-HUB = "https://huggingface.co/"
+HUGGING_FACE = "https://huggingface.co/"
 FILES = {
     BASE: ("stabilityai/stable-diffusion-xl-base-1.0", "", "checkpoints"),
     "dino_v3_vit_l.safetensors": ("Comfy-Org/TRELLIS.2", "clip_vision/", "clip_vision"),
@@ -56,22 +56,22 @@ FILES = {
     "trellis_2_shape_vae_bf16.safetensors": ("Comfy-Org/TRELLIS.2", "vae/", "vae"),
     "trellis_2_texture_vae_bf16.safetensors": ("Comfy-Org/TRELLIS.2", "vae/", "vae"),
 }
-"""File: (hub repository, folder there, folder of ComfyUI)."""
+"""File: (repository on Hugging Face, folder there, folder of ComfyUI)."""
 
 REFINER_TEXT = (
-    "**Refiner:** *checkpoint* is set to fetch it at the first run (6 GB). If you have "
-    f"[sd_xl_refiner_1.0.safetensors]({HUB}stabilityai/stable-diffusion-xl-refiner-1.0), put it "
-    "into *models/checkpoints*, press R and choose it there."
+    "**Refiner:** the first run downloads it (6 GB). If you have "
+    f"[sd_xl_refiner_1.0.safetensors]({HUGGING_FACE}stabilityai/stable-diffusion-xl-refiner-1.0), "
+    "put it into *models/checkpoints*, press R and choose it in *checkpoint*."
 )
 NEW_STYLE = "Style: {__style/painting__|__style/photo__|__style/print__}. Light: __light__."
 
 
 def fetch(*names: str) -> list[dict[str, str]]:
-    """What the page is told about files, so that it can offer them where they are missing."""
+    """Return what the page needs to offer missing files for download."""
     found = []
     for name in names:
         repository, folder, directory = FILES[name]
-        url = f"{HUB}{repository}/resolve/main/{folder}{name}"
+        url = f"{HUGGING_FACE}{repository}/resolve/main/{folder}{name}"
         found.append({"name": name, "url": url, "directory": directory})
     return found
 
@@ -79,7 +79,7 @@ def fetch(*names: str) -> list[dict[str, str]]:
 def note(graph: Graph, title: str, text: str, *, models: Iterable[str], files: Iterable[str] = (),
          oldest: str = OLDEST, refines: bool = False, first: str = FIRST,
          tall: int) -> None:  # fmt: skip
-    """Say what to do first, what a workflow does, what to fetch and which ComfyUI it needs."""
+    """Add a note: the first step, what the workflow does, what to download, the ComfyUI version."""
     lines = [f"## {title}", first, "", text, ""]
     if commands := "\n".join(f"ollama pull {model}" for model in models):
         lines += [
@@ -93,7 +93,7 @@ def note(graph: Graph, title: str, text: str, *, models: Iterable[str], files: I
         lines.append("**Files:**")
     for name in files:
         repository, _, directory = FILES[name]
-        lines.append(f"- [{name}]({HUB}{repository}) into *models/{directory}*")
+        lines.append(f"- [{name}]({HUGGING_FACE}{repository}) into *models/{directory}*")
     if files:
         lines.append("")
     lines.append(f"Needs ComfyUI {oldest} or newer.")
@@ -101,14 +101,14 @@ def note(graph: Graph, title: str, text: str, *, models: Iterable[str], files: I
 
 
 def instructions(graph: Graph, name: str) -> Node:
-    """Ready Instructions with one of the pack's texts picked."""
+    """Add Ready Instructions with one of the pack's texts chosen."""
     file = ROOT / "instructions" / f"{name}.txt"
     text = file.read_text(encoding="utf-8").strip()
     return graph.add("RefineryReadyInstructions", pick=name, text=text, tall=190)
 
 
 def text_to_image(graph: Graph, prompt: Output, saved: str | Output) -> None:
-    """Core's nodes from a prompt to a saved picture, in two columns."""
+    """Add core nodes from a prompt to a saved image, in two columns."""
     graph.column(320)
     base = graph.add("CheckpointLoaderSimple", ckpt_name=BASE, models=fetch(BASE))
     positive = graph.add("CLIPTextEncode", title="prompt", clip=base[1], text=prompt, tall=90)
@@ -127,16 +127,16 @@ def text_to_image(graph: Graph, prompt: Output, saved: str | Output) -> None:
 
 
 def llm_image_refine_basic(graph: Graph) -> None:
-    """Load Image -> LLM Image Refine -> shown, and saved under a name made of the text."""
+    """Load Image -> LLM Image Refine -> Display Anything, and Text To Filename -> Save Image."""
     graph.column(340)
     note(
         graph, "Describe and rewrite",
-        "A vision model describes the image; a text model rewrites the description by "
-        "*user_instructions*. Both texts are shown, and the image is saved under a name that is "
-        "made of the rewritten one.",
-        models=(SEES, WRITES), tall=300,
+        "A vision model describes the image. A text model rewrites the description by "
+        "*user_instructions*. Both texts are shown, and the rewritten one becomes the file name of "
+        "the saved image.",
+        models=(VISION_MODEL, TEXT_MODEL), tall=300,
     )  # fmt: skip
-    image = graph.add("LoadImage", image=PICTURE)
+    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
     graph.column(420)
     refine = graph.add(
         "RefineryLLMImageRefine", image=image[0], vision_model=AUTO, text_model=AUTO,
@@ -154,14 +154,13 @@ def llm_image_refine_advanced(graph: Graph) -> None:
     """Load Image -> LLM Image Refine -> Wildcard Processor -> text to image."""
     graph.column(340)
     note(
-        graph, "A new picture from an old one",
-        "LLM Image Refine turns the image into a prompt, by the instructions that are picked in "
-        "*Ready Instructions*; *Wildcard Processor* puts one of the "
-        "packed styles behind it, and SDXL paints the result. Another seed in Wildcard Processor "
-        "gives another style.",
-        models=(SEES, WRITES), files=(BASE,), tall=340,
+        graph, "A new image from an old one",
+        "LLM Image Refine turns the image into a prompt, by the instructions chosen in *Ready "
+        "Instructions*. *Wildcard Processor* appends one of the included styles, and SDXL "
+        "generates the new image. Change the seed in Wildcard Processor for another style.",
+        models=(VISION_MODEL, TEXT_MODEL), files=(BASE,), tall=340,
     )  # fmt: skip
-    image = graph.add("LoadImage", image=PICTURE)
+    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
     ready = instructions(graph, "Prompt for SDXL")
     graph.column(420)
     refine = graph.add(
@@ -182,13 +181,13 @@ def describe_wildcard_text_to_image(graph: Graph) -> None:
     """Load Image -> LLM Describe -> Wildcard Processor -> text to image."""
     graph.column(340)
     note(
-        graph, "Describe, vary, paint",
-        "One model only: *LLM Describe* says what is there in a sentence, *Wildcard Processor* "
-        "varies style and light, SDXL paints it. Set *control after generate* of Wildcard "
-        "Processor to randomize for another variant in each run.",
-        models=(SEES,), files=(BASE,), tall=340,
+        graph, "Describe, vary, generate",
+        "One model only: *LLM Describe* describes the image in one sentence, *Wildcard Processor* "
+        "varies style and light, SDXL generates the new image. Set *control after generate* of "
+        "Wildcard Processor to randomize for a new variant in each run.",
+        models=(VISION_MODEL,), files=(BASE,), tall=340,
     )  # fmt: skip
-    image = graph.add("LoadImage", image=PICTURE)
+    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
     graph.column(380)
     described = graph.add(
         "RefineryLLMDescribe", image=image[0], vision_model=AUTO,
@@ -211,13 +210,13 @@ def refine_an_image(graph: Graph) -> None:
     graph.column(340)
     note(
         graph, "Refine an image",
-        "*SDXL Refiner* sharpens texture and removes noise and artifacts; the picture stays what "
-        "it is. Raise *strength* for more, set *output_size* to working to keep a small image at "
-        "the larger size. Draw a mask on the image (*Open in MaskEditor*) and link it to refine "
-        "that region only.",
+        "*SDXL Refiner* sharpens texture and removes noise and artifacts. The content stays the "
+        "same. Raise *strength* for a stronger effect. Set *output_size* to working to get a small "
+        "image at the larger size. To refine only a region, draw a mask on the image (*Open in "
+        "MaskEditor*) and connect it.",
         models=(), refines=True, tall=370,
     )  # fmt: skip
-    image = graph.add("LoadImage", image=PICTURE)
+    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
     graph.column(REFINER_PX)
     refined = graph.add(
         "RefinerySDXLRefiner", image=image[0], checkpoint=DOWNLOAD,
@@ -234,12 +233,12 @@ def describe_rewrite_refine(graph: Graph) -> None:
     graph.column(340)
     note(
         graph, "Describe, rewrite, refine",
-        "The refiner works best when its prompt says what is there. *LLM Describe* looks, *Ollama "
-        "Process* makes a short prompt of it, *SDXL Refiner* works with it. Ollama's models leave "
-        "the GPU before the refiner comes.",
-        models=(SEES, WRITES), refines=True, tall=390,
+        "The refiner works best with a prompt that describes the image. *LLM Describe* describes "
+        "it, *Ollama Process* shortens the description to a prompt, *SDXL Refiner* uses it. "
+        "Ollama's models are unloaded before the refiner runs.",
+        models=(VISION_MODEL, TEXT_MODEL), refines=True, tall=390,
     )  # fmt: skip
-    image = graph.add("LoadImage", image=PICTURE)
+    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
     graph.column(380)
     described = graph.add("RefineryLLMDescribe", image=image[0], vision_model=AUTO, on_error=STOP)
     ready = instructions(graph, "Prompt for refining")
@@ -264,16 +263,15 @@ def refine_then_trellis(graph: Graph) -> None:
     note(
         graph, "Refine, then 3D",
         "Needs ComfyUI 0.34 or newer. *SDXL Refiner* cleans the image and *Free Memory* frees the "
-        "GPU; then TRELLIS.2, by "
-        "ComfyUI's own nodes, makes a 3D model of what stands in front. It takes the way without "
-        "cascade at 1024; see ComfyUI's template *Pixal3D & TRELLIS.2* for more detail and baked "
-        "textures. For *Load Background Removal Model* put birefnet.safetensors into "
-        "*models/background_removal*.",
+        "GPU. Then ComfyUI's own nodes for TRELLIS.2 turn the object in the foreground into a 3D "
+        "model, without cascade at 1024. ComfyUI's template *Pixal3D & TRELLIS.2* shows more "
+        "detail and baked textures. For *Load Background Removal Model* put birefnet.safetensors "
+        "into *models/background_removal*.",
         models=(), oldest=TRELLIS_FROM, refines=True, tall=510,
         files=("trellis_2_bf16.safetensors", "dino_v3_vit_l.safetensors",
                "trellis_2_shape_vae_bf16.safetensors", "trellis_2_texture_vae_bf16.safetensors"),
     )  # fmt: skip
-    image = graph.add("LoadImage", image=PICTURE)
+    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
     graph.column(REFINER_PX)
     refined = graph.add(
         "RefinerySDXLRefiner", image=image[0], checkpoint=DOWNLOAD,
@@ -286,38 +284,40 @@ def refine_then_trellis(graph: Graph) -> None:
     mask = graph.add("RemoveBackground", bg_removal_model=remover[0], image=free[0])
     cropped = graph.add("ImageCropToMask", images=free[0], masks=mask[0])
     shown = "dino_v3_vit_l.safetensors"
-    sight = graph.add("CLIPVisionLoader", clip_name=shown, models=fetch(shown))
-    looks = graph.add("Trellis2Conditioning", clip_vision_model=sight[0], image=cropped[0])
-    graph.add("PreviewImage", title="what TRELLIS.2 sees", images=cropped[0])
+    vision = graph.add("CLIPVisionLoader", clip_name=shown, models=fetch(shown))
+    conditioning = graph.add("Trellis2Conditioning", clip_vision_model=vision[0], image=cropped[0])
+    graph.add("PreviewImage", title="input of TRELLIS.2", images=cropped[0])
     graph.column(340)
     file = "trellis_2_bf16.safetensors"
     model = graph.add("UNETLoader", unet_name=file, weight_dtype="default", models=fetch(file))
     shapes, colors = (
         graph.add("VAELoader", vae_name=name, title=title, models=fetch(name))
         for name, title in (
-            ("trellis_2_shape_vae_bf16.safetensors", "VAE of shapes"),
-            ("trellis_2_texture_vae_bf16.safetensors", "VAE of colors"),
+            ("trellis_2_shape_vae_bf16.safetensors", "shape VAE"),
+            ("trellis_2_texture_vae_bf16.safetensors", "texture VAE"),
         )
     )
     latent = graph.add("EmptyTrellis2LatentStructure", batch_size=1)
-    # Guidance ends early and is rescaled, as TRELLIS.2's own pipeline has it for these stages.
+    # Guidance ends early and is rescaled, like in TRELLIS.2's own pipeline for these stages.
     led = graph.add("CFGOverride", model=model[0], cfg=1.0, start_percent=0.667)
     scaled = graph.add("RescaleCFG", model=led[0], multiplier=0.7)
     shifted = graph.add("ModelSamplingSD3", model=scaled[0], shift=5.0)
     graph.column(340)
     sampled = graph.add(
-        "KSampler", title="1. where it is solid", model=shifted[0], positive=looks[0],
-        negative=looks[1], latent_image=latent[0], steps=12, cfg=7.5, sampler_name="euler",
+        "KSampler", title="1. structure", model=shifted[0], positive=conditioning[0],
+        negative=conditioning[1], latent_image=latent[0], steps=12, cfg=7.5, sampler_name="euler",
         scheduler="normal",
     )  # fmt: skip
     solid = graph.add("VaeDecodeStructureTrellis2", samples=sampled[0], vae=shapes[0],
                       resolution="64")  # fmt: skip
-    stage = graph.add("Trellis2ShapeStage", positive=looks[0], negative=looks[1], voxel=solid[0])
+    stage = graph.add(
+        "Trellis2ShapeStage", positive=conditioning[0], negative=conditioning[1], voxel=solid[0]
+    )
     ended = graph.add("CFGOverride", model=model[0], cfg=1.0, start_percent=0.769)
     rescaled = graph.add("RescaleCFG", model=ended[0], multiplier=0.5)
     graph.column(340)
     shape = graph.add(
-        "KSampler", title="2. its shape", model=rescaled[0], positive=stage[0], negative=stage[1],
+        "KSampler", title="2. shape", model=rescaled[0], positive=stage[0], negative=stage[1],
         latent_image=stage[2], steps=12, cfg=7.5, sampler_name="euler", scheduler="normal",
     )  # fmt: skip
     mesh = graph.add("VaeDecodeShapeTrellis", samples=shape[0], vae=shapes[0])
@@ -326,7 +326,7 @@ def refine_then_trellis(graph: Graph) -> None:
     )
     graph.column(340)
     color = graph.add(
-        "KSampler", title="3. its colors", model=model[0], positive=surface[0],
+        "KSampler", title="3. texture", model=model[0], positive=surface[0],
         negative=surface[1], latent_image=surface[2], steps=12, cfg=1.0, sampler_name="euler",
         scheduler="normal",
     )  # fmt: skip
@@ -342,10 +342,10 @@ def caption_a_folder(graph: Graph) -> None:
     graph.column(340)
     note(
         graph, "Caption a folder",
-        "Each picture gets a text file of its own name beside it, as trainers of LoRAs expect. The "
-        "model is loaded once for all of them. Put your trigger word into *prefix* of Save "
+        "Writes a text file with the same name beside each image, as LoRA trainers expect. The "
+        "model is loaded once for all images. Put your trigger word into *prefix* of Save "
         "Caption.",
-        models=(SEES,), first=FIRST_FOLDER, tall=280,
+        models=(VISION_MODEL,), first=FIRST_FOLDER, tall=280,
     )  # fmt: skip
     images = graph.add("RefineryLoadFolder", folder=FOLDER, limit=0)
     graph.column(400)
@@ -365,11 +365,11 @@ def two_models_batch(graph: Graph) -> None:
     graph.column(340)
     note(
         graph, "A batch through two models",
-        "All pictures are described by the first model, then the models change places once, then "
-        "all descriptions are rewritten by the second: two model loads, however many pictures. "
-        "*auto* may choose one model for both: pick another *text_model* then. "
-        "Tags are saved as text files in ComfyUI's output folder.",
-        models=(SEES, WRITES), first=FIRST_FOLDER, tall=340,
+        "The first model describes all images. Then the models are swapped once, and the second "
+        "model rewrites all descriptions: two model loads, however many images. *auto* may choose "
+        "the same model for both: choose another *text_model* then. The tags are saved as text "
+        "files in ComfyUI's output folder.",
+        models=(VISION_MODEL, TEXT_MODEL), first=FIRST_FOLDER, tall=340,
     )  # fmt: skip
     images = graph.add("RefineryLoadFolder", folder=FOLDER, limit=0)
     graph.column(380)
@@ -407,11 +407,11 @@ WORKFLOWS: dict[str, Callable[[Graph], None]] = {
 
 
 def pack_types() -> dict[str, NodeType]:
-    """Our nodes' types, by the stand-in for ComfyUI that the tests have; nothing is asked for."""
+    """Return the types of our nodes, read with the tests' stub of ComfyUI."""
     stub = _module("comfy_stub_path", ROOT / "tests" / "comfy_stub" / "stub_path.py")
     _module("image_refinery", ROOT / "__init__.py", ROOT)
     before = os.environ.get("OLLAMA_BASE_URL")
-    os.environ["OLLAMA_BASE_URL"] = "http://127.0.0.1:9"  # nobody listens: no models are listed
+    os.environ["OLLAMA_BASE_URL"] = "http://127.0.0.1:9"  # a closed port: no models are listed
     try:
         with stub.installed():
             nodes = importlib.import_module("image_refinery.nodes")
@@ -444,13 +444,13 @@ def _module(name: str, file: Path, folder: Path | None = None) -> Any:
 
 
 def core_types() -> dict[str, NodeType]:
-    """The types of ComfyUI's own nodes that the workflows use."""
+    """Return the types of ComfyUI's own nodes that the workflows use."""
     entries = json.loads(CORE.read_text(encoding="utf-8"))
     return {name: node_type(name, entry) for name, entry in entries.items()}
 
 
 def graphs() -> dict[str, Graph]:
-    """Every workflow."""
+    """Return every workflow's graph by its name."""
     types = core_types() | pack_types()
     built = {}
     for name, build in WORKFLOWS.items():
@@ -460,7 +460,7 @@ def graphs() -> dict[str, Graph]:
 
 
 def files() -> dict[Path, str]:
-    """What this script writes: the text of every file."""
+    """Return the text of every file that this script writes."""
     core = json.loads(CORE.read_text(encoding="utf-8"))
     origins = {name: ("comfy-core", entry["since"]) for name, entry in core.items()}
     origins |= dict.fromkeys(pack_types(), ("image-refinery", _version()))
@@ -481,7 +481,7 @@ def _version() -> str:
 
 
 def read_core(hosts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what tools/core_nodes.json holds, of /object_info of hosts, the oldest first."""
+    """Return the content of tools/core_nodes.json from /object_info of hosts, the oldest first."""
     wanted = {
         node.type.id
         for name in WORKFLOWS
@@ -497,7 +497,7 @@ def read_core(hosts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _reduced(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Without lists of files and samplers, which differ from machine to machine, and tooltips."""
+    """Return an entry without tooltips and lists of files and samplers, which vary by machine."""
     kept = ("default", "multiline", "control_after_generate", "image_upload", "forceInput")
     inputs: dict[str, Any] = {}
     for group in ("required", "optional"):
@@ -510,7 +510,7 @@ def _reduced(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _AnyType(dict[str, NodeType]):
-    """Takes any node with any input, to learn which ones the workflows use."""
+    """Accepts any node with any input, to record which ones the workflows use."""
 
     def __missing__(self, name: str) -> NodeType:
         class Anything(NodeType):
@@ -535,6 +535,7 @@ def _get(url: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Write the files."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--core", nargs="+", default=[], help="hosts, or saved /object_info files")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""A graph of ComfyUI nodes that can be written as a page's workflow file and in the API's form.
+"""A graph of ComfyUI nodes that can be written as a workflow file and in API format.
 
-Node types come from outside in the form of ComfyUI's /object_info, so that the order of widgets
-and their defaults are those of the nodes themselves.
+Callers pass node types in the format of ComfyUI's /object_info, so that the order of widgets and
+their defaults are those of the nodes themselves.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ TITLE_PX = 30
 GAP_PX = 40
 ROW_PX = 24
 MULTILINE_PX = 110
-PICTURE_PX = 260
-SHOWS_PICTURES = {"LoadImage", "SaveImage", "PreviewImage"}
+IMAGE_PX = 260
+SHOWS_IMAGES = {"LoadImage", "SaveImage", "PreviewImage"}
 TEXT_PX = 200
 SHOWS_TEXT = {"RefineryDisplayAnything"}
 LIVE_PX = 80
@@ -26,16 +26,16 @@ SHOWS_LIVE_TEXT = {
     *("RefineryLLMImageRefine", "RefineryLLMDescribe", "RefineryOllamaProcess"),
     "RefinerySaveCaption",
 }
-"""The page puts what they say while they run below their widgets."""
+"""The page shows their output below their widgets while they run."""
 
 
 class UnknownInput(KeyError):
-    """A workflow gives a node an input that it does not have."""
+    """A workflow sets an input that the node does not have."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """One input: a socket, or a widget that can also be linked."""
+    """One input: a socket, or a widget that can also be connected."""
 
     name: str
     type: str
@@ -48,7 +48,7 @@ class Input:
 
 @dataclass(frozen=True)
 class NodeType:
-    """What a page knows of a node."""
+    """The inputs and outputs of one kind of node."""
 
     id: str
     inputs: tuple[Input, ...]
@@ -56,7 +56,7 @@ class NodeType:
     """(name, type) of each."""
 
     def input(self, name: str) -> Input:
-        """The input of that name, or UnknownInput."""
+        """Return the input of that name, or raise UnknownInput."""
         for one in self.inputs:
             if one.name == name:
                 return one
@@ -64,7 +64,7 @@ class NodeType:
 
 
 def node_type(id: str, info: Mapping[str, Any]) -> NodeType:
-    """Read an entry of /object_info: required inputs first, then optional ones."""
+    """Return the type in an entry of /object_info: required inputs first, then optional ones."""
     given = info["input"]
     named = {**given.get("required", {}), **given.get("optional", {})}
     outputs = tuple(zip(info["output_name"], info["output"], strict=True))
@@ -93,7 +93,7 @@ def _input(name: str, spec: Any) -> Input:
 
 @dataclass(frozen=True)
 class Output:
-    """An output of a node in a graph: what `node[0]` gives, to be linked."""
+    """An output of a node in a graph, written as `node[0]`, to be connected."""
 
     node: Node
     slot: int
@@ -121,7 +121,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Link:
-    """A line between two nodes."""
+    """A connection between two nodes."""
 
     id: int
     source: Output
@@ -145,7 +145,7 @@ class Graph:
         self._y, self._width = 0, width
 
     def add_note(self, text: str, tall: int) -> None:
-        """Put a note, which the API's form does not have, into the column."""
+        """Add a note to the column; the API format leaves it out."""
         self.note = text
         kind = NodeType(NOTE, (Input("text", "STRING", True, "", True, ()),), ())
         self._place(kind, {"text": text}, "Read me", tall)
@@ -162,9 +162,9 @@ class Graph:
         """Add a node below the last one of the column.
 
         Args:
-            tall: pixels without the title; None: estimated from the widgets.
-            models: files that the page offers to fetch: {"name", "url", "directory"}.
-            inputs: values of widgets, and outputs of other nodes to link.
+            tall: height in pixels without the title; None: estimated from the widgets.
+            models: files that the page offers to download: {"name", "url", "directory"}.
+            inputs: values of widgets, and outputs of other nodes to connect.
         """
         kind = self._types[type]
         for name in inputs:
@@ -186,15 +186,15 @@ class Graph:
         self._y += tall + TITLE_PX + GAP_PX
         return node
 
-    # the page's form
+    # Workflow file
 
     def page(self, name: str, origins: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-        """The file that a page saves and loads, in the version 0.4 that ComfyUI 0.3.64 reads.
+        """Return the workflow file, in version 0.4 of the format, which ComfyUI 0.3.64 reads.
 
         Args:
-            name: the workflow's own name; its id follows from it.
-            origins: for each type the registry's id and version of the pack that brings it, so
-                that a manager can say what is missing.
+            name: the workflow's name; its id is derived from it.
+            origins: for each type the registry id and version of its pack, so that a manager can
+                name missing packs.
         """
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"image-refinery/{name}")),
@@ -268,10 +268,10 @@ class Graph:
             link.id for link in self.links if link.source.node is node and link.source.slot == slot
         ]
 
-    # the API's form
+    # API format
 
     def api(self) -> dict[str, Any]:
-        """The graph as POST /prompt takes it."""
+        """Return the graph in the format of POST /prompt."""
         return {
             str(node.id): {
                 "class_type": node.type.id,
@@ -295,7 +295,7 @@ class Graph:
 
 
 def _slots(kind: NodeType) -> list[Input]:
-    """Inputs in the order of a page: sockets, then widgets."""
+    """Return the inputs in the order of a workflow file: sockets, then widgets."""
     return sorted(kind.inputs, key=lambda one: one.widget)
 
 
@@ -313,6 +313,6 @@ def _height(kind: NodeType) -> int:
     for one in kind.inputs:
         if one.widget:
             height += (MULTILINE_PX if one.multiline else ROW_PX) + ROW_PX * len(one.extra)
-    height += PICTURE_PX if kind.id in SHOWS_PICTURES else 0
+    height += IMAGE_PX if kind.id in SHOWS_IMAGES else 0
     height += LIVE_PX if kind.id in SHOWS_LIVE_TEXT else 0
     return height + (TEXT_PX if kind.id in SHOWS_TEXT else 0)

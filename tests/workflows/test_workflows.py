@@ -207,7 +207,7 @@ def test_the_api_s_form_is_the_same_graph(name: str, types: dict[str, Any]) -> N
 
 
 def test_workflows_carry_no_address_but_those_of_models(tool: ModuleType) -> None:
-    known = (tool.HUB, "https://ollama.com")
+    known = (tool.HUGGING_FACE, "https://ollama.com")
     for path in [*PAGES, *APIS]:
         for address in re.findall(r"https?://[^\s\"\\)]+", path.read_text(encoding="utf-8")):
             assert address.startswith(known), (path.name, address)
