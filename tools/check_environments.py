@@ -1,14 +1,15 @@
-"""Does installing the pack break ComfyUI? Try it on copies of its environment.
+"""Check that installing the pack does not break ComfyUI, in copies of its environment.
 
     python tools/check_environments.py ~/comfy/ComfyUI --transformers 4.57.6 --transformers 5.23.0
 
-For each version of transformers: make a virtual environment with ComfyUI's own requirements, that
-transformers, and the torch that ComfyUI's environment has; install requirements.txt over it as
-ComfyUI-Manager does (one line at a time); see that `from transformers import CLIPTokenizer` still
-works, that ComfyUI starts, and that the pack loads in it. Exit code 0: nothing broke.
+For each version of transformers: creates a virtual environment with ComfyUI's own requirements,
+that transformers, and the torch of ComfyUI's environment; installs requirements.txt into it like
+ComfyUI-Manager (one line at a time); checks that `from transformers import CLIPTokenizer` still
+works, that ComfyUI starts, and that the pack loads in it. Exit status 0: nothing broke.
 
-Not one of the quick tests: it downloads what is not cached, and starts ComfyUI once per version. It
-needs `uv`, and what tests/comfyui needs. ComfyUI itself and its environment are only read.
+This is not a quick test: it downloads packages that are not cached, and starts ComfyUI once per
+version. It needs `uv` and everything that tests/comfyui needs. It does not change ComfyUI or its
+environment.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ SHOWN += ("accelerate", "safetensors", "pillow")
 
 
 class BrokenEnvironment(Exception):
-    """Something does not work any more; the text says what."""
+    """Something no longer works; the message says what."""
 
 
 def _host_module() -> ModuleType:
-    """tests/comfyui/host.py: it knows how ComfyUI is started."""
+    """Import tests/comfyui/host.py, which starts ComfyUI."""
     spec = importlib.util.spec_from_file_location("host", ROOT / "tests" / "comfyui" / "host.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,33 +45,33 @@ def _host_module() -> ModuleType:
 
 
 def run(command: Sequence[str | Path], what: str) -> str:
-    """Return what a command printed, or raise BrokenEnvironment with its last words."""
+    """Return what a command printed, or raise BrokenEnvironment with its last lines."""
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-12:]
-        raise BrokenEnvironment("\n".join([f"{what} failed:", *said]))
+        last_lines = (done.stderr.strip() or done.stdout.strip()).splitlines()[-12:]
+        raise BrokenEnvironment("\n".join([f"{what} failed:", *last_lines]))
     return done.stdout
 
 
 def versions(python: Path, uv: str) -> dict[str, str]:
-    """Installed versions by project name."""
+    """Return the installed versions by project name."""
     listed = run([uv, "pip", "freeze", "-p", python], "Listing packages")
     pairs = (line.split("==", 1) for line in listed.splitlines() if "==" in line)
     return dict(pairs)
 
 
 def requirement_lines(file: Path) -> list[str]:
-    """The requirements in a file, without comments."""
+    """Return the requirements in a file, without comments."""
     lines = (line.partition("#")[0].strip() for line in file.read_text("utf-8").splitlines())
     return [line for line in lines if line]
 
 
 def fresh_environment(home: Path, source: Path, target: Path, transformers: str, uv: str) -> Path:
-    """An environment as a new ComfyUI has it, with this transformers; returns its interpreter.
+    """Create the environment of a new ComfyUI with this transformers; return its interpreter.
 
-    torch and its sisters are those of `source`: they must be of one release.
+    torch, torchvision and torchaudio have the versions of `source`: they must match.
     """
     run([uv, "venv", "--seed", "-q", "-p", source, target], "Making an environment")
     inside = "Scripts/python.exe" if sys.platform == "win32" else "bin/python"
@@ -83,21 +84,23 @@ def fresh_environment(home: Path, source: Path, target: Path, transformers: str,
 
 
 def install_like_the_manager(python: Path, lines: Sequence[str]) -> None:
-    """One `pip install` per line, each seeing only what is there and itself."""
+    """Run one `pip install` per line; each resolves only its own line."""
     for line in lines:
         command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-q", line]
         run(command, f"pip install {line!r}")
 
 
 def check_start(home: Path, python: Path, base: Path) -> str:
-    """Start ComfyUI with the pack in it; returns its line of the import table."""
+    """Start ComfyUI with the pack; return the pack's line of the import table."""
     host = _host_module()
     found = host.FoundHost(home, python, ())
     try:
         with host.ComfyHost(found, base) as running:
             line = running.import_line()
             if "FAILED" in line:
-                raise BrokenEnvironment(f"ComfyUI started, but not the pack:\n{running.log}")
+                raise BrokenEnvironment(
+                    f"ComfyUI started, but the pack failed to load:\n{running.log}"
+                )
             running.object_info("RefineryLLMImageRefine")
     except AssertionError as error:
         raise BrokenEnvironment(f"ComfyUI did not start:\n{error}") from error
@@ -105,7 +108,7 @@ def check_start(home: Path, python: Path, base: Path) -> str:
 
 
 def check(home: Path, source: Path, transformers: str, lines: Sequence[str], out: TextIO) -> None:
-    """Try one version of transformers; raises BrokenEnvironment."""
+    """Check one version of transformers; raise BrokenEnvironment if something no longer works."""
     uv = shutil.which("uv")
     if uv is None:
         raise BrokenEnvironment("uv is not installed: pip install uv")
@@ -124,22 +127,22 @@ def check(home: Path, source: Path, transformers: str, lines: Sequence[str], out
         run([python, "-c", pipelines], pipelines)
         out.write(f"  {pipelines}: works\n")
         line = check_start(home, python, Path(folder, "base"))
-        out.write(f"  ComfyUI starts, and its import table says: {line.split(':')[0]}\n")
+        out.write(f"  ComfyUI starts; import time of the pack: {line.split(':')[0]}\n")
 
 
 def main() -> int:
-    """Check what the command line names; 1 when something broke."""
+    """Check the versions on the command line; return 1 if something broke."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("comfyui", type=Path, help="ComfyUI's folder, with its .venv or venv")
-    parser.add_argument("--python", type=Path, help="ComfyUI's interpreter, where it is elsewhere")
+    parser.add_argument("--python", type=Path, help="ComfyUI's interpreter, if it is elsewhere")
     parser.add_argument("--transformers", action="append", required=True, metavar="VERSION")
     parser.add_argument("--requirements", type=Path, default=ROOT / "requirements.txt")
-    asked = parser.parse_args()
-    home = asked.comfyui.expanduser().resolve()
-    python = asked.python or _host_module().interpreter(home)
-    lines = requirement_lines(asked.requirements)
+    args = parser.parse_args()
+    home = args.comfyui.expanduser().resolve()
+    python = args.python or _host_module().interpreter(home)
+    lines = requirement_lines(args.requirements)
     broken = 0
-    for version in asked.transformers:
+    for version in args.transformers:
         sys.stdout.write(f"transformers {version}, then {', '.join(lines)}\n")
         try:
             check(home, python, version, lines, sys.stdout)

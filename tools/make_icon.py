@@ -2,8 +2,8 @@
 
     python tools/make_icon.py
 
-A disc that is coarse on the left and fine on the right, and lines of text beside it: an image
-becomes words and a better image. Needs numpy and Pillow.
+The motif is a disc, coarse on the left and fine on the right, with lines of text beside it. Needs
+numpy and Pillow.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACE = ROOT / "docs" / "pictures"
+FOLDER = ROOT / "docs" / "pictures"
 FINER = 4  # drawn larger and reduced, for smooth edges
 NIGHT, DUSK = (22, 24, 38), (52, 40, 84)
 SUN, GLOW = (255, 196, 92), (232, 92, 96)
@@ -25,7 +25,7 @@ Color = tuple[int, int, int]
 
 
 def gradient(size: tuple[int, int], first: Color, last: Color) -> Image.Image:
-    """A slope from the top left to the bottom right."""
+    """Return a gradient from the top left to the bottom right."""
     width, height = size
     share = np.add.outer(np.linspace(0, 0.5, height), np.linspace(0, 0.5, width))[..., None]
     pixels = np.array(first) * (1 - share) + np.array(last) * share
@@ -33,7 +33,7 @@ def gradient(size: tuple[int, int], first: Color, last: Color) -> Image.Image:
 
 
 def disc(side: int) -> Image.Image:
-    """The disc, RGBA: the left half in coarse blocks, the right half smooth."""
+    """Return the disc, RGBA: the left half in coarse blocks, the right half smooth."""
     smooth = gradient((side, side), SUN, GLOW).convert("RGBA")
     mask = Image.new("L", (side, side), 0)
     ImageDraw.Draw(mask).ellipse((0, 0, side - 1, side - 1), fill=255)
@@ -51,7 +51,7 @@ def disc(side: int) -> Image.Image:
 
 
 def mark(side: int) -> Image.Image:
-    """The sign, RGBA and square: the disc, and three lines of text below."""
+    """Return the logo, RGBA and square: the disc, and three lines of text below it."""
     sign = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     across = round(side * 0.62)
     sign.alpha_composite(disc(across), ((side - across) // 2, round(side * 0.02)))
@@ -67,7 +67,7 @@ def mark(side: int) -> Image.Image:
 
 
 def icon(side: int = 400) -> Image.Image:
-    """The icon: the sign on a rounded square."""
+    """Return the icon: the logo on a rounded square."""
     large = side * FINER
     ground = gradient((large, large), NIGHT, DUSK).convert("RGBA")
     corners = Image.new("L", (large, large), 0)
@@ -79,7 +79,7 @@ def icon(side: int = 400) -> Image.Image:
 
 
 def banner(width: int = 1260, height: int = 540) -> Image.Image:
-    """The banner: a coarse picture on the left, words in the middle, a fine one on the right."""
+    """Return the banner: a coarse disc on the left, lines of text, a fine disc on the right."""
     wide, high = width * 2, height * 2
     ground = gradient((wide, high), NIGHT, DUSK).convert("RGBA")
     across = round(high * 0.62)
@@ -107,11 +107,11 @@ def banner(width: int = 1260, height: int = 540) -> Image.Image:
 
 
 def main() -> None:
-    PLACE.mkdir(parents=True, exist_ok=True)
-    for name, picture in (("icon", icon()), ("banner", banner())):
-        path = PLACE / f"{name}.png"
-        picture.save(path, optimize=True)
-        print(path.relative_to(ROOT), picture.size, path.stat().st_size)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, image in (("icon", icon()), ("banner", banner())):
+        path = FOLDER / f"{name}.png"
+        image.save(path, optimize=True)
+        print(path.relative_to(ROOT), image.size, path.stat().st_size)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Write locales/en/nodeDefs.json from the nodes' schemas: python tools/make_locales.py
 
-Other languages are files of their own, made by hand or machine; tests/test_help.py says what
-they lack. Needs no ComfyUI: the schemas are read over tests/comfy_stub.
+The other languages are separate files, written by hand or by machine; tests/test_help.py lists
+missing entries. Needs no ComfyUI: tests/comfy_stub is enough to read the schemas.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _module(name: str, file: Path, folder: Path | None = None) -> Any:
 
 def main() -> None:
     """Write the file."""
-    os.environ["OLLAMA_BASE_URL"] = "http://127.0.0.1:9"  # nobody is asked for models
+    os.environ["OLLAMA_BASE_URL"] = "http://127.0.0.1:9"  # a closed port: no models are listed
     stub = _module("comfy_stub_path", ROOT / "tests" / "comfy_stub" / "stub_path.py")
     _module("image_refinery", ROOT / "__init__.py", ROOT)
     with stub.installed():

@@ -1,12 +1,12 @@
-"""Make screenshots small and put them where they belong.
+"""Reduce screenshots and copy them into the docs and templates.
 
     SCREENSHOTS=FOLDER make test ARGS="-m browser"
-    python tools/place_pictures.py FOLDER
+    python tools/place_screenshots.py FOLDER
 
-A picture with the name of a workflow goes beside it (JPEG, the only kind that ComfyUI's template
-browser shows); node-*.png go to docs/pictures, three of fault-*.png to docs/quality/images, and
-help-*.png to web/docs/pictures: a help page finds `pictures/NAME.png` there in ComfyUI and on a
-code host alike. Needs Pillow.
+A screenshot with the name of a workflow goes beside that workflow (as JPEG, the only format that
+ComfyUI's template browser shows). node-*.png go to docs/pictures, three of fault-*.png to
+docs/quality/images, and help-*.png to web/docs/pictures, where the link `pictures/NAME.png` of a
+help page works both in ComfyUI and on GitHub. Needs Pillow.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ WIDEST_PX = 1600
 MOST_BYTES = 200_000
 HELP_MOST_BYTES = 60_000
 FAULTS_SHOWN = ("fault-refused.png", "fault-oom.png", "fault-busy-second-try.png")
-"""The images of faults that docs/quality/faults.md shows."""
+"""The screenshots of faults that docs/quality/faults.md shows."""
 
 
 def place(source: Path) -> Path | None:
-    """Write a picture to its place, or return None where it has none."""
+    """Write a screenshot to its folder and return its path, None if no folder takes it."""
     beside = ROOT / "example_workflows" / f"{source.stem}.json"
     if beside.is_file():
         target = beside.with_suffix(".jpg")
@@ -38,23 +38,24 @@ def place(source: Path) -> Path | None:
     else:
         return None
     with Image.open(source) as file:
-        picture = file.convert("RGB")
-    if picture.width > WIDEST_PX:
-        height = round(picture.height * WIDEST_PX / picture.width)
-        picture = picture.resize((WIDEST_PX, height), Image.Resampling.LANCZOS)
+        image = file.convert("RGB")
+    if image.width > WIDEST_PX:
+        height = round(image.height * WIDEST_PX / image.width)
+        image = image.resize((WIDEST_PX, height), Image.Resampling.LANCZOS)
     if target.suffix == ".png":
-        picture.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+        image.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
         if source.stem.startswith("help-") and target.stat().st_size >= HELP_MOST_BYTES:
             sys.exit(f"{target} has more than {HELP_MOST_BYTES} bytes")
         return target
     for quality in (85, 80, 75, 70):
-        picture.save(target, quality=quality, progressive=True, optimize=True)
+        image.save(target, quality=quality, progressive=True, optimize=True)
         if target.stat().st_size < MOST_BYTES:
             return target
     sys.exit(f"{target} has more than {MOST_BYTES} bytes")
 
 
 def main() -> None:
+    """Place every screenshot of a folder."""
     for source in sorted(Path(sys.argv[1]).glob("*.png")):
         if target := place(source):
             print(target.relative_to(ROOT), target.stat().st_size)

@@ -1,9 +1,9 @@
-"""Write down the public Python API of a checkout, read by griffe without an import.
+"""Print the public Python API of a checkout as JSON; griffe reads it without importing anything.
 
     python tools/public_api.py [CHECKOUT] > tests/public_api/VERSION.json
 
-Public is what the packages in PACKAGES list in `__all__`, and what README and docs show users to
-import from elsewhere (DOCUMENTED). tests/test_public_api.py compares today's with each release's.
+Public are the names in `__all__` of the packages in PACKAGES, and the names that README and docs
+import from elsewhere (DOCUMENTED). tests/test_public_api.py compares it with that of each release.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ DOCUMENTED = {
 }
 SPECIAL = ("__init__", "__enter__", "__exit__")
 NOT_A_LITERAL = "..."
-"""A default that only the code can compute, or a constant whose name may change."""
+"""A computed default, or a constant whose name may change."""
 
 Api = dict[str, Any]
 
 
 def read_api(checkout: Path) -> Api:
-    """Return {"refine.ImageRefiner.refine": what it is} of all that is public in a checkout."""
+    """Return the entries of all public names of a checkout, by names like "refine.ImageRefiner"."""
     project = tomllib.loads((checkout / "pyproject.toml").read_text("utf-8"))
     api: Api = {}
     with tempfile.TemporaryDirectory() as folder:
-        # The checkout's folder may have any name, and holds more than the packages.
+        # The checkout's folder may have any name, and contains more than the packages.
         for name in project["tool"]["setuptools"]["packages"]:
             source = checkout.joinpath(*name.split(".")[1:])
             target = Path(folder, *name.split("."))
@@ -60,7 +60,7 @@ def read_api(checkout: Path) -> Api:
 
 
 def differences(old: Api, new: Api) -> dict[str, str]:
-    """Return what a caller of the old API would stumble over: {public name: what changed}."""
+    """Return what breaks callers of the old API: {public name: what changed}."""
     found: dict[str, str] = {}
     for name, entry in old.items():
         holder = name.rpartition(".")[0]
@@ -108,7 +108,7 @@ def _changed(old: Api, new: Api) -> str:
 
 
 def _add(api: Api, name: str, found: griffe.Object | griffe.Alias) -> None:
-    """Write down one name, and what a class has."""
+    """Add an entry for one name, and for the members of a class."""
     found = _follow(found)
     entry: Api = {"kind": "property or attribute" if found.is_attribute else found.kind.value}
     api[name] = entry
@@ -129,7 +129,7 @@ def _add(api: Api, name: str, found: griffe.Object | griffe.Alias) -> None:
 
 
 def _follow(found: griffe.Object | griffe.Alias) -> griffe.Object:
-    """Return what a name stands for: imported from elsewhere, or `old_name = new_name`."""
+    """Return the target of a name: an import from elsewhere, or `old_name = new_name`."""
     target = found.final_target if isinstance(found, griffe.Alias) else found
     value = target.value if isinstance(target, griffe.Attribute) else None
     if isinstance(value, griffe.ExprName):
@@ -141,7 +141,7 @@ def _follow(found: griffe.Object | griffe.Alias) -> griffe.Object:
 
 
 def _parameter(parameter: griffe.Parameter) -> dict[str, str]:
-    """Return kind and default; a default that is no literal counts as any default."""
+    """Return the kind and the default; a default that is not a literal equals any default."""
     assert parameter.kind is not None
     entry = {"kind": parameter.kind.value}
     if not parameter.required and not entry["kind"].startswith("variadic"):

@@ -1,6 +1,6 @@
 """Run LLM Image Refine on every kind of server in real ComfyUIs, and print a table of the results.
 
-python tools/server_matrix.py [COMFYUI ...]   prints the page; exit status 1 where a case failed
+python tools/server_matrix.py [COMFYUI ...]   prints the page; exit status 1 if a case failed
 python tools/server_matrix.py --write         writes docs/quality/servers.md as well
 
 Give the folders of the ComfyUIs, each with its virtual environment (default: COMFYUI_PATH, else
@@ -44,14 +44,14 @@ others are scripted (`tests/faulty_ollama.py`, `tests/scripted_servers.py`).
 - **A batch of eight, two models.** Eight images of different colors, or drawn scenes for llama.cpp.
   Each description must name its image's color, or color, shape and place. llama-server and vLLM
   have one model each, so the text model is on a second one (`name @ server`).
-- **Cancel.** Seconds from Cancel until the page hears that the run has ended, at most 1. A load
+- **Cancel.** Seconds from Cancel until the page learns that the run has ended, at most 1. A load
   continues for one more second after the cancel. Then nothing that the run loaded may stay loaded,
   and the next run must give the right texts.
 - *Nothing left*: no model that the run loaded stays loaded.
 - **Two nodes.** ComfyUI runs one node at a time. Here two nodes of one graph and one of the next
   prompt share the models in one embedded engine.
-- **The basic template** is queued as it is, without a variable or image-refinery.toml. Only LM
-  Studio runs. Neither a text, a message on the node nor ComfyUI's log may hold the word Ollama.
+- **The basic template** is queued unchanged, without a variable or image-refinery.toml. Only LM
+  Studio runs. No text, message on the node, or line of ComfyUI's log may contain the word Ollama.
 """
 
 
@@ -65,13 +65,13 @@ class Case:
 
     @property
     def cell(self) -> str:
-        """The result, in a table."""
+        """The result as it appears in the table."""
         return self.measured if self.result == "pass" else self.result
 
 
 @dataclass
 class Report:
-    """One host: what it is, and each test by name and parameter."""
+    """One host, and the result of each test by name and parameter."""
 
     host: str
     seconds: float
@@ -96,7 +96,7 @@ def run(comfyui: Path | None) -> Report:
 
 
 def read(root: ElementTree.Element, seconds: float) -> Report:
-    """Return what a report of pytest says."""
+    """Return the results in a report of pytest."""
     host = properties(root.find("testsuite")).get("host", "no ComfyUI")
     report = Report(host, seconds)
     for case in root.iter("testcase"):
@@ -106,8 +106,8 @@ def read(root: ElementTree.Element, seconds: float) -> Report:
             result = f"not run: {skipped.get('message', '')}"
         if case.find("failure") is not None or case.find("error") is not None:
             result = "FAIL"
-        told = properties(case)
-        found = Case(result, told.get("measured", ""), told.get("said", ""))
+        reported = properties(case)
+        found = Case(result, reported.get("measured", ""), reported.get("said", ""))
         report.cases[name, parameter.rstrip("]")] = found
     return report
 
@@ -128,7 +128,7 @@ def title(name: str) -> str:
 
 
 def row(*cells: str) -> str:
-    """One line of a table."""
+    """Return one line of a table."""
     escaped = (re.sub(r"\n", "<br>", cell.replace("|", "\\|")) for cell in cells)
     return f"| {' | '.join(escaped)} |"
 
@@ -174,7 +174,7 @@ def page(reports: list[Report]) -> str:
 
 
 def main() -> int:
-    """Run, print, write."""
+    """Run the cases, print the page, and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("comfyui", nargs="*", type=Path, help="folders of ComfyUIs")
     parser.add_argument("--write", action="store_true", help="write docs/quality/servers.md")

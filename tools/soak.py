@@ -1,11 +1,11 @@
-"""Run each node a thousand times, with faults and cancels, and see what stays.
+"""Run each node a thousand times, with faults and cancels, and check for leaks.
 
     python tools/soak.py [--runs 1000] [--only NODE] [--write]
 
-Prints what a process holds after the warm-up and at the end; with --write also
-docs/quality/soak.md and its plot. Each node runs in its own process, so that none can hide in what
-another has freed. The scripted Ollama runs in that process too: its share is in the figures. Exit
-status 1 where something grew, or a process was killed.
+Prints the resources of each process after the warm-up and at the end. With --write it also writes
+docs/quality/soak.md and its plot. Each node runs in its own process, so that memory freed by one
+node cannot hide a leak of another. The scripted Ollama runs in the same process, so the figures
+include it. Exit status 1 if something grew, or a process was killed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WARM_UP = 100
 LOOKS = 40
 SEED = 20
 FAULT, CANCEL = 0.35, 0.15
-"""So many of the runs meet one."""
+"""The share of runs with a fault or a cancel."""
 BYTES_OF_AN_INTEGER = 32
 NODES = (
     *("LLM Image Refine", "SDXL Refiner", "LLM Describe", "Ollama Process", "Ollama Options"),
@@ -55,15 +55,15 @@ FIGURES = {
     "descriptors": ("file descriptors", 0),
     "cuda_mb": ("CUDA memory, MB", 1.0),
 }
-"""What is looked at, its title, and by how much it may grow: allocators keep what they once had,
-and caches that are bounded fill up."""
+"""The measured resources, their titles, and how much they may grow: allocators keep freed memory,
+and bounded caches fill up."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one process holds after so many runs."""
+    """The resources of one process after a number of runs."""
 
     runs: int
     memory_mb: float
@@ -76,7 +76,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Soaked:
-    """What one node gave."""
+    """The results of one node."""
 
     series: list[Figures]
     seen: Counter[str]
@@ -87,11 +87,12 @@ class Soaked:
 
 
 def measure(runs: int, not_ours: Callable[[], int]) -> Figures:
-    """Let threads that end by themselves end, collect garbage, then look.
+    """Wait for our threads to end, collect garbage, then measure the process.
 
     Args:
-        runs: How many were done.
-        not_ours: Python's memory blocks that a library has lost; they are not counted.
+        runs: The number of runs so far.
+        not_ours: Returns how many of Python's memory blocks a library has leaked; these do not
+            count.
     """
     for thread in threading.enumerate():
         if thread.name.startswith("image-refinery"):
@@ -113,28 +114,28 @@ def measure(runs: int, not_ours: Callable[[], int]) -> Figures:
 
 def load(name: str, file: Path, folder: Path | None = None) -> ModuleType:
     """Import a file under a name; the checkout must not be on sys.path."""
-    places = None if folder is None else [str(folder)]
-    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=places)
+    folders = None if folder is None else [str(folder)]
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folders)
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def in_a_process(work: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a function in a new process, which ends with it.
+def call_in_process(work: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function in a new process and return its result.
 
     Raises:
         BrokenProcessPool: The process was killed.
     """
-    # A pool for each call: one that begins a new process for each task needs Python 3.11.
+    # One pool per call: a pool that starts a new process per task needs Python 3.11.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def soak(runs: int, name: str) -> Soaked:
-    """Run a node so often in this process, which should be a new one."""
-    logging.disable(logging.WARNING)  # what is at fault is wanted here
+    """Run a node so many times in this process, which should be a new one."""
+    logging.disable(logging.WARNING)  # the faults are intended
     load("image_refinery", ROOT / "__init__.py", ROOT)
     faulty = load("faulty_ollama", ROOT / "tests" / "faulty_ollama.py")
     stub = load("comfy_stub_path", ROOT / "tests" / "comfy_stub" / "stub_path.py")
@@ -153,7 +154,7 @@ def soak(runs: int, name: str) -> Soaked:
 
 
 def repeat(case: Any, ollama: Any, runs: int) -> tuple[list[Figures], Counter[str]]:
-    """Run a case so often, and look at the process now and then."""
+    """Run a case so many times, and measure the process at intervals."""
     import comfy.model_management as management
     from image_refinery.memory import finish_pending_unloads
     from server import PromptServer
@@ -174,7 +175,7 @@ def repeat(case: Any, ollama: Any, runs: int) -> tuple[list[Figures], Counter[st
         if run >= 0:
             seen[what] += 1
         case.after()
-        # What the server and the stand-in for ComfyUI write down is not what is looked for here.
+        # The records of the scripted server and of ComfyUI's stub are not leaks.
         ollama.forget_script()
         ollama.requests.clear()
         ollama._events.clear()
@@ -184,7 +185,7 @@ def repeat(case: Any, ollama: Any, runs: int) -> tuple[list[Figures], Counter[st
 
 
 def one_run(case: Any, chance: random.Random, management: Any) -> str:
-    """Run a node once, as ComfyUI does; give what came of it."""
+    """Run a node once, like ComfyUI; return the kind of outcome."""
     from comfy_api.latest import io
 
     inputs = dict(case.usual(chance))
@@ -197,20 +198,20 @@ def one_run(case: Any, chance: random.Random, management: Any) -> str:
         timer = threading.Timer(late, management.interrupt_current_processing)
         timer.start()
     if chance.random() < 0.1:
-        case.node.define_schema()  # the page was loaded, or R pressed
+        case.node.define_schema()  # as when the page loads, or the user presses R
     clone = case.node.stub_clone({io.Hidden.unique_id: "1"})
     try:
         if hasattr(clone, "fingerprint_inputs"):
             clone.fingerprint_inputs(**inputs)
         with torch.inference_mode():
             ui = clone.execute(**inputs).ui or {}
-        said = " ".join(str(text) for text in ui.get("text", ()))
-        failed = said.startswith(("Error: ", "Ollama: ")) or ui.get("problems")
-        return "a message" if failed else "an answer"
+        shown = " ".join(str(text) for text in ui.get("text", ()))
+        failed = shown.startswith(("Error: ", "Ollama: ")) or ui.get("problems")
+        return "error message" if failed else "answer"
     except management.InterruptProcessingException:
-        return "a cancel"
+        return "cancel"
     except case.raises:
-        return "an error raised"
+        return "exception"
     finally:
         if timer is not None:
             timer.cancel()
@@ -219,7 +220,7 @@ def one_run(case: Any, chance: random.Random, management: Any) -> str:
 
 
 def grew(series: list[Figures]) -> list[str]:
-    """Say what is more at the end than after the warm-up."""
+    """Return what grew between the warm-up and the end by more than it may."""
     first, last = asdict(series[0]), asdict(series[-1])
     return [
         f"{title}: {first[field]:g} -> {last[field]:g}"
@@ -228,8 +229,8 @@ def grew(series: list[Figures]) -> list[str]:
     ]
 
 
-def looked_at() -> dict[str, str]:
-    """Return the figures of the page, with their titles; CUDA's only where there is a device."""
+def measured_figures() -> dict[str, str]:
+    """Return the figures of the page with their titles; CUDA memory only if there is a device."""
     return {
         field: title
         for field, (title, _) in FIGURES.items()
@@ -238,13 +239,13 @@ def looked_at() -> dict[str, str]:
 
 
 def draw(soaked: dict[str, Soaked], file: Path) -> None:
-    """Plot each figure of each node as what it is above its own start: a row for each node."""
+    """Plot the growth of each figure since the warm-up, one row per node."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    fields = looked_at()
+    fields = measured_figures()
     rows = len(soaked)
     figure, panels = plt.subplots(
         rows, len(fields), figsize=(12, 0.95 * rows + 1), sharex=True, squeeze=False
@@ -270,80 +271,81 @@ def draw(soaked: dict[str, Soaked], file: Path) -> None:
         row[0].set_ylabel(name.replace(" ", "\n", 1), rotation=0, ha="right", va="center")
     for panel in panels[-1]:
         panel.set_xlabel("runs", fontsize=8)
-    figure.suptitle("Growth since the warm-up, a process for each node (green: what is let pass)")
+    figure.suptitle("Growth since the warm-up, one process per node (green: tolerance)")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
 
 def page(soaked: dict[str, Soaked], runs: int) -> str:
-    """Return docs/quality/soak.md."""
-    fields = looked_at()
+    """Return the text of docs/quality/soak.md."""
+    fields = measured_figures()
     lines = [
         "# Soak",
         "",
         f"Written by `python tools/soak.py --write`. Every node of the pack runs {runs:,} times, "
-        f"after {WARM_UP} runs to warm up, in a process",
-        "of its own with a scripted Ollama. Each run is as ComfyUI's: the fingerprint, then the "
-        "node; now and then the page asks for",
-        f"its inputs. {FAULT:.0%} of the runs meet a fault, {CANCEL:.0%} a cancel where the node "
-        "takes long enough for one. Garbage is collected",
-        "before each look. First figure: after the warm-up; second: at the end.",
+        f"after {WARM_UP} runs to warm up, in a separate",
+        "process with a scripted Ollama. Each run works like in ComfyUI: the fingerprint, then the "
+        "node. At random, the page also requests",
+        f"the node's inputs. {FAULT:.0%} of the runs have a fault, {CANCEL:.0%} are cancelled if "
+        "the node takes long enough. Garbage is collected",
+        "before each measurement. First figure: after the warm-up. Second figure: at the end.",
         "",
-        f"| node | {' | '.join(fields.values())} | what the runs gave |",
+        f"| node | {' | '.join(fields.values())} | outcomes |",
         "| --- |" + " --- |" * (len(fields) + 1),
     ]
     for name, one in soaked.items():
         first, last = asdict(one.series[0]), asdict(one.series[-1])
         cells = [f"{first[field]:,} to {last[field]:,}" for field in fields]
-        gave = ", ".join(f"{count} x {what}" for what, count in one.seen.most_common())
-        lines.append("| " + " | ".join([name, *cells, gave]) + " |")
+        outcomes = ", ".join(f"{count} x {what}" for what, count in one.seen.most_common())
+        lines.append("| " + " | ".join([name, *cells, outcomes]) + " |")
     if not torch.cuda.is_available():
-        lines += ["", "No CUDA device was there: CUDA memory was not measured."]
+        lines += ["", "CUDA memory was not measured: there was no CUDA device."]
     if lost := {name: one.not_ours for name, one in soaked.items() if one.not_ours}:
-        said = " and ".join(
+        leaks = " and ".join(
             f"{count:,} ({count * BYTES_OF_AN_INTEGER / 1e6:.1f} MB) under {name}"
             for name, count in lost.items()
         )
         lines += [
             "",
-            f"Not in the figures: safetensors {version('safetensors')} loses memory blocks "
+            f"Not in the figures: safetensors {version('safetensors')} leaks memory blocks "
             "whenever it reads a checkpoint, also when it is",
-            f"called alone (the tool measures how many): {said}, which load one again and again.",
+            f"called alone (the tool measures how many): {leaks}, which load checkpoints "
+            "repeatedly.",
         ]
     lines += [
         "",
-        "![How much more there is than at the start, over the runs](images/soak.png)",
+        "![Growth since the warm-up, over the runs](images/soak.png)",
         "",
-        "The plot shows how much more there is than at the start; the tool fails where a line "
-        "ends above the green band",
+        "The plot shows the growth since the warm-up. The tool fails if a line ends above the "
+        "green band",
         "(" + ", ".join(f"{title}: {most:g}" for title, most in FIGURES.values()) + ").",
         "",
-        "| node | the faults | a cancel after |",
+        "| node | faults | cancelled after |",
         "| --- | --- | --- |",
     ]
     for name, one in soaked.items():
-        late = f"0 to {1000 * one.cancel_s:g} ms" if one.cancel_s else "none: it is over at once"
+        late = f"0 to {1000 * one.cancel_s:g} ms" if one.cancel_s else "never: too fast"
         lines.append(f"| {name} | {'; '.join(one.faults)} | {late} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    """Soak, print, write."""
+    """Run the nodes, print the figures, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=int, default=1000, help="of each node")
-    parser.add_argument("--only", choices=NODES, help="one node")
+    parser.add_argument("--runs", type=int, default=1000, help="runs of each node")
+    parser.add_argument("--only", choices=NODES, help="run only this node")
     parser.add_argument("--write", action="store_true", help="write the page and its plot")
     options = parser.parse_args()
     if options.only and options.write:
-        parser.error("the page holds every node: --write goes without --only")
+        parser.error("--write needs all nodes: leave out --only")
     names = [options.only] if options.only else list(NODES)
     soaked: dict[str, Soaked] = {}
     for name in names:
         try:
-            one = soaked[name] = in_a_process(soak, options.runs, name)
+            one = soaked[name] = call_in_process(soak, options.runs, name)
         except BrokenProcessPool:
-            print(f"{name}: its process was killed before it was done (is there enough memory?)")
+            print(f"{name}: its process was killed before it finished (is there enough memory?)")
             return 1
         print(f"{name}: {one.seconds:.0f} s, {dict(one.seen)}")
         print(f"  {one.series[0]}\n  {one.series[-1]}", flush=True)

@@ -1,6 +1,6 @@
-"""What tools/soak.py runs: for each node its usual inputs, and what goes wrong with it.
+"""The cases of tools/soak.py: the usual inputs of each node, and its faults.
 
-Import only where ComfyUI or its stand-in can be imported, and after the pack.
+Import this only after the pack, and only if ComfyUI or its stub can be imported.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 WEIGHTS = Path(__file__).resolve().parent / "tiny_refiner" / "weights"
 TINY = "tiny_refiner.safetensors"
 SAVED_NAMES = 40
-"""So many caption files at most: what grows on the disk is not looked for here."""
+"""At most so many caption files: growth on the disk does not matter here."""
 
 Inputs = dict[str, Any]
 Make = Callable[[random.Random], Inputs]
@@ -55,18 +55,18 @@ Make = Callable[[random.Random], Inputs]
 
 @dataclass(frozen=True)
 class Case:
-    """A node, and what it is given.
+    """A node and its inputs.
 
-    Args:
+    Attributes:
         node: Its class.
         usual: Makes the inputs of a run without a fault.
-        faults: What can go wrong, by what the page says of it; each does what it has to do to
-            files or the server, and makes the inputs that differ.
-        raises: What the node may raise then; anything else ends the soak.
-        cancel_s: A cancel comes up to so late; 0: the node is over before anybody could.
+        faults: The faults, by their description on the page. Each prepares files or the server, and
+            makes the inputs that differ from the usual ones.
+        raises: What the node may raise because of a fault; anything else ends the soak.
+        cancel_s: A cancel comes after this time at most; 0: the node is too fast for a cancel.
         after: Called after each run.
-        rest: Called before each look at the process: lets go what the node keeps on purpose.
-        not_ours: How many of Python's memory blocks a library below has lost so far.
+        rest: Called before each measurement: frees what the node keeps on purpose.
+        not_ours: Returns how many of Python's memory blocks a library has leaked so far.
     """
 
     node: Any
@@ -79,33 +79,33 @@ class Case:
     not_ours: Callable[[], int] = lambda: 0
 
 
-def picture(chance: random.Random, channels: int = 3) -> torch.Tensor:
-    """Return a small picture of noise (1, H, W, C)."""
+def noise_image(chance: random.Random, channels: int = 3) -> torch.Tensor:
+    """Return a small image of noise (1, H, W, C)."""
     return torch.rand(1, chance.choice([64, 96]), chance.choice([64, 96]), channels)
 
 
 def always(**inputs: Any) -> Make:
-    """Return what gives these inputs each time."""
+    """Return a maker of these inputs."""
     return lambda chance: inputs
 
 
 def any_of(*choices: Inputs) -> Make:
-    """Return what gives one of these inputs."""
+    """Return a maker of one of these inputs, at random."""
     return lambda chance: chance.choice(choices)
 
 
 def own_folder(name: str) -> Path:
-    """Return a folder for the user's own files of this pack, made."""
+    """Create the folder of the user's own files for this pack, and return it."""
     folder = Path(folder_paths.get_user_directory(), "image-refinery", name)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-# The nodes that talk to Ollama.
+# The nodes that use Ollama.
 
 
 def quicken(ollama: Any) -> None:
-    """Point the nodes at the server, with waits that fit a thousand runs."""
+    """Point the nodes at the server, with waits short enough for a thousand runs."""
     os.environ["OLLAMA_BASE_URL"] = ollama.url
     timeouts = Timeouts(connect_s=0.5, first_byte_s=0.3, silence_s=0.3, quick_s=2.0)
     retries = Retries(first_pause_s=0.01, start_s=0.1, limit_s=1.0)
@@ -114,7 +114,7 @@ def quicken(ollama: Any) -> None:
 
 
 def scripted(ollama: Any, kind: str, *faults: str) -> Make:
-    """Return what makes the server do one of these to the next request of a kind."""
+    """Return a maker that scripts one of these faults for the next request of a kind."""
 
     def script(chance: random.Random) -> Inputs:
         ollama.script(kind, chance.choice(faults))
@@ -124,7 +124,7 @@ def scripted(ollama: Any, kind: str, *faults: str) -> Make:
 
 
 def server_faults(ollama: Any) -> dict[str, Make]:
-    """Return what a server does wrong while a model is asked."""
+    """Return the faults of a server while it runs a model."""
     broken_off = ("drop", "reset", "reset_mid_stream", "cut_mid_stream", "half_utf8", "no_done")
     odd = ("empty", "thinking_only", "not_json", "wrong_types", "html", "gzip", "one_byte")
     refused = ("busy", "oom", "not_found", "forbidden", "context_length", "error_line")
@@ -138,25 +138,25 @@ def server_faults(ollama: Any) -> dict[str, Make]:
         "a refusal": scripted(ollama, "chat", *refused),
         "a load that fails or hangs": scripted(ollama, "load", *loads),
         "a broken list of models": scripted(ollama, "tags", *lists),
-        "a broken list of what is loaded": scripted(ollama, "ps", "drop", "html"),
+        "a broken list of loaded models": scripted(ollama, "ps", "drop", "html"),
         "an unload that fails": scripted(ollama, "unload", "drop", "busy"),
-        "a server that is not known": always(server=["elsewhere"]),
+        "an unknown server": always(server=["elsewhere"]),
     }
 
 
-def picture_faults() -> dict[str, Make]:
-    """Return what is wrong with a list of pictures."""
+def image_faults() -> dict[str, Make]:
+    """Return the faults of a list of images."""
     return {
-        "NaN in the picture": always(image=[torch.full((1, 64, 64, 3), float("nan"))]),
+        "NaN in the image": always(image=[torch.full((1, 64, 64, 3), float("nan"))]),
         "an empty batch": always(image=[torch.zeros(0, 64, 64, 3)]),
-        "a picture of no width or of five channels": any_of(
+        "an image without width, or with five channels": any_of(
             {"image": [torch.zeros(1, 64, 0, 3)]}, {"image": [torch.zeros(1, 64, 64, 5)]}
         ),
     }
 
 
-def asking(ollama: Any, node: Any, usual: Make, **faults: Make) -> Case:
-    """Return the case of a node that asks a model."""
+def llm_case(ollama: Any, node: Any, usual: Make, **faults: Make) -> Case:
+    """Return the case of a node that uses a model."""
     on_error = [["give the message"], ["stop the workflow"]]
     return Case(
         node,
@@ -168,41 +168,41 @@ def asking(ollama: Any, node: Any, usual: Make, **faults: Make) -> Case:
 
 
 def llm_image_refine(ollama: Any) -> Case:
-    """Two stages."""
+    """LLM Image Refine: two stages."""
     texts = {"user_instructions": ["Shorten it."]}
     models = {"vision_model": ["llava"], "text_model": ["llama3.2"]}
-    wrong = {"a model that is not there": any_of({"text_model": ["gone"]}, {"vision_model": [""]})}
-    return asking(
+    wrong = {"a missing model": any_of({"text_model": ["gone"]}, {"vision_model": [""]})}
+    return llm_case(
         ollama,
         LLMImageRefine,
-        lambda chance: {"image": [picture(chance)], **models, **texts},
-        **picture_faults(),
+        lambda chance: {"image": [noise_image(chance)], **models, **texts},
+        **image_faults(),
         **wrong,
     )
 
 
 def llm_describe(ollama: Any) -> Case:
-    """One stage, over pictures."""
-    return asking(
+    """LLM Describe: one stage, with images."""
+    return llm_case(
         ollama,
         LLMDescribe,
-        lambda chance: {"image": [picture(chance)], "vision_model": ["llava"]},
-        **picture_faults(),
+        lambda chance: {"image": [noise_image(chance)], "vision_model": ["llava"]},
+        **image_faults(),
     )
 
 
 def ollama_process(ollama: Any) -> Case:
-    """One stage, over texts."""
+    """Ollama Process: one stage, with texts."""
     usual = {"text": ["A."], "instructions": ["Up."], "text_model": ["llama3.2"]}
     wrong = {
-        "nothing to ask": always(text=[""], instructions=[""]),
-        "a model that is not there": always(text_model=["gone"]),
+        "an empty prompt": always(text=[""], instructions=[""]),
+        "a missing model": always(text_model=["gone"]),
     }
-    return asking(ollama, OllamaProcess, always(**usual), **wrong)
+    return llm_case(ollama, OllamaProcess, always(**usual), **wrong)
 
 
 def free_memory_node(ollama: Any) -> Case:
-    """Free Memory, with a refiner or a model of Ollama in memory in some of its runs."""
+    """Free Memory, in some runs with a refiner or an Ollama model in memory."""
     lost = LostByLoading(place_checkpoints() / TINY)
 
     def usual(chance: random.Random) -> Inputs:
@@ -217,9 +217,9 @@ def free_memory_node(ollama: Any) -> Case:
 
     broken = scripted(ollama, "ps", "drop", "html", "busy", "cut_mid_stream")
     faults = {
-        "a broken list of what is loaded": lambda chance: {**broken(chance), "ollama_models": True},
+        "a broken list of loaded models": lambda chance: {**broken(chance), "ollama_models": True},
         "an unload that fails": scripted(ollama, "unload", "drop", "busy", "html"),
-        "a server that is not known": always(server="elsewhere", ollama_models=True),
+        "an unknown server": always(server="elsewhere", ollama_models=True),
     }
     return Case(
         FreeMemory, usual, faults, cancel_s=0.02, rest=memory.free_refiner, not_ours=lost.blocks
@@ -230,7 +230,7 @@ def free_memory_node(ollama: Any) -> Case:
 
 
 def place_checkpoints() -> Path:
-    """Copy the tiny refiner into ComfyUI's checkpoints, and damaged ones beside it; give where."""
+    """Copy the tiny refiner and damaged copies into ComfyUI's checkpoints; return that folder."""
     folder = Path(folder_paths.models_dir, "checkpoints")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(WEIGHTS / "tiny_refiner", folder / "tiny_refiner", dirs_exist_ok=True)
@@ -239,7 +239,7 @@ def place_checkpoints() -> Path:
     (folder / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     (folder / "text.safetensors").write_bytes(b"<html>Not found</html>" * 9)
     (folder / "old.ckpt").write_bytes(b"")
-    # A folder of the file's name describes it, so that these two get as far as they can.
+    # A folder with the file's name has its JSON, so that these two fail as late as possible.
     weights = safetensors.torch.load_file(folder / TINY)
     last = "first_stage_model.decoder.conv_out.weight"
     for name, changed in (
@@ -252,9 +252,9 @@ def place_checkpoints() -> Path:
 
 
 class LostByLoading:
-    """Counts what safetensors loses: 0.8 keeps two integers for each tensor that it reads.
+    """Counts the leaks of safetensors: 0.8 leaks two integers for each tensor that it reads.
 
-    How many it is in the release that is installed is measured here, with the library alone.
+    Measures the leak per tensor of the installed release, with the library alone.
     """
 
     def __init__(self, file: Path) -> None:
@@ -275,15 +275,15 @@ class LostByLoading:
         return tensors
 
     def blocks(self) -> int:
-        """Python's memory blocks that were lost so far."""
+        """Return how many of Python's memory blocks were leaked so far."""
         return self.per_tensor * self._tensors
 
 
 def refiner_inputs(chance: random.Random) -> Inputs:
-    """Return small work: one or two steps at the picture's own size."""
+    """Return inputs for little work: one or two steps at the image's own size."""
     count = chance.choice([1, 1, 1, 1, 2])
     given: Inputs = {
-        "image": [picture(chance, chance.choice([3, 3, 4])).repeat(count, 1, 1, 1)],
+        "image": [noise_image(chance, chance.choice([3, 3, 4])).repeat(count, 1, 1, 1)],
         "checkpoint": [TINY],
         "prompt": [chance.choice(["", "", f"a cat, {chance.random()}", "a dog " * 90])],
         "strength": [0.5],
@@ -307,7 +307,7 @@ def sdxl_refiner(_: Any) -> Case:
         return {}
 
     def out_of_memory(chance: random.Random) -> Inputs:
-        left = [chance.choice([1, 1000])]  # once: it goes on in low_vram; always: an error
+        left = [chance.choice([1, 1000])]  # once: it continues in low_vram; always: an error
 
         def run_out(module: torch.nn.Module, _: Any) -> None:
             if isinstance(module, torch.nn.Conv2d) and left[0] > 0:
@@ -332,12 +332,12 @@ def sdxl_refiner(_: Any) -> Case:
         "a damaged, pickled or missing checkpoint": checkpoint(
             *("half.safetensors", "text.safetensors", "old.ckpt", "gone.safetensors")
         ),
-        "one that lacks weights": checkpoint("lacking.safetensors"),
-        "one of NaN": checkpoint("nan.safetensors"),
-        "one that was replaced": replaced,
+        "a checkpoint with missing weights": checkpoint("lacking.safetensors"),
+        "a checkpoint with NaN": checkpoint("nan.safetensors"),
+        "a replaced checkpoint": replaced,
         "another memory mode": any_of({"memory_mode": ["offload"]}, {"memory_mode": ["low_vram"]}),
-        "memory that runs out": out_of_memory,
-        **picture_faults(),
+        "out of memory": out_of_memory,
+        **image_faults(),
         "settings out of range": any_of(
             {"strength": [1.5]},
             {"num_inference_steps": [1]},
@@ -345,7 +345,7 @@ def sdxl_refiner(_: Any) -> Case:
             {"working_size": ["huge"]},
             {"seed": [1, 2]},
         ),
-        "more prompts or masks than pictures": any_of(
+        "more prompts or masks than images": any_of(
             {"prompt": ["a", "b", "c"]}, {"mask": [torch.ones(1, 8, 8)] * 3}
         ),
     }
@@ -368,8 +368,8 @@ def ollama_options(_: Any) -> Case:
     """Ollama Options."""
     usual = {"num_ctx": 4096, "stop": "END\nSTOP", "format": '{"type": "object"}', "min_p": 0.1}
     faults = {
-        "a format that is no JSON": any_of({"format": "{"}, {"format": "xml"}, {"format": "[1]"}),
-        "a schema that is none": always(format='{"type": "objekt"}'),
+        "a format that is not JSON": any_of({"format": "{"}, {"format": "xml"}, {"format": "[1]"}),
+        "an invalid schema": always(format='{"type": "objekt"}'),
         "values out of range": any_of(
             {"think": "deep"}, {"free_memory": "perhaps"}, {"max_image_side": 0}, {"parallel": 0}
         ),
@@ -378,7 +378,7 @@ def ollama_options(_: Any) -> Case:
 
 
 def ready_instructions(_: Any) -> Case:
-    """Ready Instructions, with files of one's own that come and go."""
+    """Ready Instructions, with user files that are created and deleted."""
     folder = own_folder("instructions")
 
     def written(data: bytes) -> Make:
@@ -393,11 +393,11 @@ def ready_instructions(_: Any) -> Case:
 
     names = ("Tag list", "Translation")
     faults = {
-        "a name that is not there": always(pick="gone", text=""),
+        "an unknown name": always(pick="gone", text=""),
         "an empty, huge or binary file": lambda chance: written(
             chance.choice([b"", b"x" * 200_000, bytes(range(256)), b"\xff\xfeodd"])
         )(chance),
-        "a file that was edited": lambda chance: written(str(chance.random()).encode())(chance),
+        "an edited file": lambda chance: written(str(chance.random()).encode())(chance),
     }
     return Case(
         ReadyInstructions,
@@ -409,7 +409,7 @@ def ready_instructions(_: Any) -> Case:
 
 
 def wildcard_processor(_: Any) -> Case:
-    """Wildcard Processor, with a file that is edited before each run."""
+    """Wildcard Processor, with a file that changes before each run."""
     folder = own_folder("wildcards")
     (folder / "endless.txt").write_text("__endless__ __endless__", "utf-8")
     (folder / "binary.txt").write_bytes(bytes(range(256)) * 9)
@@ -420,29 +420,29 @@ def wildcard_processor(_: Any) -> Case:
         return {"text": [text], "seed": [chance.randrange(2**64)], "strip_comments": [True]}
 
     faults = {
-        "files that name themselves": always(text=["__endless__"]),
-        "files that are not there or no text": always(text=["__gone__ __binary__ __../x__"]),
-        "braces that do not fit": any_of(
+        "files that refer to themselves": always(text=["__endless__"]),
+        "missing files, or files without text": always(text=["__gone__ __binary__ __../x__"]),
+        "unbalanced braces": any_of(
             {"text": ["{a|{b|c}"]}, {"text": ["{" * 500]}, {"text": ["{999$$__colour__}"]}
         ),
         "odd characters": always(text=["\ud800 \0 __\ud800__"]),
-        "an empty text, or none": any_of({"text": [""]}, {"text": []}),
+        "an empty or missing text": any_of({"text": [""]}, {"text": []}),
     }
     return Case(WildcardProcessor, usual, faults)
 
 
 class Unshowable:
-    """What cannot be written as a text."""
+    """An object without a text form."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no text")
 
 
 def display_anything(_: Any) -> Case:
-    """Display Anything, with every kind of value."""
+    """Display Anything, with all kinds of values."""
 
     def usual(chance: random.Random) -> Inputs:
-        image, mask = picture(chance), torch.rand(1, 32, 32)
+        image, mask = noise_image(chance), torch.rand(1, 32, 32)
         values = ("a text", 1.5, {"a": [1, None]}, image, mask, image.numpy(), image.half())
         held = {"hold": [chance.random() < 0.1], "held_text": ["mine"]}
         return {"value": [chance.choice(values)] * chance.choice([1, 3]), **held}
@@ -455,9 +455,9 @@ def display_anything(_: Any) -> Case:
             {"value": [torch.zeros(0, 8, 8, 3)]},
             {"value": [torch.zeros(2, 2, dtype=torch.complex64)]},
         ),
-        "a list that holds itself": always(value=[ring]),
+        "a list that contains itself": always(value=[ring]),
         "a huge text": lambda chance: {"value": ["x" * 2_000_000]},
-        "what cannot be written": any_of({"value": [Unshowable()]}, {"value": ["\ud800"]}),
+        "a value without a text form": any_of({"value": [Unshowable()]}, {"value": ["\ud800"]}),
         "no value": always(value=None),
     }
 
@@ -469,7 +469,7 @@ def display_anything(_: Any) -> Case:
 
 
 def load_folder(_: Any) -> Case:
-    """Load Images From Folder, over good and damaged files."""
+    """Load Images From Folder, with good and damaged files."""
     top = Path(folder_paths.get_input_directory())
     good, mixed, bad = (top / name for name in ("good", "mixed", "bad"))
     for folder in (good, mixed, bad):
@@ -483,7 +483,7 @@ def load_folder(_: Any) -> Case:
         (bad / name).write_bytes(data[: len(data) // 3])
     Image.fromarray(noise[..., 0].astype(np.uint16) * 257).save(good / "6.png")
     (bad / "empty.png").write_bytes(b"")
-    (bad / "text.jpg").write_bytes(b"no picture")
+    (bad / "text.jpg").write_bytes(b"not an image")
     Image.new("1", (20_000, 20_000)).save(bad / "bomb.png")  # Pillow's limit is below that
 
     def chosen(*names: str) -> Make:
@@ -491,9 +491,9 @@ def load_folder(_: Any) -> Case:
 
     faults = {
         "damaged files among good ones": chosen("mixed"),
-        "damaged files only, one of them a bomb": chosen("bad"),
-        "a folder that is not there or outside": chosen("gone", "../..", "/", "good/1.png"),
-        "a pattern or start that fits nothing": any_of({"pattern": "*.avif"}, {"start": 99}),
+        "only damaged files, one of them a decompression bomb": chosen("bad"),
+        "a missing folder, or one outside input": chosen("gone", "../..", "/", "good/1.png"),
+        "a pattern or start without matches": any_of({"pattern": "*.avif"}, {"start": 99}),
     }
     return Case(
         LoadImagesFromFolder,
@@ -505,7 +505,7 @@ def load_folder(_: Any) -> Case:
 
 
 def save_caption(_: Any) -> Case:
-    """Save Caption, into some folders."""
+    """Save Caption, into several folders."""
     top = Path(folder_paths.get_input_directory())
     (top / "taken.txt").mkdir()
     (top / "file").write_bytes(b"")
@@ -522,28 +522,28 @@ def save_caption(_: Any) -> Case:
         }
 
     faults = {
-        "a name that leads out, or none": any_of(
+        "a name outside the folder, or no name": any_of(
             {"name": "../a.png"}, {"name": "/a.png"}, {"name": "a\0.png"}, {"name": " "}
         ),
         "a name that is too long": always(name="x" * 300 + ".png"),
-        "a folder where the file should be, and the reverse": any_of(
+        "a folder in place of the file, or the reverse": any_of(
             {"name": "taken.png", "place": "input", "subfolder": "", "existing": "overwrite"},
             {"name": "file/a.png", "place": "input", "subfolder": ""},
         ),
-        "a caption there that is no text": always(
+        "an existing caption that is not text": always(
             name="binary.png", place="input", subfolder="", existing="append"
         ),
         "a text that cannot be encoded": always(text="\ud800", name="odd.png"),
-        "an error's message for a text": lambda chance: {
-            "text": llm_run.to_texts([Result(error=NoPrompt("nothing to ask"))])[0]
+        "an error message as the text": lambda chance: {
+            "text": llm_run.to_texts([Result(error=NoPrompt("The prompt is empty."))])[0]
         },
-        "a place or a way that is not there": any_of({"place": "root"}, {"existing": "ask"}),
+        "an unknown place or mode": any_of({"place": "root"}, {"existing": "ask"}),
     }
     return Case(SaveCaption, usual, faults, raises=(ValueError, OSError))
 
 
 def text_to_filename(_: Any) -> Case:
-    """Text To Filename; it takes any text."""
+    """Text To Filename, with all kinds of texts."""
     odd = ("\ud800", "\0", "CON", "a/../b", "\u0301" * 500, "\U0001f600" * 200, "x" * 100_000)
     faults = {
         "odd texts": any_of(*({"text": text} for text in odd)),
@@ -567,7 +567,7 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "Save Caption": save_caption,
     "Text To Filename": text_to_filename,
 }
-"""What makes each case, of a server as tests/faulty_ollama.py has it (`llava` and `llama3.2`)."""
+"""Makers of the cases; the server is that of tests/faulty_ollama.py (`llava` and `llama3.2`)."""
 
 
 def make(name: str, ollama: Any) -> Case:

@@ -1,4 +1,4 @@
-"""The soak's processes: one that is killed must not be waited for."""
+"""The soak's processes: it must not wait for one that was killed."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def tool() -> Any:
 
 
 def test_a_process_is_a_new_one_and_may_be_killed(tool: Any) -> None:
-    assert tool.in_a_process(os.getpid) != os.getpid()
+    assert tool.call_in_process(os.getpid) != os.getpid()
     with pytest.raises(BrokenProcessPool):
-        tool.in_a_process(os._exit, 9)
+        tool.call_in_process(os._exit, 9)
 
 
 def test_a_killed_process_is_a_sentence_and_a_failure(
@@ -36,7 +36,7 @@ def test_a_killed_process_is_a_sentence_and_a_failure(
     def killed(*_: object) -> None:
         raise BrokenProcessPool
 
-    monkeypatch.setattr(tool, "in_a_process", killed)
+    monkeypatch.setattr(tool, "call_in_process", killed)
     monkeypatch.setattr(sys, "argv", ["soak", "--runs", "1", "--only", "Free Memory"])
     assert tool.main() == 1
     assert capsys.readouterr().out.startswith("Free Memory: its process was killed")

@@ -1,13 +1,13 @@
-"""Coverage-guided fuzzing of what reads text from elsewhere (atheris, from the package index).
+"""Coverage-guided fuzzing of the code that parses text from outside, with atheris.
 
     pip install atheris
-    python tools/fuzz/fuzz.py stream   [seconds]     answers of a server, as bytes in pieces
+    python tools/fuzz/fuzz.py stream   [seconds]     answers of a server, as chunks of bytes
     python tools/fuzz/fuzz.py wildcard [seconds]     texts with wildcards, and a wildcard file
     python tools/fuzz/fuzz.py address  [seconds]     addresses of servers
-    python tools/fuzz/fuzz.py clean    [seconds]     answers that are tidied up
+    python tools/fuzz/fuzz.py clean    [seconds]     the cleanup of answers
 
-Ends with status 1 at the first exception that nobody promised, and leaves the input in a file
-crash-...; what was found so far stands as examples in tests/ollama_client/test_properties.py.
+Exits with status 1 at the first undocumented exception and leaves the input in a file crash-... .
+tests/ollama_client/test_properties.py has earlier findings as examples.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ LONGEST_BYTES = 4096
 
 
 def _load_package() -> None:
-    """Import the checkout as `image_refinery`: it must not be on sys.path."""
+    """Import the checkout as `image_refinery`; the checkout must not be on sys.path."""
     spec = importlib.util.spec_from_file_location(
         "image_refinery", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
     )
@@ -41,14 +41,15 @@ with atheris.instrument_imports(include=["image_refinery"]):
     from image_refinery.captioning import prompts
     from image_refinery.captioning.options import StageOptions
     from image_refinery.llm import errors, servers
-    from image_refinery.llm.answers import AnswerBuilder
-    from image_refinery.llm.http import json_object, split_lines
+    from image_refinery.llm.answers import stream_answer
+    from image_refinery.llm.backend import collect
+    from image_refinery.llm.http import Json, json_object, split_lines
     from image_refinery.ollama_client import Server, client
     from image_refinery.texts import WildcardFiles, expand
 
 
 class _Body:
-    """A response that gives its body in the given pieces."""
+    """A response whose body arrives in the given chunks."""
 
     def __init__(self, pieces: list[bytes], chunked: bool) -> None:
         self.headers = {"Transfer-Encoding": "chunked"} if chunked else {}
@@ -59,25 +60,26 @@ class _Body:
 
 
 def stream(data: bytes) -> None:
-    """Decode a stream as the client does, and make an answer of it."""
+    """Decode a stream like the client, and build an answer from it."""
     source = atheris.FuzzedDataProvider(data)
     chunked = source.ConsumeBool()
     pieces = []
     while source.remaining_bytes():
         pieces.append(source.ConsumeBytes(source.ConsumeIntInRange(1, 64)))
     response: Any = _Body(pieces, chunked)
-    asking = client.OllamaClient(Server(url="http://127.0.0.1:9"))
+    server = Server(url="http://127.0.0.1:9")
     options = {"num_predict": 50, "num_ctx": 4096}
-    growing, last = AnswerBuilder(options), {}
-    try:
-        for lines in split_lines(response, asking.server):
+
+    def objects() -> Generator[Json, None, None]:
+        for lines in split_lines(response, server):
             for line in lines:
-                value = json_object(line, asking.server)
-                growing.add(*client._content_and_thinking(value))
-                if value.get("done"):
-                    last = value
-        growing.finish()
-        answer = asking._answer("m", growing, last, options)
+                yield json_object(line, server)
+
+    try:
+        chat = stream_answer(
+            client._pieces(objects()), model="m", server=server, options=options, num_ctx=4096
+        )
+        answer = collect(chat)
     except errors.LLMError as error:
         assert "\n" not in str(error), "a message is one line"
         return
@@ -88,7 +90,7 @@ _FOLDER = Path(tempfile.mkdtemp(prefix="fuzz_wildcards_"))
 
 
 def wildcard(data: bytes) -> None:
-    """Replace wildcards in any text, with a file that holds any text."""
+    """Expand wildcards in an arbitrary text, with a file of arbitrary bytes."""
     source = atheris.FuzzedDataProvider(data)
     (_FOLDER / "a.txt").write_bytes(source.ConsumeBytes(200))
     text = source.ConsumeUnicode(400)
@@ -97,7 +99,7 @@ def wildcard(data: bytes) -> None:
 
 
 def address(data: bytes) -> None:
-    """Read any text as a server's address."""
+    """Parse an arbitrary text as a server's address."""
     text = atheris.FuzzedDataProvider(data).ConsumeUnicode(200)
     try:
         url = servers.parse_host(text)
@@ -109,7 +111,7 @@ def address(data: bytes) -> None:
 
 
 def clean(data: bytes) -> None:
-    """Tidy any answer, and put any text into its marks."""
+    """Clean up an arbitrary answer, and wrap an arbitrary text as material."""
     text = atheris.FuzzedDataProvider(data).ConsumeUnicode(1000)
     tidied = prompts.clean(text)
     assert len(tidied) <= len(text)
@@ -127,7 +129,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 
 def main() -> None:
-    """Fuzz one target for a while, with the seeds beside this file."""
+    """Fuzz one target for some seconds, starting from the seeds beside this file."""
     if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
         sys.exit(__doc__)
     name = sys.argv[1]
