@@ -1,6 +1,6 @@
 """The examples in the nodes' help pages: each runs, and its picture is seen in the page's panel.
 
-With SCREENSHOTS=FOLDER the pictures are left there; tools/place_pictures.py puts them in place.
+With SCREENSHOTS=FOLDER it writes screenshots there; tools/place_screenshots.py puts them in place.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The example workflows in the page of a real ComfyUI, as somebody opens them who has no model.
 
-With SCREENSHOTS=FOLDER their pictures are left there; tools/place_pictures.py puts them in place.
+With SCREENSHOTS=FOLDER it writes screenshots there; tools/place_screenshots.py puts them in place.
 """
 
 from __future__ import annotations
