@@ -70,6 +70,11 @@ def test_the_user_s_files_come_first_then_the_models_folder_then_ours(
     assert execute(node, "__composition__")[0] != "__composition__", "the pack's own sample"
 
 
+def test_the_sample_of_colors_has_both_spellings(node: Any) -> None:
+    american, british = execute(node, "{all$$__color__}", "{all$$__colour__}", seed=1)
+    assert american.replace("gray", "grey") == british and british.count(", ") > 10
+
+
 def test_missing_names_stay_and_are_shown(node: Any, caplog: pytest.LogCaptureFixture) -> None:
     from server import PromptServer
 
