@@ -59,3 +59,36 @@ def test_code_names_decision_records_that_exist() -> None:
         if not any(part.startswith(".") for part in file.relative_to(ROOT).parts):
             named = set(re.findall(r"docs/adr/(\d{4})", file.read_text("utf-8")))
             assert named <= names, file
+
+
+def test_every_page_is_on_the_map_or_on_the_list_of_its_folder() -> None:
+    docs = ROOT / "docs"
+    linked = {
+        (page.parent / link.partition("#")[0]).resolve()
+        for page in docs.rglob("README.md")
+        for link in LINK.findall(page.read_text("utf-8"))
+    }
+    left_out = set(docs.rglob("*.md")) - linked - {docs / "README.md"}
+    assert {page.relative_to(ROOT).as_posix() for page in left_out} == set()
+
+
+def test_pages_and_forms_name_this_repository_only() -> None:
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    found = re.search(r'^Repository = "(.+)"$', project, flags=re.MULTILINE)
+    assert found is not None
+    forms = sorted((ROOT / ".github").rglob("*.yml"))
+    for page in [*PAGES, *forms]:
+        text = page.read_text("utf-8")
+        ours = re.findall(r"https://github\.com/[\w-]+/image-refinery\S*", text)
+        assert [url for url in ours if not url.startswith(found[1])] == [], page
+
+
+@pytest.mark.parametrize("form", ["bug_report", "feature_request"])
+def test_forms_for_issues_are_of_github_s_shape(form: str) -> None:
+    yaml = pytest.importorskip("yaml")
+    text = (ROOT / ".github" / "ISSUE_TEMPLATE" / f"{form}.yml").read_text("utf-8")
+    page = yaml.safe_load(text)
+    assert page["name"] and page["description"]
+    for field in page["body"]:
+        assert field["type"] in ("markdown", "textarea", "input")
+        assert field["attributes"].get("label") or field["type"] == "markdown"

@@ -1,6 +1,10 @@
-"""The specification's Python snippet runs as it stands, with a stand-in for the 3D pipeline."""
+"""The docs' Python runs as it is written, with a stand-in for the 3D pipeline.
+
+The specification's snippet is on one of the pages, letter for letter.
+"""
 
 import inspect
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -9,16 +13,24 @@ from types import ModuleType
 import image_refinery.refine
 import pytest
 import torch
+from faulty_ollama import FaultyOllama
 from image_refinery.refine import ImageRefiner
 from PIL import Image
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "python-api.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+SAMPLES = {
+    f"{page.stem}-{number}": code
+    for page in sorted(DOCS.rglob("*.md"))
+    for number, code in enumerate(
+        re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL), 1
+    )
+}
 
 
 def snippet() -> str:
-    """The page's "Before TRELLIS" example, which is the specification's, letter for letter."""
-    section = PAGE.read_text("utf-8").partition("## Before TRELLIS")[2]
-    return section.partition("```python\n")[2].partition("```")[0]
+    """TRELLIS-BOX's example."""
+    [code] = [code for code in SAMPLES.values() if "library.image_refiner" in code]
+    return code
 
 
 class StandInPipeline:
@@ -26,7 +38,7 @@ class StandInPipeline:
 
     @classmethod
     def from_pretrained(cls, name: str) -> "StandInPipeline":
-        assert name == "JeffreyXiang/TRELLIS-image-large"
+        assert name in ("JeffreyXiang/TRELLIS-image-large", "microsoft/TRELLIS-image-large")
         return cls()
 
     def __getattr__(self, name: str) -> object:
@@ -37,11 +49,11 @@ class StandInPipeline:
         return {"image": image.copy(), "seed": seed}
 
 
-@pytest.mark.usefixtures("quarter_megapixel")
-def test_the_snippet_runs(
-    tiny_file: Path, draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def in_a_folder(tiny_file: Path, draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder holds the samples' images; the refiner is the tiny one."""
     draw(0, (518, 518)).convert("RGBA").save(tmp_path / "input.png")
+    draw(1, (400, 300)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(tiny_file))
     trellis = ModuleType("trellis.pipelines")
@@ -50,6 +62,25 @@ def test_the_snippet_runs(
     monkeypatch.setitem(sys.modules, "trellis.pipelines", trellis)
     monkeypatch.setitem(sys.modules, "library", ModuleType("library"))
     monkeypatch.setitem(sys.modules, "library.image_refiner", image_refinery.refine)
+
+
+@pytest.mark.filterwarnings("ignore:.*no CUDA device:RuntimeWarning")
+@pytest.mark.usefixtures("quarter_megapixel", "in_a_folder")
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_a_sample_runs(
+    sample: str, ollama: FaultyOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
+    script = tmp_path / "sample.py"
+    script.write_text(SAMPLES[sample], "utf-8")
+    names = runpy.run_path(str(script))
+    assert not names.get("failed")
+    if "OllamaClient" in SAMPLES[sample]:
+        assert any(request.path == "/api/chat" for request in ollama.requests)
+
+
+@pytest.mark.usefixtures("quarter_megapixel", "in_a_folder")
+def test_the_snippet_runs(tmp_path: Path) -> None:
     script = tmp_path / "snippet.py"
     script.write_text(snippet(), "utf-8")
     if torch.cuda.is_available():
