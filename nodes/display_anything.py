@@ -1,4 +1,4 @@
-"""Display Anything: show a value on the node, pass it on, or hold an edited text in its place."""
+"""Display Anything: show a value and pass it through, or output an edited text instead."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ if TYPE_CHECKING:
     import torch
 
 _NOT_CONNECTED = "Nothing is connected to value."
-_MOST_THUMBNAILS = 16
+_MAX_THUMBNAILS = 16
 _THUMBNAIL_PX = 512
 
 
 class DisplayAnything(io.ComfyNode):
     """(value, text): the value as it came, and what is shown. web/js/display_anything.js shows it.
 
-    The page puts the shown text into `held_text`, where it can be edited. While `hold` is on, that
-    text goes out and nothing before this node runs for it.
+    The page puts the shown text into `held_text`, where it can be edited. While `hold` is on, the
+    node outputs that text, and nodes that feed `value` are skipped.
     """
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """A value, and the text that can take its place."""
+        """A value, and the text that can replace it."""
         return host.schema(
             node_id="RefineryDisplayAnything",
             display_name="Display Anything",
-            category="refinery",
+            category="Image Refinery/Utilities",
             description=(
-                "Shows any value: texts, numbers, JSON, lists, tensors, images. The text can be "
-                "edited; with hold on it goes out instead of the value, and what is before this "
-                "node does not run."
+                "Shows any value: text, numbers, JSON, lists, tensors, images. You can edit the "
+                "text and output it instead of the value."
             ),
             search_aliases=["show text", "preview any", "debug", "view", "print", "inspect"],
             is_input_list=True,
@@ -48,29 +47,33 @@ class DisplayAnything(io.ComfyNode):
                     "value",
                     optional=True,
                     lazy=True,
-                    tooltip="Anything. Without a link, the text below goes out.",
+                    tooltip="Value to show. If nothing is connected, the node outputs the text "
+                    "below.",
                 ),
                 io.Boolean.Input(
                     "hold",
+                    display_name="use edited text",
                     default=False,
-                    tooltip="On: the text below goes out, as you edited it, and is kept. What is "
-                    "linked to value is not even run.",
+                    tooltip="On: output the edited text. Nodes connected to value are skipped.",
                 ),
                 io.String.Input(
                     "held_text",
+                    display_name="text",
                     multiline=True,
+                    placeholder="Shows the value after a run.",
                     default="",
                     dynamic_prompts=False,
-                    tooltip="What was shown last. Edit it and switch hold on to keep it.",
+                    tooltip="The value as text, after a run. Edit it and turn on use edited text "
+                    "to output it.",
                 ),
             ],
             outputs=[
                 io.AnyType.Output(
                     display_name="value",
                     is_output_list=True,
-                    tooltip="The value as it came; with hold on, the text.",
+                    tooltip="The value, or the edited text.",
                 ),
-                io.String.Output(display_name="text", tooltip="What is shown, as one text."),
+                io.String.Output(display_name="text", tooltip="The shown text."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -87,11 +90,11 @@ class DisplayAnything(io.ComfyNode):
     def execute(
         cls, hold: list[bool], held_text: list[str], value: list[Any] | None = None
     ) -> io.NodeOutput:
-        """Pass the value on, or the text that is held in its place."""
+        """Pass the value through, or output the edited text."""
         if any(hold):
             return io.NodeOutput(held_text, held_text[0], ui={"text": held_text})
         if value is None:
-            # No `ui`: the page would put it into the text box, over what somebody typed.
+            # No `ui`: the page would put it into the text box, over what the user typed.
             host.show(host.node_id(cls), _NOT_CONNECTED)
             return io.NodeOutput(held_text, held_text[0])
         text = shown(value)
@@ -102,15 +105,15 @@ class DisplayAnything(io.ComfyNode):
 
 
 def _thumbnails(values: list[Any]) -> list[dict[str, str]]:
-    """Write small pictures of the first images and masks into ComfyUI's temp folder."""
+    """Write thumbnails of the first images and masks into ComfyUI's temp folder."""
     from PIL import Image
 
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     written: list[dict[str, str]] = []
-    pictures = (picture for value in values for picture in _pictures(value))
-    for picture, _ in zip(pictures, range(_MOST_THUMBNAILS), strict=False):
-        pixels = convert.pixels(picture)()
+    images = (image for value in values for image in _images(value))
+    for shown_image, _ in zip(images, range(_MAX_THUMBNAILS), strict=False):
+        pixels = convert.pixels(shown_image)()
         image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
         name = f"refinery_display_{uuid.uuid4().hex}.png"
@@ -119,12 +122,12 @@ def _thumbnails(values: list[Any]) -> list[dict[str, str]]:
     return written
 
 
-def _pictures(value: Any) -> list[torch.Tensor]:
+def _images(value: Any) -> list[torch.Tensor]:
     """The images (B, H, W, C) or masks (B, H, W) in a value, as batches of one with channels."""
     if not is_tensor(value) or not getattr(value, "is_floating_point", bool)() or not value.numel():
         return []
     if value.ndim == 4 and value.shape[-1] in (3, 4):
-        return convert.single_images([value])[:_MOST_THUMBNAILS]
+        return convert.single_images([value])[:_MAX_THUMBNAILS]
     if value.ndim == 3 and min(value.shape[1:]) > 4:
-        return convert.single_images([value[..., None]])[:_MOST_THUMBNAILS]
+        return convert.single_images([value[..., None]])[:_MAX_THUMBNAILS]
     return []

@@ -1,4 +1,4 @@
-"""Free Memory: pass a value on after giving memory back."""
+"""Free Memory: pass a value through after freeing VRAM."""
 
 from __future__ import annotations
 
@@ -20,47 +20,46 @@ class FreeMemory(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """A value, and what is freed before it goes on."""
+        """A value, and what to free before passing it through."""
         return host.schema(
             node_id="RefineryFreeMemory",
             display_name="Free Memory",
-            category="refinery",
+            category="Image Refinery/Utilities",
             description=(
-                "Passes any value on, after freeing what is ticked. Put it between two nodes that "
-                "need the GPU one after the other."
+                "Frees VRAM, then passes any value through. Put it between two nodes that need "
+                "the GPU one after the other."
             ),
             search_aliases=["vram", "unload models", "purge", "clean", "ollama unload"],
             is_output_node=True,  # so that it also runs at the end of a graph
-            not_idempotent=True,  # else a second node behind the same value would be taken for it
+            not_idempotent=True,  # else a second node with the same value would be taken for it
             inputs=[
-                io.AnyType.Input("value", tooltip="Anything. It goes through untouched."),
+                io.AnyType.Input("value", tooltip="Any value. It passes through unchanged."),
                 io.Boolean.Input(
                     "comfyui_models",
                     default=True,
-                    tooltip="Unload ComfyUI's models from the GPU. Those that are needed again are "
-                    "loaded again.",
+                    tooltip="Unload ComfyUI's models from VRAM. Models that are needed later load "
+                    "again.",
                 ),
                 io.Boolean.Input(
                     "cuda_cache",
                     default=True,
-                    tooltip="Give what torch keeps for later back to the driver, so that other "
-                    "programs can use it.",
+                    tooltip="Release PyTorch's cached VRAM to other programs.",
                 ),
                 io.Boolean.Input(
                     "ollama_models",
+                    display_name="server_models",
                     default=False,
-                    tooltip="Unload every model that the Ollama server holds, those of other "
-                    "programs too.",
+                    tooltip="Unload every model of the server, including those of other programs.",
                 ),
-                llm_inputs.server_input(),
+                host.advanced(llm_inputs.server_input()),
             ],
-            outputs=[io.AnyType.Output(display_name="value", tooltip="The value as it came.")],
+            outputs=[io.AnyType.Output(display_name="value", tooltip="The value, unchanged.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def validate_inputs(cls, server: Any = "") -> bool:
-        """Accept any name: a workflow from a machine with other servers must load and queue."""
+        """Accept any server: workflows of other machines must load and queue."""
         return True
 
     @classmethod
@@ -72,7 +71,7 @@ class FreeMemory(io.ComfyNode):
         ollama_models: bool,
         server: str = "default",
     ) -> io.NodeOutput:
-        """Free, and say on the node how much; a server that cannot be asked is said, no error."""
+        """Free, and show how much on the node, or that the server cannot be reached."""
         from .. import memory
         from .host.kept import free_refiner
 
@@ -84,7 +83,7 @@ class FreeMemory(io.ComfyNode):
             free_refiner()  # off the GPU already, as one of ComfyUI's; now forgotten too
         if cuda_cache:
             said.append(str(memory.free_cuda_cache()))
-        log.info("Free Memory: %s", "; ".join(said) or "nothing is ticked")
+        log.info("Free Memory: %s", "; ".join(said) or "nothing is turned on")
         host.show(host.node_id(cls), *said)
         return io.NodeOutput(value, ui={"text": said})
 
@@ -103,4 +102,4 @@ def _unload_models(server: str) -> list[str]:
         host.stop()
     except LLMError as error:
         return [with_advice(error, host.PAGE)]
-    return freed or [f"{backend.server.product or 'The server'} held no models"]
+    return freed or [f"{backend.server.product or 'The server'} had no models loaded"]

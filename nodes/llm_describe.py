@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..captioning.options import StageOptions, vision_options
+from ..captioning.options import VISION_SAMPLING, StageOptions, vision_options
 from . import host, llm_inputs
 from .host import convert
 
@@ -25,14 +25,14 @@ class Inputs:
     vision_model: str = llm_inputs.vision_model()
     custom_vision_prompt: list[str] = llm_inputs.custom_vision_prompt()
     temperature: float = llm_inputs.vision_temperature()
-    top_p: float = llm_inputs.vision_top_p()
-    top_k: int = llm_inputs.vision_top_k()
+    top_p: float = llm_inputs.top_p(VISION_SAMPLING["top_p"])
+    top_k: int = llm_inputs.top_k(VISION_SAMPLING["top_k"])
     seed: int = llm_inputs.seed()
     batch_mode: str = llm_inputs.batch_mode()
     keep_loaded_minutes: int = llm_inputs.keep_loaded_minutes()
     on_error: str = llm_inputs.on_error()
     server: str = llm_inputs.server()
-    options: StageOptions = llm_inputs.options("Ollama Options for the description.")
+    options: StageOptions = llm_inputs.options("Connect Ollama Options for the description.")
 
 
 class LLMDescribe(llm_inputs.AsksServer):
@@ -44,12 +44,15 @@ class LLMDescribe(llm_inputs.AsksServer):
         return host.schema(
             node_id="RefineryLLMDescribe",
             display_name="LLM Describe",
-            category="refinery",
+            category="Image Refinery/LLM",
             description=(
-                "A vision model of Ollama describes the image. A batch or list gives one text per "
-                "image, with one model load in all."
+                "Describes images with a vision model, one text per image. A batch or list loads "
+                "the model once."
             ),
-            search_aliases=["ollama", "caption", "image to text", "llava", "vlm", "interrogate"],
+            search_aliases=[
+                *("ollama", "caption", "image to text", "vision", "llava", "vlm", "interrogate"),
+                *("describe image", "img2txt"),
+            ],
             is_input_list=True,
             inputs=host.widgets(Inputs),
             outputs=llm_inputs.described_outputs(),
@@ -57,9 +60,11 @@ class LLMDescribe(llm_inputs.AsksServer):
         )
 
     @classmethod
-    def validate_inputs(cls, vision_model: Any = "", server: Any = "") -> bool:
-        """Accept any name: a workflow from a machine with other models must load and queue."""
-        return True
+    def validate_inputs(
+        cls, vision_model: Any = "", server: Any = "", batch_mode: Any = None, on_error: Any = None
+    ) -> bool | str:
+        """Accept any model and server: workflows of other machines must load and queue."""
+        return host.check_choices(Inputs, batch_mode=batch_mode, on_error=on_error)
 
     @classmethod
     def execute(cls, **values: list[Any]) -> io.NodeOutput:

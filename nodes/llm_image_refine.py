@@ -9,6 +9,8 @@ from comfy_api.latest import io
 
 from ..captioning.options import (
     DEFAULT_INSTRUCTIONS,
+    TEXT_SAMPLING,
+    VISION_SAMPLING,
     StageOptions,
     text_options,
     vision_options,
@@ -29,31 +31,30 @@ class Inputs:
     image: list[torch.Tensor] = llm_inputs.image()
     vision_model: str = llm_inputs.vision_model()
     text_model: str = llm_inputs.text_model(
-        "Ollama model that rewrites the description, such as llama3.2:latest, mistral or mixtral. "
-        "The same model as above saves loading a second one."
+        "Model that rewrites the description, where auto chooses one that your server has. The "
+        "vision model here too saves loading a second one."
     )
     user_instructions: list[str] = llm_inputs.text(
-        "How the description is rewritten. Empty: no second stage, and refined_output is the "
-        "description.",
+        "Tell the text model how to rewrite the description. Leave empty to skip the rewrite.",
         DEFAULT_INSTRUCTIONS,
     )
     custom_vision_prompt: list[str] = llm_inputs.custom_vision_prompt()
     vision_temperature: float = llm_inputs.vision_temperature()
-    vision_top_p: float = llm_inputs.vision_top_p()
-    vision_top_k: int = llm_inputs.vision_top_k()
+    vision_top_p: float = llm_inputs.top_p(VISION_SAMPLING["top_p"])
+    vision_top_k: int = llm_inputs.top_k(VISION_SAMPLING["top_k"])
     text_temperature: float = llm_inputs.text_temperature()
     text_presence_penalty: float = llm_inputs.presence_penalty()
     text_frequency_penalty: float = llm_inputs.frequency_penalty()
-    text_top_p: float = llm_inputs.text_top_p()
-    text_top_k: int = llm_inputs.text_top_k()
+    text_top_p: float = llm_inputs.top_p(TEXT_SAMPLING["top_p"])
+    text_top_k: int = llm_inputs.top_k(TEXT_SAMPLING["top_k"])
     seed: int = llm_inputs.seed()
     batch_mode: str = llm_inputs.batch_mode()
     keep_loaded_minutes: int = llm_inputs.keep_loaded_minutes()
     on_error: str = llm_inputs.on_error()
     clean_output: bool = llm_inputs.clean_output("refined_output")
     server: str = llm_inputs.server()
-    vision_options: StageOptions = llm_inputs.options("Ollama Options for the description.")
-    text_options: StageOptions = llm_inputs.options("Ollama Options for the rewrite.")
+    vision_options: StageOptions = llm_inputs.options("Connect Ollama Options for the description.")
+    text_options: StageOptions = llm_inputs.options("Connect Ollama Options for the rewrite.")
 
 
 class LLMImageRefine(llm_inputs.AsksServer):
@@ -65,13 +66,15 @@ class LLMImageRefine(llm_inputs.AsksServer):
         return host.schema(
             node_id="RefineryLLMImageRefine",
             display_name="LLM Image Refine",
-            category="refinery",
+            category="Image Refinery/LLM",
             description=(
-                "A vision model of Ollama describes the image; a text model rewrites the "
-                "description by your instructions. ComfyUI's and Ollama's models take turns on "
-                "the GPU. A batch or list gives one text per image."
+                "Describes images with a vision model, then rewrites the descriptions with a text "
+                "model by your instructions. VRAM is freed between the two steps."
             ),
-            search_aliases=["ollama", "caption", "describe image", "llava", "vlm", "prompt"],
+            search_aliases=[
+                *("ollama", "caption", "describe image", "image to text", "vision", "llava", "vlm"),
+                *("prompt", "image to prompt", "img2txt"),
+            ],
             is_input_list=True,
             inputs=host.widgets(Inputs),
             outputs=[
@@ -79,7 +82,7 @@ class LLMImageRefine(llm_inputs.AsksServer):
                 io.String.Output(
                     display_name="refined_output",
                     is_output_list=True,
-                    tooltip="The rewritten description, one text per image.",
+                    tooltip="Rewritten description, one per image.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -87,17 +90,22 @@ class LLMImageRefine(llm_inputs.AsksServer):
 
     @classmethod
     def validate_inputs(
-        cls, vision_model: Any = "", text_model: Any = "", server: Any = ""
-    ) -> bool:
-        """Accept any name: a workflow from a machine with other models must load and queue."""
-        return True
+        cls,
+        vision_model: Any = "",
+        text_model: Any = "",
+        server: Any = "",
+        batch_mode: Any = None,
+        on_error: Any = None,
+    ) -> bool | str:
+        """Accept any model and server: workflows of other machines must load and queue."""
+        return host.check_choices(Inputs, batch_mode=batch_mode, on_error=on_error)
 
     @classmethod
     def execute(cls, **values: list[Any]) -> io.NodeOutput:
         """Run both stages on every image.
 
-        An error is the text of its image, or ends the workflow where on_error says so. The images
-        are passed on as they came.
+        An error becomes the text of its image, or ends the workflow where on_error says so.
+        The images are output unchanged.
         """
         from ..captioning.job import Caption, Result
         from ..captioning.run import run

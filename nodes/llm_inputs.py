@@ -1,4 +1,4 @@
-"""The inputs and outputs that the nodes which ask a language-model server share."""
+"""The inputs and outputs that all nodes with a language-model server share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..captioning.options import TEXT_SAMPLING, VISION_SAMPLING, StageOptions
+from ..captioning.prompts import DESCRIBE_REQUEST
 from ..llm.servers import split_model
 from . import host
 
@@ -15,15 +16,15 @@ if TYPE_CHECKING:
 
 USUAL_VISION_MODEL = "llava:latest"
 USUAL_TEXT_MODEL = "llama3.2:latest"
-BATCH_MODES = ("each image", "all images in one question")
-ON_ERROR = ("give the message", "stop the workflow")
+BATCH_MODES = ("one text per image", "one text for all images")
+ON_ERROR = ("output error text", "stop the workflow")
 SERVER = "default"
 
 OptionsType = io.Custom("REFINERY_OPTIONS")
 
 
 class ErrorText(str):
-    """A text that is an error's message, for nodes that must not take it for an answer."""
+    """An error message in place of a text, for nodes that must not take it for an answer."""
 
 
 class AsksServer(io.ComfyNode):
@@ -37,7 +38,7 @@ class AsksServer(io.ComfyNode):
 
 def image() -> Any:
     """The image, batch or list."""
-    tooltip = "The image, batch or list of images to describe."
+    tooltip = "Image, batch or list of images to describe."
     return host.widget(lambda id: io.Image.Input(id, tooltip=tooltip))
 
 
@@ -46,8 +47,8 @@ def vision_model() -> Any:
     return _model(
         "vision",
         USUAL_VISION_MODEL,
-        "Ollama model that can see, such as llava:latest, llava:13b or bakllava. "
-        "Link a text to use any name.",
+        "Model with vision, where auto chooses one that your server has. Connect a String to use "
+        "a model that is not listed.",
     )
 
 
@@ -65,11 +66,17 @@ def _model(capability: str, usual: str, tooltip: str) -> Any:
     return host.widget(make, default="")
 
 
-def text(tooltip: str, default: str = "", *, optional: bool = False) -> Any:
-    """A text of several lines, or a list of texts."""
+def text(tooltip: str, default: str = "", *, optional: bool = False, placeholder: str = "") -> Any:
+    """A text of several lines, or a list of texts.
+
+    Args:
+        placeholder: shown in the empty box, where the classic page shows the input's id otherwise.
+    """
 
     def make(id: str) -> Any:
         more: dict[str, Any] = {"optional": True} if optional else {}
+        if placeholder:
+            more["placeholder"] = f"{id}: {placeholder}"
         return io.String.Input(id, multiline=True, default=default, tooltip=tooltip, **more)
 
     return host.widget(make, default_factory=lambda: [default])
@@ -77,7 +84,11 @@ def text(tooltip: str, default: str = "", *, optional: bool = False) -> Any:
 
 def custom_vision_prompt() -> Any:
     """What the vision model is asked."""
-    return text("What the vision model is asked. Empty: a detailed description.", optional=True)
+    return text(
+        "Replace the default request to the vision model. Leave empty for a detailed description.",
+        optional=True,
+        placeholder=DESCRIBE_REQUEST,
+    )
 
 
 def vision_temperature() -> Any:
@@ -86,27 +97,7 @@ def vision_temperature() -> Any:
         VISION_SAMPLING["temperature"],
         0.0,
         2.0,
-        "Randomness of the description. 0.1 to 0.3: factual; 0.7 to 1.0: more creative.",
-    )
-
-
-def vision_top_p() -> Any:
-    """Sampling of the description."""
-    return host.number(
-        VISION_SAMPLING["top_p"],
-        0.0,
-        1.0,
-        "Nucleus sampling of the description: only the likeliest words that make up this share.",
-    )
-
-
-def vision_top_k() -> Any:
-    """Sampling of the description."""
-    return host.number(
-        VISION_SAMPLING["top_k"],
-        1,
-        100,
-        "Top-k sampling of the description: only this many of the likeliest words.",
+        "Randomness of the description. Use 0.1 to 0.3 for facts, 0.7 to 1.0 to be more creative.",
     )
 
 
@@ -116,7 +107,25 @@ def text_temperature() -> Any:
         TEXT_SAMPLING["temperature"],
         0.0,
         2.0,
-        "Randomness of the rewrite. 0.3 to 0.5: precise; 0.7 to 1.2: creative.",
+        "Randomness of the rewrite. Use 0.3 to 0.5 to stay precise, 0.7 to 1.2 to be creative.",
+    )
+
+
+def top_p(default: float) -> Any:
+    """Sampling of either text."""
+    return host.number(
+        default,
+        0.0,
+        1.0,
+        "Top-p: sample from the most likely tokens whose probabilities add up to this value.",
+        hide=True,
+    )
+
+
+def top_k(default: int) -> Any:
+    """Sampling of either text."""
+    return host.number(
+        default, 1, 100, "Top-k: sample from this many of the most likely tokens.", hide=True
     )
 
 
@@ -126,7 +135,9 @@ def presence_penalty() -> Any:
         0.0,
         -2.0,
         2.0,
-        "Above 0: avoid topics that came up already. Older servers ignore it for some models.",
+        "Above 0: avoid topics that were already mentioned. Older servers ignore it for some "
+        "models.",
+        hide=True,
     )
 
 
@@ -136,27 +147,9 @@ def frequency_penalty() -> Any:
         0.0,
         -2.0,
         2.0,
-        "Above 0: avoid words that came up often. Older servers ignore it for some models.",
-    )
-
-
-def text_top_p() -> Any:
-    """Sampling of the rewrite."""
-    return host.number(
-        TEXT_SAMPLING["top_p"],
-        0.0,
-        1.0,
-        "Nucleus sampling of the rewrite: only the likeliest words that make up this share.",
-    )
-
-
-def text_top_k() -> Any:
-    """Sampling of the rewrite."""
-    return host.number(
-        TEXT_SAMPLING["top_k"],
-        1,
-        100,
-        "Top-k sampling of the rewrite: only this many of the likeliest words.",
+        "Above 0: avoid words that were already used often. Older servers ignore it for some "
+        "models.",
+        hide=True,
     )
 
 
@@ -166,7 +159,7 @@ def seed() -> Any:
         0,
         0,
         0xFFFF_FFFF_FFFF_FFFF,
-        "The same seed and inputs give the same texts, as far as the server allows. Change it for "
+        "Same seed and inputs give the same text, as far as the server allows. Change it to get "
         "another answer.",
         control_after_generate=True,
     )
@@ -174,9 +167,7 @@ def seed() -> Any:
 
 def batch_mode() -> Any:
     """One text per image, or one in all."""
-    return host.choice(
-        BATCH_MODES, "One text for each image, or one text about all of them together."
-    )
+    return host.choice(BATCH_MODES, "Write a text for each image, or one about all of them.")
 
 
 def keep_loaded_minutes() -> Any:
@@ -185,38 +176,42 @@ def keep_loaded_minutes() -> Any:
         0,
         0,
         1440,
-        "How long Ollama's models stay loaded after a run. 0: each leaves the GPU after its stage.",
+        "Keep the models loaded for this long after a run. 0 unloads each model after its stage.",
+        hide=True,
     )
 
 
 def on_error() -> Any:
     """What becomes of an error."""
-    tooltip = "Put the error's message into the text outputs and go on, or stop."
-    return host.choice(ON_ERROR, tooltip)
+    return host.choice(
+        ON_ERROR,
+        "On error: output the error text and continue with the other texts, or stop the workflow. "
+        "SDXL Refiner stops by default.",
+        hide=True,
+    )
 
 
 def clean_output(output: str) -> Any:
-    """Whether the talk around an answer goes."""
-    tooltip = f'Take "Here is ...:", wrapping quotes and code fences off {output}.'
-    return host.switch(True, tooltip)
+    """Whether what models put around an answer is removed."""
+    tooltip = f'Remove "Here is ...:" preambles, surrounding quotes and code fences from {output}.'
+    return host.switch(True, tooltip, hide=True)
 
 
 def server_input(id: str = "server") -> Any:
-    """The widget for which server is asked, by its name."""
+    """The widget for a server's name."""
     return io.Combo.Input(
         id,
         options=host.servers_to_choose(),
         default=SERVER,
         optional=True,
-        tooltip="default: the language-model server that runs on this machine. Name other "
-        "servers in image-refinery.toml in ComfyUI's user folder. embedded: the engine inside "
-        "this pack.",
+        tooltip="Server to use: default is the one that runs on this machine, embedded the engine "
+        "inside this pack. Add others in user/image-refinery.toml.",
     )
 
 
 def server() -> Any:
-    """Which server is asked, by its name."""
-    return host.widget(server_input, default=SERVER)
+    """The name of the server to use."""
+    return host.widget(server_input, hide=True, default=SERVER)
 
 
 def options(tooltip: str) -> Any:
@@ -231,12 +226,12 @@ def described_outputs() -> list[Any]:
     """The images, and a description of each."""
     return [
         io.Image.Output(
-            display_name="image", is_output_list=True, tooltip="The images, untouched."
+            display_name="image", is_output_list=True, tooltip="The images, unchanged."
         ),
         io.String.Output(
             display_name="description",
             is_output_list=True,
-            tooltip="What the vision model saw, one text per image.",
+            tooltip="Description by the vision model, one per image.",
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""Load Images From Folder: the pictures of a folder of ComfyUI's input folder, as lists."""
+"""Load Images From Folder: the images of a folder inside ComfyUI's input folder, as lists."""
 
 from __future__ import annotations
 
@@ -26,76 +26,81 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ITSELF = "."
-"""Stands for the input folder in the list of folders."""
+_INPUT_FOLDER = "(input folder)"
 
 
 class LoadImagesFromFolder(io.ComfyNode):
-    """(images, names): lists, one entry for each picture that could be read."""
+    """(images, names): lists, one entry for each image that could be read."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """A folder, and which of its pictures."""
-        folders = [_ITSELF, *subfolders(_input_folder())]
-        folder = io.Combo.Input("folder", options=folders, default=_ITSELF)
+        """A folder, and which of its images to load."""
+        folders = [_INPUT_FOLDER, *subfolders(_input_folder())]
+        folder = io.Combo.Input("folder", options=folders, default=_INPUT_FOLDER)
         return host.schema(
             node_id="RefineryLoadFolder",
             display_name="Load Images From Folder",
-            category="refinery",
+            category="Image Refinery/Image",
             description=(
-                "Loads the pictures of a folder inside ComfyUI's input folder, each in its own "
-                "size. Nodes behind it run once for each picture; those of this pack take the "
-                "whole list at once."
+                "Loads the images of a folder inside ComfyUI's input folder as a list, each in "
+                "its own size. Nodes of this pack load their model once for the whole list."
             ),
-            search_aliases=["batch images", "image list", "directory", "dataset", "folder"],
+            search_aliases=[
+                *("load images", "batch images", "batch folder", "batch loader", "image list"),
+                *("directory", "dataset", "folder", "image_load_cap", "include_subfolders"),
+            ],
             inputs=[
                 io.MultiType.Input(
                     folder,
                     types=[io.String],
-                    tooltip="A folder inside ComfyUI's input folder; a dot is that folder itself. "
-                    "Press R after adding one. Link a text to use any name.",
+                    tooltip="Folder inside ComfyUI's input folder. Press R after adding one, or "
+                    "connect a String.",
                 ),
                 io.Boolean.Input(
                     "recursive",
+                    display_name="include subfolders",
                     default=False,
                     optional=True,
-                    tooltip="The folders inside this folder as well.",
+                    tooltip="Load the images of subfolders too.",
                 ),
                 io.String.Input(
                     "pattern",
                     default="*",
                     optional=True,
-                    tooltip="Only files whose name fits, such as cat*.png. * stands for anything.",
+                    tooltip="Load only files whose name fits, such as cat*.png. * matches any "
+                    "text.",
                 ),
                 io.Int.Input(
                     "start",
+                    display_name="skip first",
                     default=0,
                     min=0,
                     max=1_000_000,
                     optional=True,
-                    tooltip="How many pictures to leave out at the beginning. They are sorted as "
-                    "a person counts: 2.png before 10.png.",
+                    tooltip="Skip this many images at the beginning. Numbers in names are sorted "
+                    "by value: 2.png before 10.png.",
                 ),
                 io.Int.Input(
                     "limit",
+                    display_name="max images (0 = all)",
                     default=0,
                     min=0,
                     max=1_000_000,
                     optional=True,
-                    tooltip="At most this many pictures; 0: all. Each needs 12 bytes of memory "
-                    "for each pixel.",
+                    tooltip="Load at most this many images. Each needs 12 bytes of memory per "
+                    "pixel.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="images",
                     is_output_list=True,
-                    tooltip="The pictures, upright, one by one, each in its own size.",
+                    tooltip="Images, upright, each in its own size.",
                 ),
                 io.String.Output(
                     display_name="names",
                     is_output_list=True,
-                    tooltip="Each picture's name inside the input folder, for Save Caption.",
+                    tooltip="Name of each image inside the input folder, for Save Caption.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -103,12 +108,12 @@ class LoadImagesFromFolder(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder: Any = "") -> bool:
-        """Accept any name here: a missing folder is one clear sentence when the node runs."""
+        """Accept any name: the run says clearly that a folder is missing."""
         return True
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None = None, **inputs: Any) -> float:
-        """Changes when the chosen files do; a linked folder is looked at in every run."""
+        """Changes when the chosen files do; a linked folder is read in every run."""
         if folder is None:
             return float("nan")
         try:
@@ -116,7 +121,7 @@ class LoadImagesFromFolder(io.ComfyNode):
             states = [(str(path), (state := path.stat()).st_mtime_ns, state.st_size)
                       for path in chosen]  # fmt: skip
         except (OSError, ValueError):
-            return float("nan")  # the run itself says what is wrong
+            return float("nan")  # the run reports what is wrong
         return float(hash(tuple(states)))
 
     @classmethod
@@ -128,7 +133,7 @@ class LoadImagesFromFolder(io.ComfyNode):
         start: int = 0,
         limit: int = 0,
     ) -> io.NodeOutput:
-        """Load; a file that cannot be read is reported and left out."""
+        """Load the images; report and skip files that cannot be read."""
         found = _found(folder, recursive, pattern)
         chosen = _slice(found, start, limit)
         images: list[torch.Tensor] = []
@@ -142,23 +147,23 @@ class LoadImagesFromFolder(io.ComfyNode):
                 images.append(convert.image_tensor(open_image(path)))
                 names.append(path.relative_to(_input_folder()).as_posix())
             except UnreadableImage as error:
-                log.warning("Load Images From Folder left out a file: %s", error)
+                log.warning("Load Images From Folder skipped a file: %s", error)
                 problems.append(str(error))
             bar.update(1)
         if not images:
-            which = f"none of {len(problems)} could be read" if problems else "none fits"
+            which = f"none of {len(problems)} could be read" if problems else "no file fits"
             raise ValueError(
-                f'No picture was loaded from "{folder}" of {_input_folder()}: {which}. Check '
-                "folder, pattern and start."
+                f'No image was loaded from "{folder}" in {_input_folder()}: {which}. Check folder, '
+                "pattern and skip first."
             )
         summary = _summary(
             len(images),
             {
-                "before start": min(start, len(found)),
-                "beyond limit": len(found) - len(chosen) - min(start, len(found)),
+                "by skip first": min(start, len(found)),
+                "by max images": len(found) - len(chosen) - min(start, len(found)),
                 "unreadable": len(problems),
                 "links that lead out of the input folder": count_links_out(
-                    inside(_input_folder(), folder), pattern=pattern, recursive=recursive
+                    _path(folder), pattern=pattern, recursive=recursive
                 ),
             },
         )
@@ -171,6 +176,12 @@ def _input_folder() -> Path:
     return Path(folder_paths.get_input_directory())
 
 
+def _path(folder: str) -> Path:
+    """Return the folder of the folder widget; workflows of version 0.1 call the input folder "
+    ""."."""
+    return inside(_input_folder(), "." if folder == _INPUT_FOLDER else folder)
+
+
 def _chosen(
     folder: str, recursive: bool = False, pattern: str = "*", start: int = 0, limit: int = 0
 ) -> list[Path]:
@@ -179,7 +190,7 @@ def _chosen(
 
 def _found(folder: str, recursive: bool = False, pattern: str = "*") -> list[Path]:
     try:
-        return find_images(inside(_input_folder(), folder), pattern=pattern, recursive=recursive)
+        return find_images(_path(folder), pattern=pattern, recursive=recursive)
     except NotADirectoryError:
         raise NotADirectoryError(
             f'There is no folder "{folder}" in ComfyUI\'s input folder {_input_folder()}. Put your '
@@ -193,8 +204,8 @@ def _slice(found: list[Path], start: int = 0, limit: int = 0) -> list[Path]:
 
 def _summary(loaded: int, left_out: dict[str, int]) -> str:
     """
-    >>> _summary(10, {"beyond limit": 190, "unreadable": 0})
-    'loaded 10 images, left out 190 beyond limit.'
+    >>> _summary(10, {"by max images": 190, "unreadable": 0})
+    'loaded 10 images, left out 190 by max images.'
     """
     reasons = [f"{count} {reason}" for reason, count in left_out.items() if count]
     what = "loaded 1 image" if loaded == 1 else f"loaded {loaded} images"

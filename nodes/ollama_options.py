@@ -1,4 +1,4 @@
-"""Ollama Options: what goes beyond the widgets of the nodes that talk to Ollama."""
+"""Ollama Options: further options for the nodes that use a language-model server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import host
 from .llm_inputs import OptionsType
 
 _UNSET = -1
-"""A widget cannot be empty, so one value outside each range stands for "not set"."""
+"""Means "not set": outside each range, since a widget cannot be empty."""
 _HIGHEST: dict[str, Any] = {
     "num_predict": 131_072,
     "num_ctx": 2_097_152,
@@ -31,11 +31,10 @@ class OllamaOptions(io.ComfyNode):
         return host.schema(
             node_id="RefineryOllamaOptions",
             display_name="Ollama Options",
-            category="refinery",
+            category="Image Refinery/LLM",
             description=(
-                "Options for one stage of LLM Image Refine, LLM Describe or Ollama Process: "
-                "connect it to vision_options, text_options or options. What is not set keeps the "
-                "pack's default, else the server's."
+                "Sets further options for LLM Image Refine, LLM Describe or Ollama Process. What "
+                "is not set keeps the default of this pack or of the server."
             ),
             search_aliases=["ollama settings", "num_ctx", "thinking", "json", "keep alive"],
             inputs=[
@@ -45,8 +44,8 @@ class OllamaOptions(io.ComfyNode):
                     min=-1,
                     max=_HIGHEST["num_predict"],
                     optional=True,
-                    tooltip="Longest answer in tokens. -1: the pack's default "
-                    "(512 for a description, 1024 for a rewrite).",
+                    tooltip="Longest answer in tokens. -1 uses 512 for a description, 1024 for a "
+                    "rewrite.",
                 ),
                 io.Int.Input(
                     "num_ctx",
@@ -54,94 +53,117 @@ class OllamaOptions(io.ComfyNode):
                     min=-1,
                     max=_HIGHEST["num_ctx"],
                     optional=True,
-                    tooltip="Context in tokens: prompt, images and answer. -1: chosen from what "
-                    "is sent. A larger context needs more GPU memory.",
+                    tooltip="Context for prompt, images and answer, in tokens (-1: chosen from the "
+                    "request). More needs more VRAM.",
                 ),
                 io.Combo.Input(
                     "think",
                     options=list(THINK_LEVELS),
                     default="off",
                     optional=True,
-                    tooltip="Let a model with the ability think before it answers. Thinking "
-                    "counts against num_predict; it is kept apart from the answer.",
+                    tooltip="Let a model that can think do so before it answers. Thinking "
+                    "counts against num_predict, but is not part of the answer.",
                 ),
-                io.String.Input(
-                    "stop",
-                    multiline=True,
-                    default="",
-                    optional=True,
-                    tooltip="Texts at which the answer ends, one per line.",
+                host.advanced(
+                    io.String.Input(
+                        "stop",
+                        multiline=True,
+                        default="",
+                        optional=True,
+                        tooltip="End the answer at any of these texts, one per line.",
+                    )
                 ),
-                io.Float.Input(
-                    "min_p",
-                    default=_UNSET,
-                    min=-1.0,
-                    max=_HIGHEST["min_p"],
-                    step=0.01,
-                    optional=True,
-                    tooltip="Drop tokens less likely than this share of the likeliest one, "
-                    "0 to 1. -1: the server's default.",
+                host.advanced(
+                    io.Float.Input(
+                        "min_p",
+                        default=_UNSET,
+                        min=-1.0,
+                        max=_HIGHEST["min_p"],
+                        step=0.01,
+                        optional=True,
+                        tooltip="Drop tokens less likely than this share of the most likely one. "
+                        "-1 uses the server's default.",
+                    )
                 ),
-                io.Float.Input(
-                    "repeat_penalty",
-                    default=_UNSET,
-                    min=-1.0,
-                    max=_HIGHEST["repeat_penalty"],
-                    step=0.01,
-                    optional=True,
-                    tooltip="Penalize repeated tokens; 1 is none. -1: the pack's default, 1.1.",
+                host.advanced(
+                    io.Float.Input(
+                        "repeat_penalty",
+                        default=_UNSET,
+                        min=-1.0,
+                        max=_HIGHEST["repeat_penalty"],
+                        step=0.01,
+                        optional=True,
+                        tooltip="Penalize repeated tokens. 1 turns it off, -1 uses 1.1.",
+                    )
                 ),
                 io.String.Input(
                     "format",
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="Empty: free text. The word json: any JSON. A JSON schema, which is an "
-                    "object in braces: JSON of that form. It is checked before anything is sent.",
+                    tooltip="Leave empty for free text, or write json for any JSON. A JSON "
+                    "schema, an object in braces, gets JSON of that form.",
                 ),
-                io.Int.Input(
-                    "max_image_side",
-                    default=MAX_SIDE_PX,
-                    min=MIN_SIDE_PX,
-                    max=8192,
-                    optional=True,
-                    tooltip="Longest side of the image that is sent, in pixels; larger ones are "
-                    "reduced. The image output keeps its size.",
+                host.advanced(
+                    io.Int.Input(
+                        "max_image_side",
+                        default=MAX_SIDE_PX,
+                        min=MIN_SIDE_PX,
+                        max=8192,
+                        optional=True,
+                        tooltip="Longest side of the image for the model, in pixels. The image "
+                        "output keeps its size.",
+                    )
                 ),
-                io.Boolean.Input(
-                    "lossless",
-                    default=False,
-                    optional=True,
-                    tooltip="Send PNG instead of JPEG at quality 95. Larger and slower.",
+                host.advanced(
+                    io.Boolean.Input(
+                        "lossless",
+                        display_name="send as PNG",
+                        default=False,
+                        optional=True,
+                        tooltip="Send PNG instead of JPEG at quality 95. Larger and slower.",
+                    )
                 ),
-                io.Combo.Input(
-                    "free_memory",
-                    options=list(FREE_MEMORY),
-                    default="always",
-                    optional=True,
-                    tooltip="When ComfyUI's models leave the GPU before Ollama works: always, when "
-                    "the model would not fit beside them, or never.",
+                host.advanced(
+                    io.Combo.Input(
+                        "free_memory",
+                        options=list(FREE_MEMORY),
+                        default="always",
+                        optional=True,
+                        tooltip="Unload ComfyUI's models before the server works: always, when the "
+                        "model would not fit beside them, or never.",
+                    )
                 ),
-                io.Int.Input(
-                    "timeout_s",
-                    default=_UNSET,
-                    min=-1,
-                    max=86400,
-                    optional=True,
-                    tooltip="How long the first word may take, in seconds, model loading "
-                    "included. -1: 600 s.",
+                host.advanced(
+                    io.Int.Input(
+                        "timeout_s",
+                        display_name="timeout (seconds)",
+                        default=_UNSET,
+                        min=-1,
+                        max=86400,
+                        optional=True,
+                        tooltip="Wait this long for the first token, including model loading. -1 "
+                        "waits 600.",
+                    )
                 ),
-                io.Int.Input(
-                    "parallel",
-                    default=1,
-                    min=1,
-                    max=64,
-                    optional=True,
-                    tooltip="Images asked about at a time. The server must allow as many "
-                    "(OLLAMA_NUM_PARALLEL), or they wait in its queue.",
+                host.advanced(
+                    io.Int.Input(
+                        "parallel",
+                        default=1,
+                        min=1,
+                        max=64,
+                        optional=True,
+                        tooltip="Send this many requests at a time. Ollama must allow as many "
+                        "(OLLAMA_NUM_PARALLEL), or they wait in its queue.",
+                    )
                 ),
             ],
-            outputs=[OptionsType.Output(display_name="options", tooltip="For a stage's socket.")],
+            outputs=[
+                OptionsType.Output(
+                    display_name="options",
+                    tooltip="Connect to options, vision_options or text_options.",
+                )
+            ],
         )
 
     @classmethod
@@ -160,7 +182,7 @@ class OllamaOptions(io.ComfyNode):
         timeout_s: int = _UNSET,
         parallel: int = 1,
     ) -> io.NodeOutput:
-        """Check and pack; a value that cannot be used raises a ValueError with one sentence."""
+        """Return the options; a value that cannot be used raises a ValueError that says why."""
         numbers = {
             "num_predict": num_predict,
             "num_ctx": num_ctx,

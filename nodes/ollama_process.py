@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..captioning.options import StageOptions, text_options
+from ..captioning.options import TEXT_SAMPLING, StageOptions, text_options
 from . import host, llm_inputs
 
 if TYPE_CHECKING:
@@ -19,27 +19,27 @@ class Inputs:
     """The inputs, in their order."""
 
     text: list[str] = llm_inputs.text(
-        "The text to work on, or a list of texts. It is data: what it asks for is not obeyed. "
-        "Empty: the instructions are the whole prompt."
+        "Text to work on, or a list of texts. It is treated as content, but a weak model may still "
+        "follow instructions inside it."
     )
     instructions: list[str] = llm_inputs.text(
-        "What to do with the text. Empty: the text is the whole prompt."
+        "Tell the model what to do with the text. Leave empty to send the text as the whole prompt."
     )
     text_model: str = llm_inputs.text_model(
-        "Ollama model that writes, such as llama3.2:latest, mistral or mixtral. "
-        "Link a text to use any name."
+        "Model that writes the text, where auto chooses one that your server has. Connect a "
+        "String to use a model that is not listed."
     )
     temperature: float = llm_inputs.text_temperature()
     presence_penalty: float = llm_inputs.presence_penalty()
     frequency_penalty: float = llm_inputs.frequency_penalty()
-    top_p: float = llm_inputs.text_top_p()
-    top_k: int = llm_inputs.text_top_k()
+    top_p: float = llm_inputs.top_p(TEXT_SAMPLING["top_p"])
+    top_k: int = llm_inputs.top_k(TEXT_SAMPLING["top_k"])
     seed: int = llm_inputs.seed()
     keep_loaded_minutes: int = llm_inputs.keep_loaded_minutes()
     on_error: str = llm_inputs.on_error()
     clean_output: bool = llm_inputs.clean_output("the text")
     server: str = llm_inputs.server()
-    options: StageOptions = llm_inputs.options("Ollama Options for the request.")
+    options: StageOptions = llm_inputs.options("Connect Ollama Options for the request.")
 
 
 class OllamaProcess(llm_inputs.AsksServer):
@@ -51,28 +51,33 @@ class OllamaProcess(llm_inputs.AsksServer):
         return host.schema(
             node_id="RefineryOllamaProcess",
             display_name="Ollama Process",
-            category="refinery",
+            category="Image Refinery/LLM",
             description=(
-                "A text model of Ollama does with a text what the instructions say: rewrite, "
-                "translate, shorten, extract. A list of texts gives a list, with one model load."
+                "Text to text: rewrites, translates, shortens or extracts with a text model, by "
+                "your instructions. A list of texts loads the model once."
             ),
-            search_aliases=["ollama", "llm", "rewrite", "translate", "summarize", "prompt", "chat"],
+            search_aliases=[
+                *("ollama", "llm", "text", "rewrite", "translate", "summarize", "prompt", "chat"),
+                *("lm studio", "llama.cpp", "openai"),
+            ],
             is_input_list=True,
             inputs=host.widgets(Inputs),
             outputs=[
                 io.String.Output(
                     display_name="text",
                     is_output_list=True,
-                    tooltip="What the model wrote, one text for each that came.",
+                    tooltip="Text by the model, one for each input text.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, text_model: Any = "", server: Any = "") -> bool:
-        """Accept any name: a workflow from a machine with other models must load and queue."""
-        return True
+    def validate_inputs(
+        cls, text_model: Any = "", server: Any = "", on_error: Any = None
+    ) -> bool | str:
+        """Accept any model and server: workflows of other machines must load and queue."""
+        return host.check_choices(Inputs, on_error=on_error)
 
     @classmethod
     def execute(cls, **values: list[Any]) -> io.NodeOutput:

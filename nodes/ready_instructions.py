@@ -1,4 +1,4 @@
-"""Ready Instructions: pick a text from files, edit it, link it."""
+"""Instruction Presets: choose a text from files, edit it, connect it."""
 
 from __future__ import annotations
 
@@ -14,37 +14,33 @@ _FIRST = "Enhanced description"
 
 
 class ReadyInstructions(io.ComfyNode):
-    """Picking a name puts its text into the field (web/js/ready_instructions.js)."""
+    """Choosing a preset fills in its text (web/js/ready_instructions.js)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """A list of names, and the text."""
+        """A list of presets, and the text."""
         texts = _texts()
         names = list(texts) or [_FIRST]
         pick = io.Combo.Input(
             "pick",
+            display_name="preset",
             options=names,
             default=_FIRST if _FIRST in texts else names[0],
-            tooltip="Picking puts the text below. Add your own as .txt files in "
+            tooltip="Choosing a preset fills in the text below. Add your own .txt files to "
             "user/image-refinery/instructions, then press R.",
         )
         pick.extra_dict = {"texts": texts}  # for the page
         return host.schema(
             node_id="RefineryReadyInstructions",
-            display_name="Ready Instructions",
-            category="refinery",
+            display_name="Instruction Presets",
+            category="Image Refinery/LLM",
             description=(
-                "Instructions to pick and edit, for user_instructions of LLM Image Refine and "
-                "instructions of Ollama Process: descriptions, prompts for SDXL and FLUX, tags, "
-                "captions, alt texts, translations."
+                "Ready instructions to choose and edit, for LLM Image Refine and Ollama Process: "
+                "descriptions, prompts for SDXL and FLUX, tags, captions, alt texts, translations."
             ),
             search_aliases=[
-                "preset",
-                "template",
-                "prompt library",
-                "system prompt",
-                "flux",
-                "tags",
+                *("ready instructions", "template", "prompt library", "system prompt"),
+                *("flux", "tags"),
             ],
             inputs=[
                 pick,
@@ -53,21 +49,21 @@ class ReadyInstructions(io.ComfyNode):
                     multiline=True,
                     default=texts.get(_FIRST, ""),
                     dynamic_prompts=False,
-                    tooltip="What goes out; edit it as you like. Empty: the text of what is "
-                    "picked, as its file is now.",
+                    tooltip="Instructions to output, which you can edit. Leave empty to use the "
+                    "preset as its file is now.",
                 ),
             ],
             outputs=[
                 io.String.Output(
                     display_name="instructions",
-                    tooltip="The text, for user_instructions or instructions.",
+                    tooltip="Connect to user_instructions or instructions.",
                 )
             ],
         )
 
     @classmethod
     def validate_inputs(cls, pick: Any = "") -> bool:
-        """Accept any name: a workflow from a machine with other files carries its text."""
+        """Accept any preset: workflows of other machines bring their text."""
         return True
 
     @classmethod
@@ -82,8 +78,9 @@ class ReadyInstructions(io.ComfyNode):
             texts = _texts()
             if pick not in texts:
                 raise ValueError(
-                    f'There are no instructions named "{pick}" here, and text is empty. Write the '
-                    f"text, or add {pick}.txt to {host.own_folder(_INSTRUCTIONS)}."
+                    f'There is no preset "{pick}" here, and text is empty. Choose another preset, '
+                    f"write "
+                    f"the text, or add {pick}.txt to {host.own_folder(_INSTRUCTIONS)}."
                 )
             text = texts[pick]
         return io.NodeOutput(text)

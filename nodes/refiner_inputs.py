@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     import torch
 
     from ..refine import RefineSettings
-    from ..refine.settings import MemoryMode
+    from ..refine.settings import MemoryMode, OutputSize, WorkingSize
 
-ON_ERROR = ("stop the workflow", "pass the image on")
+ON_ERROR = ("stop the workflow", "return original image")
 _SETTINGS = (
     *("negative_prompt", "strength", "num_inference_steps", "guidance_scale", "seed"),
     *("aesthetic_score", "negative_aesthetic_score", "guidance_end", "working_size"),
-    *("output_size", "keep_colours"),
+    "output_size",
 )
 
 
@@ -34,18 +34,30 @@ def _prompt(tooltip: str, **default: Any) -> Any:
     )
 
 
-def _float(default: float, high: float, step: float, tooltip: str, **more: Any) -> Any:
+def _float(
+    default: float,
+    high: float,
+    step: float,
+    tooltip: str,
+    *,
+    label: str = "",
+    hide: bool = False,
+    **more: Any,
+) -> Any:
     return host.widget(
         lambda id: io.Float.Input(
             id, default=default, min=0.0, max=high, step=step, tooltip=tooltip, **more
         ),
+        label=label,
+        hide=hide,
         default=default,
     )
 
 
-def _int(default: int, low: int, high: int, tooltip: str, **more: Any) -> Any:
+def _int(default: int, low: int, high: int, tooltip: str, *, label: str = "", **more: Any) -> Any:
     return host.widget(
         lambda id: io.Int.Input(id, default=default, min=low, max=high, tooltip=tooltip, **more),
+        label=label,
         default=default,
     )
 
@@ -56,8 +68,8 @@ def _checkpoint(id: str) -> Any:
         id,
         options=names,
         default=names[0],
-        tooltip="A checkpoint of the SDXL family in ComfyUI's checkpoints folder, "
-        "refiners first. The last entry downloads the refiner (6 GB) when it is run.",
+        tooltip="SDXL checkpoint from models/checkpoints, refiners first. The last entry downloads "
+        "SDXL Refiner 1.0 (6 GB) when it first runs.",
     )
 
 
@@ -66,59 +78,66 @@ class Inputs:
     """The inputs, in their order."""
 
     image: list[torch.Tensor] = host.widget(
-        lambda id: io.Image.Input(id, tooltip="The image, batch or list of images to refine.")
+        lambda id: io.Image.Input(id, tooltip="Image, batch or list of images to refine.")
     )
     checkpoint: str = host.widget(_checkpoint, default=DOWNLOAD)
     prompt: list[str] = _prompt(
-        "What the image shows; may be empty, and as long as you like. Link refined_output of LLM "
-        "Image Refine: a list gives each image its own.",
+        "What the image shows, of any length or empty. Connect refined_output of LLM Image Refine "
+        "to give each image its own prompt.",
         default_factory=lambda: [""],
     )
     negative_prompt: str = _prompt(
-        "What the image should not look like. Empty: nothing in particular.", default=""
+        "What the image should not look like. Leave empty for no negative prompt.", default=""
     )
     strength: float = _float(
         0.3,
         1.0,
         0.01,
-        "How much is redrawn. 0: the image passes untouched; 0.2 to 0.35: texture and artifacts; "
-        "above 0.5 the picture changes.",
+        "How much to change: 0.2 to 0.35 refines texture, above 0.5 changes the content. Like "
+        "denoise, but only steps x strength run.",
         round=0.001,
     )
     num_inference_steps: int = _int(
-        20, 1, 1000, "Steps of the whole schedule; steps x strength of them run (20 x 0.3 = 6)."
+        20,
+        1,
+        1000,
+        "Length of the schedule, of which steps x strength run (20 x 0.3 = 6). KSampler's denoise "
+        "runs all steps.",
+        label="steps",
     )
     guidance_scale: float = _float(
         7.5,
         100.0,
         0.1,
-        "How strongly the prompt pulls. 1 or less: not at all, in half the time. Turbo and "
-        "Lightning checkpoints want 1.",
+        "How closely to follow the prompt. 1 or less turns guidance off and halves the time, as "
+        "Turbo and Lightning checkpoints need it.",
+        label="cfg",
         round=0.01,
     )
     seed: int = _int(
         0,
         0,
         0xFFFF_FFFF_FFFF_FFFF,
-        "Image i of a batch or list uses seed + i.",
+        "Seed of the noise. Each further image of a batch or list uses the next seed.",
         control_after_generate=True,
     )
     mask: list[torch.Tensor] = host.widget(
         lambda id: io.Mask.Input(
             id,
             optional=True,
-            tooltip="Refine only this region: it is cut out, worked on at about a megapixel and "
-            "blended back. Pixels outside stay bit for bit.",
+            tooltip="Refine only this region, at about one megapixel. Pixels outside of it stay "
+            "exactly the same.",
         )
     )
     enabled: bool = host.switch(
-        True, "Off: the image passes untouched, and linked prompts are not made."
+        True, "Off: pass the image through. Nodes that feed the prompts do not run.", hide=True
     )
     aesthetic_score: float = _float(
         6.0,
         10.0,
         0.1,
-        "The quality to go for. Refiner checkpoints only.",
+        "Aesthetic score to aim for. Only SDXL refiner checkpoints use it.",
+        hide=True,
         round=0.01,
         optional=True,
     )
@@ -126,7 +145,8 @@ class Inputs:
         2.5,
         10.0,
         0.1,
-        "The quality to move away from. Refiner checkpoints only.",
+        "Aesthetic score to move away from. Only SDXL refiner checkpoints use it.",
+        hide=True,
         round=0.01,
         optional=True,
     )
@@ -134,31 +154,43 @@ class Inputs:
         1.0,
         1.0,
         0.05,
-        "The share of the steps that follow the prompt; the rest take half the time. 1: all.",
+        "Share of the steps that follow the prompt. The remaining steps take half the time.",
+        hide=True,
         round=0.001,
         optional=True,
     )
-    working_size: str = host.choice(
-        ("auto", "as it is"),
-        "auto: small images are enlarged to about a megapixel for the work.",
+    working_size: WorkingSize = host.choice(
+        ("auto", "keep size"),
+        "Work at about one megapixel if the image is smaller (auto), or at its own size.",
+        hide=True,
     )
-    output_size: str = host.choice(
+    output_size: OutputSize = host.choice(
         ("original", "working"),
-        "working: keep the size of the work, so that a small image comes out larger.",
+        "Return the size of the input, or the working size, which makes small images larger.",
     )
     keep_colours: bool = host.switch(
-        True, "Carry the colors and shading of the image over to the result."
+        True,
+        "Transfer the colors and shading of the input to the result.",
+        label="keep_colors",
+        hide=True,
     )
     memory_mode: MemoryMode = host.choice(
         ("auto", "gpu", "offload", "low_vram"),
-        "auto: ComfyUI decides what stays on the GPU. gpu: each part whole. offload: only the "
-        "part at work. low_vram: at most 1.5 GiB of weights.",
+        "What stays in VRAM: auto leaves it to ComfyUI, gpu keeps whole parts. offload keeps only "
+        "the active part, low_vram at most 1.5 GiB of weights.",
+        hide=True,
     )
     unload_after: bool = host.switch(
-        True, "Free the GPU after each run. The next run reads nothing from disk again, either way."
+        True,
+        "Free the VRAM after each run. Either way, the next run does not read the checkpoint "
+        "again.",
+        hide=True,
     )
     on_error: str = host.choice(
-        ON_ERROR, "Stop with the error's sentence, or pass the untouched image on."
+        ON_ERROR,
+        "On error: stop the workflow, or return the original image and continue. The LLM nodes "
+        "continue by default.",
+        hide=True,
     )
 
     def settings(self) -> RefineSettings:
@@ -169,4 +201,5 @@ class Inputs:
         """
         from ..refine import RefineSettings
 
-        return RefineSettings(**{name: getattr(self, name) for name in _SETTINGS})
+        values = {name: getattr(self, name) for name in _SETTINGS}
+        return RefineSettings(**values, keep_colors=self.keep_colours)

@@ -16,7 +16,7 @@ from .llm_inputs import ErrorText
 _PLACES = ("input", "output")
 _SAME_NAME = ("refuse", "full name")
 _SHOWN_LINES = 5
-_NAME_IS_EMPTY = "name is empty. Link names of Load Images From Folder, or write one."
+_NAME_IS_EMPTY = "name is empty. Connect names of Load Images From Folder, or write one."
 
 
 def _string(tooltip: str, **more: Any) -> Any:
@@ -30,39 +30,43 @@ class Inputs:
     """The inputs of one caption, in their order; lists give one caption for each entry."""
 
     name: str = _string(
-        "The image's name, such as cats/one.png: link names of Load Images From Folder. The "
-        "caption is cats/one.txt."
+        "Image name, such as cats/one.png: connect names of Load Images From Folder. The caption "
+        "becomes cats/one.txt."
     )
     text: str = _string(
-        "The caption, such as description of LLM Image Refine. An error message is not written.",
+        "Caption text, such as description of LLM Image Refine. Error messages are not written.",
         multiline=True,
         lazy=True,
     )
     place: str = host.choice(
         _PLACES,
-        "input: beside the image in ComfyUI's input folder. output: under the same name in "
-        "ComfyUI's output folder.",
+        "Save beside the image in ComfyUI's input folder, or under the same name in the output "
+        "folder.",
         optional=False,
+        label="save to",
     )
-    subfolder: str = _string(
-        "A folder inside that place to put in front of the name.", optional=True
-    )
+    subfolder: str = _string("Subfolder to put in front of the name.", optional=True)
     prefix: str = _string(
-        'Put before the text as it is, such as a trigger word: "ohwx, ".', optional=True
+        'Text to put before the caption, such as a trigger word with its comma: "ohwx, ".',
+        optional=True,
     )
-    suffix: str = _string("Put after the text as it is.", optional=True)
+    suffix: str = _string("Text to put after the caption.", optional=True)
     existing: str = host.choice(
         EXISTING,
-        "If the file exists: leave it, replace it, or add the text at its end.",
+        "Keep the file, replace it, or append the new text to it.",
+        label="if file exists",
     )
     keep_line_breaks: bool = host.switch(
         False,
-        "Off: write one line, as trainers read it. kohya's scripts ignore further "
-        "lines, OneTrainer picks one at random.",
+        "Off: write one line, as trainers expect it. kohya's scripts ignore further lines, "
+        "OneTrainer picks one at random.",
+        hide=True,
     )
     same_name: str = host.choice(
         _SAME_NAME,
-        "If a.jpg and a.png are in one list: refuse the second one, or name its caption a.png.txt.",
+        "If a.jpg and a.png are in one list: refuse the second caption, or name it a.png.txt.",
+        label="if names clash",
+        hide=True,
     )
 
 
@@ -71,16 +75,16 @@ class SaveCaption(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The image's name, the text, and where and how it is written."""
+        """The image's name, the text, and where and how to write it."""
         return host.schema(
             node_id="RefinerySaveCaption",
             display_name="Save Caption",
-            category="refinery",
+            category="Image Refinery/Image",
             description=(
-                "Writes a caption file with the image's own name and .txt, as trainers of LoRAs "
-                "expect it, inside ComfyUI's input or output folder."
+                "Writes a .txt caption with the image's own name, as LoRA trainers expect it, into "
+                "ComfyUI's input or output folder."
             ),
-            search_aliases=["caption", "dataset", "lora training", "save text", "txt"],
+            search_aliases=["caption", "dataset", "lora training", "save text", "txt", "captions"],
             is_input_list=True,
             is_output_node=True,
             inputs=host.widgets(Inputs),
@@ -88,12 +92,12 @@ class SaveCaption(io.ComfyNode):
                 io.String.Output(
                     display_name="text",
                     is_output_list=True,
-                    tooltip="The text as it came, without prefix and suffix.",
+                    tooltip="The text, without prefix and suffix.",
                 ),
                 io.String.Output(
                     display_name="file",
                     is_output_list=True,
-                    tooltip="The caption file inside its place.",
+                    tooltip="Name of the caption file inside that folder.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -107,13 +111,13 @@ class SaveCaption(io.ComfyNode):
 
     @classmethod
     def check_lazy_status(cls, **values: list[Any]) -> list[str]:
-        """Look at the names first, so that a bad one is refused before a model writes the text."""
+        """Check the names first, so that a bad one is refused before a model writes the text."""
         _plan(cls, host.read_rows(Inputs, values))
         return ["text"]
 
     @classmethod
     def execute(cls, **values: list[Any]) -> io.NodeOutput:
-        """Write every text that is no error, and say what became of each.
+        """Write every text that is no error, and report what happened to each.
 
         Raises:
             ValueError: a name leads out of its folder, or files could not be written. The other
@@ -151,7 +155,7 @@ class _Caption(NamedTuple):
 
     Attributes:
         row: the inputs.
-        shown: the file inside its place, for messages.
+        shown: the file inside its folder, for messages.
         file: None where another image of the list has the file that `shown` names.
     """
 
@@ -176,8 +180,8 @@ def _plan(node: type[io.ComfyNode], rows: list[Inputs]) -> list[_Caption]:
 
 
 def _image(row: Inputs) -> Path:
-    if row.place not in _PLACES:  # older hosts do not check a list's value
-        raise ValueError(f'place is "{row.place}", but must be one of {list(_PLACES)}.')
+    if row.place not in _PLACES:  # older hosts do not check the value of a combo
+        raise ValueError(f'save to is "{row.place}", but must be one of {list(_PLACES)}.')
     if not row.name.strip():
         raise ValueError(_NAME_IS_EMPTY)
     name = f"{row.subfolder}/{row.name}" if row.subfolder.strip() else row.name
@@ -207,7 +211,7 @@ def _save(caption: _Caption, text: str) -> tuple[str, str]:
     shown, row = caption.shown, caption.row
     if caption.file is None:
         return "refused", (
-            f'{same_name_message(row.name, shown)}, or set same_name to "{_SAME_NAME[1]}".'
+            f'{same_name_message(row.name, shown)}, or set "if names clash" to "{_SAME_NAME[1]}".'
         )
     if isinstance(text, ErrorText):
         return "refused", f"{shown} was not written. {text}"
@@ -222,14 +226,13 @@ def _save(caption: _Caption, text: str) -> tuple[str, str]:
         )
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{shown} is not in UTF-8, so that nothing can be appended: save it as UTF-8, or "
-            'choose "overwrite".'
+            f"Cannot append to {shown}, which is not UTF-8. Save it as UTF-8, or choose overwrite."
         ) from error
     except OSError as error:
         raise ValueError(
-            f"{shown} could not be written into ComfyUI's {row.place} folder: "
+            f"Cannot write {shown} into ComfyUI's {row.place} folder: "
             f"{error.strerror or error}. Try another name or subfolder."
         ) from error
     if written:
         return "written", shown
-    return "skipped", f"{shown} exists and was left as it is."
+    return "skipped", f"{shown} exists and was kept."

@@ -25,42 +25,46 @@ class SDXLRefiner(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The inputs in the order of docs/nodes.md; no network and no checkpoint is touched."""
+        """The fields of `Inputs`; reads no checkpoint and no network."""
         return host.schema(
             node_id="RefinerySDXLRefiner",
             display_name="SDXL Refiner",
-            category="refinery",
+            category="Image Refinery/Image",
             description=(
-                "Sharpens texture, removes noise and artifacts and keeps the picture: image to "
-                "image with an SDXL checkpoint at low strength. Small images are worked on at "
-                "about a megapixel, large ones in tiles, masks as regions."
+                "Sharpens texture and removes noise and compression artifacts by image to image "
+                "with an SDXL checkpoint. Low strength keeps the content."
             ),
-            search_aliases=["refine", "enhance", "img2img", "sdxl", "detail", "denoise", "upscale"],
+            search_aliases=[
+                *("refine", "enhance", "img2img", "image to image", "sdxl", "detailer", "denoise"),
+                *("sharpen", "restore", "artifacts"),
+            ],
             is_input_list=True,
             inputs=host.widgets(Inputs),
             outputs=[
                 io.Image.Output(
                     display_name="image",
                     is_output_list=True,
-                    tooltip="The refined images: a batch for a batch, a list for a list.",
+                    tooltip="Refined images: a batch for a batch, a list for a list.",
                 ),
                 io.Mask.Output(
                     display_name="mask",
                     is_output_list=True,
-                    tooltip="The mask as it came; zeros where none came.",
+                    tooltip="The input mask, or zeros without one.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint: Any = "") -> bool:
-        """Accept any name: a workflow from a machine with other files must load and queue."""
-        return True
+    def validate_inputs(
+        cls, checkpoint: Any = "", working_size: Any = None, on_error: Any = None
+    ) -> bool | str:
+        """Accept any checkpoint: workflows of other machines must load and queue."""
+        return host.check_choices(Inputs, working_size=working_size, on_error=on_error)
 
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> int:
-        """Change after each run that passed an image on for an error, so that none is cached."""
+        """Changes after each run that returned an original image, so that none is cached."""
         return host.failed_runs(cls)
 
     @classmethod
@@ -71,7 +75,7 @@ class SDXLRefiner(io.ComfyNode):
 
     @classmethod
     def execute(cls, **values: list[Any]) -> io.NodeOutput:
-        """Refine every image; with strength 0, or not enabled, pass on the very same objects."""
+        """Refine every image; with strength 0, or not enabled, return the very same objects."""
         from ..refine import RefineCancelled, RefineError, SettingsError
 
         given, problem = host.read(Inputs, values)
@@ -101,7 +105,7 @@ class SDXLRefiner(io.ComfyNode):
 def _refine(
     node: type[io.ComfyNode], given: Inputs, settings: RefineSettings
 ) -> tuple[list[torch.Tensor], list[str]]:
-    """Return the refined batches, and what was wrong with images that were passed on."""
+    """Return the refined batches, and what was wrong with images that come out unchanged."""
     from ..refine import Batch
     from .host import kept
     from .host.pairing import masks_for, prompts_for
@@ -109,8 +113,8 @@ def _refine(
 
     errors: dict[int, str] = {}
 
-    def pass_on(number: int, error: RefineError) -> None:
-        log.warning("SDXL Refiner passes image %d on: %s", number + 1, error)
+    def keep_original(number: int, error: RefineError) -> None:
+        log.warning("SDXL Refiner returns image %d unchanged: %s", number + 1, error)
         errors[number] = str(error)
 
     batch = Batch(
@@ -118,14 +122,14 @@ def _refine(
         settings,
         prompts=prompts_for(given.prompt, given.image),
         masks=masks_for(given.mask, given.image),
-        on_image_error=pass_on if given.on_error == ON_ERROR[1] else None,
+        on_image_error=keep_original if given.on_error == ON_ERROR[1] else None,
     )
     results = given.image
     if batch.items:
         progress = host.RefineProgress(host.node_id(node), batch.count)
         what = "loading the checkpoint"
         if given.checkpoint == DOWNLOAD:
-            what = f"fetching {DOWNLOADED_MODEL}"
+            what = f"downloading {DOWNLOADED_MODEL}"
         refiner = wait_for(
             lambda: kept.loaded_refiner(given.checkpoint, given.memory_mode),
             lambda seconds: progress.say(f"{what} ({seconds} s)" if seconds else what),
@@ -134,7 +138,7 @@ def _refine(
             results = refiner.refine_items(
                 batch, on_progress=progress, should_stop=host.interrupted
             )
-            # An image that was passed on may be none that can be shown.
+            # An image that could not be refined may have no pixels to show.
             last = next(one for one in reversed(results) if len(one))
             progress.finished(None if errors else last[-1:])
         finally:

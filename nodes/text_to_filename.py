@@ -1,4 +1,4 @@
-"""Text To Filename: a name that every system takes."""
+"""Text To Filename: a name that is safe on every system."""
 
 from __future__ import annotations
 
@@ -17,48 +17,45 @@ class TextToFilename(io.ComfyNode):
         return host.schema(
             node_id="RefineryTextToFilename",
             display_name="Text To Filename",
-            category="refinery",
+            category="Image Refinery/Utilities",
             description=(
-                "Makes a file name of a text, safe on Windows, macOS and Linux, for the "
-                "filename_prefix of Save Image. The same text always gives the same name."
+                "Makes a file name from a text, for filename_prefix of Save Image. It is safe on "
+                "Windows, macOS and Linux."
             ),
             search_aliases=[
-                "filename",
-                "slug",
-                "sanitize",
-                "save image name",
-                "file name too long",
+                *("filename", "slug", "sanitize", "save image name", "file name too long"),
             ],
             inputs=[
                 io.String.Input(
                     "text",
                     multiline=True,
                     default="",
-                    tooltip="Any text, such as a description. Letters of all scripts stay; "
-                    "slashes, line breaks and what Windows forbids become spaces.",
+                    tooltip="Text to make a name from, such as a description. Slashes, line "
+                    "breaks and what "
+                    "Windows forbids become spaces.",
                 ),
                 io.Int.Input(
                     "longest_bytes",
+                    display_name="max length (bytes)",
                     default=120,
                     min=8,
                     max=LONGEST_BYTES - 15,
                     optional=True,
-                    tooltip="Longest name in bytes; a letter has 1 to 4. Systems take 255, and "
-                    "Save Image appends a number and an ending.",
+                    tooltip="Longest name in bytes, at 1 to 4 per letter. File systems allow 255, "
+                    "and Save Image appends a number and an ending.",
                 ),
                 io.String.Input(
                     "folder",
                     default="",
                     optional=True,
-                    tooltip="Subfolder of the output folder, such as captions/cats. Each part is "
-                    "made safe in the same way.",
+                    tooltip="Subfolder of the output folder to put in front, such as "
+                    "captions/cats.",
                 ),
             ],
             outputs=[
                 io.String.Output(
                     display_name="filename",
-                    tooltip="For filename_prefix of Save Image: the folder, if any, and the name, "
-                    "without an ending.",
+                    tooltip="Folder and name without an ending, for filename_prefix of Save Image.",
                 )
             ],
         )

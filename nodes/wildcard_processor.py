@@ -1,4 +1,4 @@
-"""Wildcard Processor: random lines of files, and choices in braces, put into a text."""
+"""Wildcard Processor: replaces wildcards by random lines of files, and choices by one."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Inputs:
             multiline=True,
             default="",
             dynamic_prompts=False,
-            tooltip="__name__ becomes a random line of name.txt, and choices in braces one of "
-            "them. All other text stays as it is. Every form stands in this node's help.",
+            tooltip="Text with wildcards: __name__ becomes a random line of name.txt, choices in "
+            "braces one of them. See this node's help for all forms.",
         ),
         default_factory=lambda: [""],
     )
@@ -41,8 +41,8 @@ class Inputs:
             max=0xFFFF_FFFF_FFFF_FFFF,
             control_after_generate=True,
             optional=True,
-            tooltip="The same seed, text and files give the same result. In a list of texts each "
-            "takes the next seed.",
+            tooltip="Same seed, text and files give the same result. In a list, each text uses "
+            "the next seed.",
         ),
         default_factory=lambda: [0],
     )
@@ -51,8 +51,8 @@ class Inputs:
             id,
             default=False,
             optional=True,
-            tooltip="Leave out lines of the text that begin with #, // or ;. In wildcard files "
-            "such lines are always skipped.",
+            tooltip="Remove comment lines from the text. Comment lines in wildcard files are "
+            "always skipped.",
         ),
         default=False,
     )
@@ -63,14 +63,14 @@ class WildcardProcessor(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """A text, a seed, and whether comments go."""
+        """A text, a seed, and whether to remove comments."""
         return host.schema(
             node_id="RefineryWildcardProcessor",
             display_name="Wildcard Processor",
-            category="refinery",
+            category="Image Refinery/Utilities",
             description=(
-                "Puts random lines of wildcard files (__colour__) and choices in braces into a "
-                "text. All other text stays as it is. The same seed gives the same result."
+                "Replaces wildcards such as __color__ by random lines of files, and choices in "
+                "braces by one of them. All other text stays unchanged."
             ),
             search_aliases=["wildcards", "dynamic prompts", "random prompt", "variants"],
             is_input_list=True,
@@ -79,12 +79,12 @@ class WildcardProcessor(io.ComfyNode):
                 io.String.Output(
                     display_name="processed text",
                     is_output_list=True,
-                    tooltip="The text with its wildcards and choices replaced.",
+                    tooltip="The text with wildcards and choices replaced.",
                 ),
                 io.String.Output(
                     display_name="original text",
                     is_output_list=True,
-                    tooltip="The text as it came.",
+                    tooltip="The text, unchanged.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -97,7 +97,7 @@ class WildcardProcessor(io.ComfyNode):
 
     @classmethod
     def execute(cls, **values: list[Any]) -> io.NodeOutput:
-        """Replace; what could not be is said on the node and in the log."""
+        """Replace; problems are shown on the node and in the log."""
         from ..texts import expand, without_comments
 
         files = _files()
@@ -123,7 +123,7 @@ class WildcardProcessor(io.ComfyNode):
 
 
 def _files() -> WildcardFiles:
-    """The user's own files come before those of ComfyUI's models folder, and ours last."""
+    """The user's files come first, then those of ComfyUI's models folder, then the pack's."""
     registered = folder_paths.folder_names_and_paths.get(_WILDCARDS, ([], set()))[0]
     return WildcardFiles(
         [

@@ -65,7 +65,7 @@ def working_size(height: int, width: int, mode: WorkingSize) -> Size:
     its proportions. Every other image keeps its size.
     """
     area = height * width
-    if mode == "as it is" or area >= MIN_WORKING_AREA_PX:
+    if mode == "keep size" or area >= MIN_WORKING_AREA_PX:
         return Size(height, width)
     factor = math.sqrt(MEGAPIXEL / area)
     return Size(max(1, round(height * factor)), max(1, round(width * factor)))

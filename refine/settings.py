@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from .errors import SettingsError
 
-WorkingSize = Literal["auto", "as it is"]
+T = TypeVar("T")
+
+WorkingSize = Literal["auto", "keep size"]
 OutputSize = Literal["original", "working"]
 MemoryMode = Literal["auto", "gpu", "offload", "low_vram"]
 
@@ -27,6 +30,26 @@ def count_steps(num_inference_steps: int, strength: float) -> int:
     return min(int(num_inference_steps * strength), num_inference_steps)
 
 
+def _takes_old_names(settings: type[T]) -> type[T]:
+    """Let a settings class take the names and values of version 0.1 as well."""
+    made = settings.__init__
+
+    @functools.wraps(made)
+    def init(self: T, **given: Any) -> None:
+        made(self, **_renamed(given))
+
+    settings.__init__ = init
+    return settings
+
+
+def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
+    named = {"keep_colors" if name == "keep_colours" else name: given[name] for name in given}
+    if named.get("working_size") == "as it is":
+        named["working_size"] = "keep size"
+    return named
+
+
+@_takes_old_names
 @dataclass(frozen=True, kw_only=True)
 class RefineSettings:
     """The settings of a refinement, with diffusers' names if it has them.
@@ -43,9 +66,9 @@ class RefineSettings:
         seed: 0 to 2**64 - 1; image i of a batch uses `seed + i`.
         guidance_end: 0 to 1; the share of the steps that are guided, counted from the first.
         working_size: "auto" enlarges small images to about one megapixel before the refinement;
-            "as it is" keeps the image's own size.
+            "keep size" keeps the image's own size.
         output_size: "original", or "working" to get the enlarged image.
-        keep_colours: Keep the input's low frequencies (its colors) in the output.
+        keep_colors: Keep the input's low frequencies (its colors) in the output.
 
     Raises:
         SettingsError: a value is of the wrong type or out of range, or no step would run.
@@ -62,7 +85,7 @@ class RefineSettings:
     guidance_end: float = 1.0
     working_size: WorkingSize = "auto"
     output_size: OutputSize = "original"
-    keep_colours: bool = True
+    keep_colors: bool = True
 
     def __post_init__(self) -> None:
         _check_number("strength", self.strength, 0.0, 1.0)
@@ -76,10 +99,15 @@ class RefineSettings:
         _check_number("guidance_end", self.guidance_end, 0.0, 1.0)
         check_choice("working_size", self.working_size, get_args(WorkingSize))
         check_choice("output_size", self.output_size, get_args(OutputSize))
-        if not isinstance(self.keep_colours, bool):
-            raise SettingsError(f"keep_colours must be True or False, not {self.keep_colours!r}.")
+        if not isinstance(self.keep_colors, bool):
+            raise SettingsError(f"keep_colors must be True or False, not {self.keep_colors!r}.")
         if self.strength > 0 and self.steps == 0:
             raise SettingsError(_no_step_message(self.num_inference_steps, self.strength))
+
+    @property
+    def keep_colours(self) -> bool:
+        """The name of `keep_colors` in version 0.1."""
+        return self.keep_colors
 
     @property
     def steps(self) -> int:
@@ -107,7 +135,7 @@ def settings_from(more: Mapping[str, Any], **values: Any) -> RefineSettings:
         TypeError: a name in `more` is not a setting, or is also in `values`.
     """
     names = [field.name for field in fields(RefineSettings) if field.name not in values]
-    for name in more:
+    for name in _renamed(more):
         if name not in names:
             raise TypeError(f"{name} is not a setting. The settings are {', '.join(names)}.")
     return RefineSettings(**values, **more)
@@ -147,5 +175,5 @@ def _no_step_message(steps: int, strength: float) -> str:
     )
     enough = [n for n in range(steps, MAX_STEPS + 1) if count_steps(n, strength) > 0]
     if enough:
-        message += f" or num_inference_steps to {enough[0]}"
+        message += f" or the number of steps to {enough[0]}"
     return message + "."

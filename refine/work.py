@@ -126,7 +126,7 @@ def stitch(work: Work, refined: list[Tensor], settings: RefineSettings) -> Plane
     plan, composite = work.plan, work.planes.composite
     original = composite[(..., *plan.region.slices)]
     result = blend.join_tiles(refined, plan.boxes)[..., : plan.size.height, : plan.size.width]
-    if settings.keep_colours:
+    if settings.keep_colors:
         result = blend.keep_colors(result, blend.resize(original, plan.size))
     if work.mask is not None:
         region = blend.resize(result, plan.region.size)

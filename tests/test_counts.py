@@ -252,7 +252,7 @@ def refiner(checkpoints: Path) -> Iterator[Any]:
     from image_refinery.nodes.sdxl_refiner import SDXLRefiner
 
     def run(images: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        named = {"checkpoint": TINY, "prompt": "a ball", "working_size": "as it is"} | inputs
+        named = {"checkpoint": TINY, "prompt": "a ball", "working_size": "keep size"} | inputs
         with torch.inference_mode():
             result = SDXLRefiner.execute(image=[images], **{k: [v] for k, v in named.items()})
         return result.result[0][0]

@@ -282,7 +282,7 @@ README_BLOCKS = re.findall(
 # The README's lines stay as they are, but a megapixel would take a CPU a minute.
 SMALL_WORK = """import functools
 from image_refinery.refine import ImageRefiner
-ImageRefiner.refine = functools.partialmethod(ImageRefiner.refine, working_size="as it is")
+ImageRefiner.refine = functools.partialmethod(ImageRefiner.refine, working_size="keep size")
 """
 
 

@@ -34,6 +34,7 @@ ACCEPTED = {
     "refine.LocalResidency.__init__": "parts is named components",
     "refine.LocalResidency.use": "part is named component",
     "refine.Residency.use": "part is named component",
+    "refine.RefineSettings.__init__": "keep_colors, which was keep_colours: both are accepted",
     "refine.RefineCancelled": "a cancel is no error",
 }
 """Incompatible changes that were decided, and why. CHANGELOG.md must name each in backticks."""

@@ -101,7 +101,7 @@ def note(graph: Graph, title: str, text: str, *, models: Iterable[str], files: I
 
 
 def instructions(graph: Graph, name: str) -> Node:
-    """Add Ready Instructions with one of the pack's texts chosen."""
+    """Add Instruction Presets with one of the pack's texts chosen."""
     file = ROOT / "instructions" / f"{name}.txt"
     text = file.read_text(encoding="utf-8").strip()
     return graph.add("RefineryReadyInstructions", pick=name, text=text, tall=190)

@@ -157,7 +157,7 @@ def image_faults() -> dict[str, Make]:
 
 def llm_case(ollama: Any, node: Any, usual: Make, **faults: Make) -> Case:
     """Return the case of a node that uses a model."""
-    on_error = [["give the message"], ["stop the workflow"]]
+    on_error = [["output error text"], ["stop the workflow"]]
     return Case(
         node,
         lambda chance: {"on_error": chance.choice(on_error), **usual(chance)},
@@ -288,7 +288,7 @@ def refiner_inputs(chance: random.Random) -> Inputs:
         "prompt": [chance.choice(["", "", f"a cat, {chance.random()}", "a dog " * 90])],
         "strength": [0.5],
         "num_inference_steps": [chance.choice([2, 2, 4])],
-        "working_size": ["as it is"],
+        "working_size": ["keep size"],
         "seed": [chance.randrange(2**64)],
     }
     if chance.random() < 0.02:  # it enlarges its region, which takes seconds here

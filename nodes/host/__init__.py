@@ -1,7 +1,18 @@
 """All that touches ComfyUI: its schemas, folders, progress, interruption and model management."""
 
 from .folders import PACK_FOLDER, config_file, own_folder
-from .inputs import BadInput, choice, number, read, read_rows, switch, widget, widgets
+from .inputs import (
+    BadInput,
+    advanced,
+    check_choices,
+    choice,
+    number,
+    read,
+    read_rows,
+    switch,
+    widget,
+    widgets,
+)
 from .progress import PAGE, NodeWatcher, RefineProgress, show
 from .running import count_failed_run, failed_runs, interrupted, node_id, stop
 from .schemas import schema
@@ -13,6 +24,8 @@ __all__ = [
     "BadInput",
     "NodeWatcher",
     "RefineProgress",
+    "advanced",
+    "check_choices",
     "choice",
     "config_file",
     "count_failed_run",

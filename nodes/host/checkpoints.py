@@ -40,6 +40,6 @@ def find_checkpoint(name: str) -> Path | str:
         if path is not None:
             return Path(path)
     raise CheckpointError(
-        f'There is no checkpoint "{name}" in ComfyUI\'s checkpoints folder: choose another one, '
+        f'There is no checkpoint "{name}" in ComfyUI\'s checkpoints folder. Choose another one, '
         "or put the file there."
     )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 BAND_VALUES = 65536
-"""So many float32 (a quarter of a MiB) fit into the second cache of any processor of today."""
+"""256 KiB of float32: fits in L2."""
 
 
 def single_images(batches: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -40,11 +40,11 @@ def pixels(image: torch.Tensor) -> Callable[[], NDArray[np.uint8]]:
 
         values = image[0].detach().to(device="cpu", dtype=torch.float32).numpy()
         result = np.empty(values.shape, np.uint8)
-        # Some rows at a time, in memory that stays in the processor's cache: four times quicker at
+        # Some rows at a time, in memory that stays in the processor's cache: four times faster at
         # 2048 px than whole copies of the image for each step (docs/quality/performance.md).
         rows = max(1, BAND_VALUES * len(values) // max(1, values.size))
         scratch = np.empty((rows, *values.shape[1:]), np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # what that is about is mended below
+        with np.errstate(over="ignore", invalid="ignore"):  # such values are replaced below
             for first in range(0, len(values), rows):
                 band = values[first : first + rows]
                 scaled = np.multiply(band, 255.0, out=scratch[: len(band)])
@@ -65,17 +65,17 @@ def empty_mask(batch: torch.Tensor) -> torch.Tensor:
     return torch.zeros(batch.shape[:3])
 
 
-def image_tensor(picture: Image.Image) -> torch.Tensor:
-    """Return a picture as a batch of one (1, H, W, 3), float 0 to 1, without its transparency.
+def image_tensor(image: Image.Image) -> torch.Tensor:
+    """Return a Pillow image as a batch of one (1, H, W, 3), float 0 to 1, without transparency.
 
-    16 bits a channel stay 16 bits (gray pictures; Pillow reads no others so).
+    16 bits per channel stay 16 bits (gray images only: Pillow reads no others so).
     """
     import numpy as np
     import torch
 
-    if picture.mode.startswith("I"):
-        gray = np.asarray(picture).astype(np.float32) / 65535.0
+    if image.mode.startswith("I"):
+        gray = np.asarray(image).astype(np.float32) / 65535.0
         values = np.repeat(gray[..., None], 3, axis=2)
     else:
-        values = np.asarray(picture.convert("RGB")).astype(np.float32) / 255.0
+        values = np.asarray(image.convert("RGB")).astype(np.float32) / 255.0
     return torch.from_numpy(values)[None]

@@ -12,26 +12,50 @@ from typing import Any, TypeVar
 
 from comfy_api.latest import io
 
+from .renamed_values import current_value
+
 T = TypeVar("T")
 
-_INPUT, _MIN, _MAX = "input", "min", "max"
+_INPUT, _MIN, _MAX, _OPTIONS, _LABEL = "input", "min", "max", "options", "label"
 
 
 class BadInput(ValueError):
-    """A value that came over a link cannot be used."""
+    """A value that came over a connection cannot be used."""
 
 
-def widget(make: Callable[[str], Any], **default: Any) -> Any:
+def advanced(made: Any) -> Any:
+    """Mark an input of a schema as advanced: Nodes 2.0 hides it until it is asked for.
+
+    ComfyUI 0.3.64 takes neither `advanced` nor `extra_dict` when an input is made.
+    """
+    made.extra_dict["advanced"] = True
+    return made
+
+
+def widget(
+    make: Callable[[str], Any], *, label: str = "", hide: bool = False, **default: Any
+) -> Any:
     """Return a dataclass field for an input.
 
     Args:
         make: returns the schema's input for an id, the name of the field.
+        label: what the page shows in place of the id.
+        hide: whether the input is advanced.
         default: `default` or `default_factory` of the field; none: a required input.
     """
-    return dataclasses.field(**default, metadata={_INPUT: make})
+    return _field(make, label, hide, {}, **default)
 
 
-def number(default: float, low: float, high: float, tooltip: str, **more: Any) -> Any:
+def number(
+    default: float,
+    low: float,
+    high: float,
+    tooltip: str,
+    *,
+    label: str = "",
+    hide: bool = False,
+    **more: Any,
+) -> Any:
     """Return a field for a number widget; whole numbers for a whole default."""
 
     def make(id: str) -> Any:
@@ -40,25 +64,34 @@ def number(default: float, low: float, high: float, tooltip: str, **more: Any) -
             return io.Int.Input(id, **limits, optional=True, tooltip=tooltip)
         return io.Float.Input(id, **limits, step=0.01, round=0.001, optional=True, tooltip=tooltip)
 
-    return dataclasses.field(default=default, metadata={_INPUT: make, _MIN: low, _MAX: high})
+    return _field(make, label, hide, {_MIN: low, _MAX: high}, default=default)
 
 
-def choice(options: Sequence[str], tooltip: str, *, optional: bool = True, **more: Any) -> Any:
+def choice(
+    options: Sequence[str],
+    tooltip: str,
+    *,
+    optional: bool = True,
+    label: str = "",
+    hide: bool = False,
+) -> Any:
     """Return a field for a list of texts to choose from; the first is the default."""
 
     def make(id: str) -> Any:
         kind: dict[str, Any] = {"optional": True} if optional else {}
         return io.Combo.Input(
-            id, options=list(options), default=options[0], tooltip=tooltip, **kind, **more
+            id, options=list(options), default=options[0], tooltip=tooltip, **kind
         )
 
-    return widget(make, default=options[0])
+    return _field(make, label, hide, {_OPTIONS: tuple(options)}, default=options[0])
 
 
-def switch(default: bool, tooltip: str) -> Any:
+def switch(default: bool, tooltip: str, *, label: str = "", hide: bool = False) -> Any:
     """Return a field for a switch."""
     return widget(
         lambda id: io.Boolean.Input(id, default=default, optional=True, tooltip=tooltip),
+        label=label,
+        hide=hide,
         default=default,
     )
 
@@ -66,6 +99,23 @@ def switch(default: bool, tooltip: str) -> Any:
 def widgets(inputs: type[Any]) -> list[Any]:
     """Return the schema's inputs for the fields of a dataclass."""
     return [field.metadata[_INPUT](field.name) for field in dataclasses.fields(inputs)]
+
+
+def check_choices(inputs: type[Any], **given: Sequence[Any] | None) -> bool | str:
+    """Return True, or what is wrong with the first value that its list does not have.
+
+    For `validate_inputs`: ComfyUI leaves the check of a value to a node that names the input there,
+    and so values of earlier versions can be queued.
+
+    Args:
+        inputs: a dataclass whose fields are made by `choice`.
+        given: {id: [value]}; a linked value is None.
+    """
+    for field in dataclasses.fields(inputs):
+        for value in given.get(field.name) or ():
+            if value is not None and current_value(field.name, value) not in _options(field):
+                return _not_in_list(field, value)
+    return True
 
 
 def read(inputs: type[T], values: Mapping[str, Sequence[Any]]) -> tuple[T, BadInput | None]:
@@ -118,15 +168,42 @@ def read_rows(inputs: type[T], values: Mapping[str, Sequence[Any]], count: int =
     ]
 
 
+def _field(
+    make: Callable[[str], Any], label: str, hide: bool, limits: dict[str, Any], **default: Any
+) -> Any:
+    def labeled(id: str) -> Any:
+        made = make(id)
+        made.display_name = label or None
+        return advanced(made) if hide else made
+
+    return dataclasses.field(**default, metadata={_INPUT: labeled, _LABEL: label, **limits})
+
+
 def _shared(field: dataclasses.Field[Any], given: Sequence[Any]) -> Any:
-    value = given[0]
-    if any(other != value for other in given):
+    value = current_value(field.name, given[0])
+    label = _label(field)
+    if any(other != given[0] for other in given):
         raise BadInput(
-            f"{field.name} got a list of different values, but all of a run share one. Link one "
-            "value, or use a node for each."
+            f"{label} got a list of different values, but all images of a run share one. Connect "
+            "one value, or use a node for each."
         )
-    # ComfyUI checks the range of a widget, but not of a linked value.
+    # ComfyUI checks a widget's value, but not one that is linked.
     if _MIN in field.metadata and not field.metadata[_MIN] <= value <= field.metadata[_MAX]:
         low, high = field.metadata[_MIN], field.metadata[_MAX]
-        raise BadInput(f"{field.name} is {value}, but must be from {low} to {high}.")
+        raise BadInput(f"{label} is {value}, but must be from {low} to {high}.")
+    if (options := _options(field)) and value not in options:
+        raise BadInput(_not_in_list(field, value))
     return value
+
+
+def _options(field: dataclasses.Field[Any]) -> tuple[str, ...]:
+    return field.metadata.get(_OPTIONS, ())
+
+
+def _not_in_list(field: dataclasses.Field[Any], value: Any) -> str:
+    options = ", ".join(f'"{option}"' for option in _options(field))
+    return f'{_label(field)} is "{value}", but must be one of {options}.'
+
+
+def _label(field: dataclasses.Field[Any]) -> str:
+    return field.metadata[_LABEL] or field.name

@@ -46,7 +46,7 @@ def keep_refiner(key: Hashable, make: Callable[[], ImageRefiner]) -> ImageRefine
 
 
 def loaded_refiner(checkpoint: str, mode: MemoryMode) -> ImageRefiner:
-    """Return a refiner with its weights loaded: the one that is kept, or a new one in its place.
+    """Return a refiner with its weights loaded: the kept one, or a new one that replaces it.
 
     Args:
         checkpoint: As the checkpoint widget names it.

@@ -62,13 +62,13 @@ class ManagedResidency:
                 comfyui.unload_patchers([ours.patcher])
 
     def has_room(self, working_bytes: int) -> bool:
-        """Say whether a stage may take so much at once; see Residency."""
+        """Return whether a stage may take so much in one piece; see Residency."""
         if self._mode == "low_vram":
             return working_bytes <= LOW_VRAM_BYTES
         return comfyui.has_room(self.device, working_bytes)
 
     def shrink(self) -> bool:
-        """After an out-of-memory error: clear the device, and go on in low_vram mode."""
+        """After an out-of-memory error: clear the device, and continue in low_vram mode."""
         comfyui.free_comfyui()
         if self._mode != "auto":
             return False
@@ -77,7 +77,7 @@ class ManagedResidency:
         return True
 
     def release(self) -> int:
-        """Take our components off the device, and nobody else's; return the bytes freed."""
+        """Unload our components from the device, and no others. Return the bytes freed."""
         self._mode = self._asked_mode
         return comfyui.unload_patchers(
             [component.patcher for component in self._components.values()]
@@ -88,7 +88,7 @@ class _Managed:
     """One component, and the patcher by which ComfyUI knows it.
 
     The models of diffusers and transformers do not let ComfyUI set their `device`, so a plain
-    module stands between.
+    module is put between.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ FRESH_S = 1.0
 WAIT_S = 0.25
 """The longest that `names` waits for the server."""
 REST_S = 5.0
-"""After a failure nobody waits for this long; the look itself goes on behind."""
+"""After a failure, nobody waits for this long, while the server is asked in the background."""
 
 
 START_DELAY_S = 0.3
@@ -38,7 +38,7 @@ class Source(NamedTuple):
 
 
 class ModelListCache:
-    """Remembers what servers have; looks again in the background when somebody asks.
+    """Remembers the models of servers, and lists them again in the background when asked.
 
     ComfyUI builds the description of a node on the thread that serves the page, for every request
     and every queued prompt, so a server that is off or hangs must cost next to nothing there. The

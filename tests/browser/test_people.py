@@ -175,7 +175,7 @@ def test_the_refiner_s_steps_and_previews_arrive(page: Any, comfyui: Any, render
     page.evaluate(LOAD, graph)
     page.evaluate(
         """([id, seed]) => {
-          const values = {checkpoint: "tiny_refiner.safetensors", working_size: "as it is", seed};
+          const values = {checkpoint: "tiny_refiner.safetensors", working_size: "keep size", seed};
           for (const widget of app.graph.getNodeById(id).widgets) {
             if (widget.name in values) widget.value = values[widget.name];
           }

@@ -1,4 +1,4 @@
-"""Ready Instructions in the page: picking fills the field, loading leaves it, R reads anew."""
+"""Instruction Presets in the page: choosing fills the field, loading leaves it, R reads anew."""
 
 from __future__ import annotations
 

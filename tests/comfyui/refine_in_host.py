@@ -33,7 +33,7 @@ managed = importlib.import_module("pack.nodes.host.managed")
 kept = importlib.import_module("pack.nodes.host.kept")
 stages = importlib.import_module("pack.refine.stages")
 
-SETTINGS = refine.RefineSettings(prompt="a red circle", seed=3, working_size="as it is")
+SETTINGS = refine.RefineSettings(prompt="a red circle", seed=3, working_size="keep size")
 PICTURE = torch.rand(1, 64, 128, 3, generator=torch.Generator().manual_seed(1))
 
 

@@ -28,7 +28,7 @@ def graph(comfyui: ComfyHost) -> Graph:
             image=["1", 0],
             vision_model=model,
             custom_vision_prompt="",
-            on_error="give the message",
+            on_error="output error text",
         )
 
     return {
@@ -45,7 +45,7 @@ def graph(comfyui: ComfyHost) -> Graph:
             num_inference_steps=20,
             guidance_scale=7.5,
             seed=0,
-            working_size="as it is",
+            working_size="keep size",
         ),
         "12": node("PreviewAny", source=["2", 0]),
         "13": node("PreviewAny", source=["3", 1]),

@@ -145,7 +145,7 @@ def test_the_inputs_are_the_spec_s_to_the_letter_and_in_its_order(comfyui: Comfy
 def test_outputs_have_the_spec_s_names_and_are_lists(comfyui: ComfyHost):
     info = comfyui.object_info(NODE)
     assert info["display_name"] == "LLM Image Refine"
-    assert info["category"] == "refinery"
+    assert info["category"] == "Image Refinery/LLM"
     assert info["output_name"] == ["image", "description", "refined_output"]
     assert info["output"] == ["IMAGE", "STRING", "STRING"]
     assert info["output_is_list"] == [True, True, True]
@@ -235,7 +235,7 @@ def test_the_same_model_for_both_stages_is_loaded_once(comfyui: ComfyHost, seein
 def test_all_images_in_one_question_give_one_text(comfyui: ComfyHost, seeing: FaultyOllama):
     graph = {
         "1": pictures((20, 20, "red"), (30, 10, "blue")),
-        "2": refine(["1", 0], batch_mode="all images in one question"),
+        "2": refine(["1", 0], batch_mode="one text for all images"),
         "3": node("ProbeSame", first=["1", 0], second=["2", 0]),
     } | previews("2")
     run = comfyui.run(graph)

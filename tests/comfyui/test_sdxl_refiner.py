@@ -59,7 +59,7 @@ def refine(image: Link, **inputs: Any) -> dict[str, Any]:
         "num_inference_steps": 20,
         "guidance_scale": 7.5,
         "seed": 0,
-        "working_size": "as it is",
+        "working_size": "keep size",
     }
     return node(NODE, **(usual | inputs), image=image)
 
@@ -108,7 +108,7 @@ def sentence(run: Run) -> str:
 
 def test_the_inputs_are_in_the_design_s_order_and_all_explained(refinery: ComfyHost):
     info = refinery.object_info(NODE)
-    assert info["display_name"] == "SDXL Refiner" and info["category"] == "refinery"
+    assert info["display_name"] == "SDXL Refiner" and info["category"] == "Image Refinery/Image"
     assert info["input_order"]["required"] == [
         *("image", "checkpoint", "prompt", "negative_prompt", "strength"),
         *("num_inference_steps", "guidance_scale", "seed"),
@@ -367,7 +367,7 @@ def test_nan_is_said_and_not_saved_as_a_black_picture(refinery: ComfyHost):
 
 
 def test_passing_the_image_on_shows_the_error_and_is_not_cached(refinery: ComfyHost):
-    graph = single(refinery, checkpoint="gone.safetensors", on_error="pass the image on")
+    graph = single(refinery, checkpoint="gone.safetensors", on_error="return original image")
     graph["20"] = node("ProbeSame", first=["1", 0], second=["2", 0])
     run = finished(refinery, graph)
     assert run.ok, run.error

@@ -138,7 +138,7 @@ def test_a_workflow_runs(ready: ComfyHost, ollama: FaultyOllama, name: str) -> N
                 )
             entry["inputs"] |= {
                 "checkpoint": f"{REFINER}.safetensors",
-                "working_size": "as it is",
+                "working_size": "keep size",
             }
     run = ready.run(prompt, timeout_s=120)
     assert run.ok, run.error

@@ -160,7 +160,7 @@ SPECIAL = [
     Case("server", "restarts_once"),
 ]
 CASES = [*CHAT, *LOAD, *TAGS, *SHOW, *AFTER, *SPECIAL]
-ON_ERROR = ("give the message", "stop the workflow")
+ON_ERROR = ("output error text", "stop the workflow")
 NODES = ("LLM Image Refine", "LLM Describe", "Ollama Process")
 
 

@@ -58,7 +58,7 @@ def test_all_models_of_the_ollama_server(node: Any, ollama: FaultyOllama, calls:
         'Ollama\'s model "llama3.2:latest"',
         'Ollama\'s model "llava:latest"',
     ]
-    assert free(node, ollama_models=True).ui["text"] == ["Ollama held no models"]
+    assert free(node, ollama_models=True).ui["text"] == ["Ollama had no models loaded"]
 
 
 def test_a_server_that_does_not_answer_is_said_and_no_error(

@@ -138,7 +138,7 @@ def test_cancel_ends_the_node_at_once(node: Any, ollama: FaultyOllama) -> None:
 
 
 def test_any_model_name_passes_validation(node: Any) -> None:
-    assert set(inspect.signature(node.validate_inputs).parameters) == {"text_model", "server"}
+    assert {"text_model", "server"} <= set(inspect.signature(node.validate_inputs).parameters)
     assert node.validate_inputs("hf.co/org/x:Q4_K_M", "studio") is True
 
 

@@ -71,7 +71,7 @@ def test_files_of_one_s_own_are_added_and_come_first(node: Any, own: Path) -> No
 def test_a_name_from_another_machine_queues_and_its_text_goes_out(node: Any) -> None:
     assert node.validate_inputs(pick="not here") is True
     assert node.execute(pick="not here", text="Shorten.").result == ("Shorten.",)
-    with pytest.raises(ValueError, match='no instructions named "not here"'):
+    with pytest.raises(ValueError, match='no preset "not here"'):
         node.execute(pick="not here", text="")
 
 

@@ -41,7 +41,7 @@ def test_or_in_a_folder_of_the_output(node: Any, tmp_path: Path) -> None:
 def test_a_caption_that_exists_stays_unless_told_otherwise(node: Any, tmp_path: Path) -> None:
     file = tmp_path / "input" / "cats" / "one.txt"
     save(node)
-    assert save(node, text="b").ui["text"] == ["cats/one.txt exists and was left as it is."]
+    assert save(node, text="b").ui["text"] == ["cats/one.txt exists and was kept."]
     assert file.read_text() == "a cat"
     save(node, text="b", existing="append")
     assert file.read_text() == "a cat, b"
@@ -96,7 +96,7 @@ def test_an_error_s_message_is_no_caption(node: Any, tmp_path: Path) -> None:
 
 
 def test_a_place_that_does_not_exist_is_refused(node: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='place is "root"'):
+    with pytest.raises(ValueError, match='save to is "root"'):
         save(node, place="root")
     assert list(tmp_path.rglob("*.txt")) == []
 
@@ -104,10 +104,12 @@ def test_a_place_that_does_not_exist_is_refused(node: Any, tmp_path: Path) -> No
 def test_what_cannot_be_written_is_one_sentence(node: Any, tmp_path: Path) -> None:
     (tmp_path / "input" / "taken.txt").mkdir(parents=True)
     for name in ("x" * 300 + ".png", "taken.png"):
-        with pytest.raises(ValueError, match=r"could not be written.*another name or subfolder\."):
+        with pytest.raises(ValueError, match=r"Cannot write .*another name or subfolder\."):
             save(node, name=name, existing="overwrite")
     (tmp_path / "input" / "old.txt").write_bytes("caf\u00e9".encode("latin-1"))
-    with pytest.raises(ValueError, match=r'old\.txt is not in UTF-8.*choose "overwrite"\.'):
+    with pytest.raises(
+        ValueError, match=r"Cannot append to old\.txt, which is not UTF-8.*choose overwrite\."
+    ):
         save(node, name="old.png", existing="append")
     assert (tmp_path / "input" / "old.txt").read_bytes() == "caf\u00e9".encode("latin-1")
 
@@ -123,7 +125,7 @@ def test_the_second_of_two_images_with_one_caption_file_is_refused(
     assert (tmp_path / "input" / "cats" / "one.txt").read_text() == "a"
     assert output.ui["summary"] == ["2 written, 0 skipped, 1 refused"]
     assert "cats/one.png was left out" in output.ui["text"][1]
-    assert 'set same_name to "full name"' in output.ui["text"][1]
+    assert 'set "if names clash" to "full name"' in output.ui["text"][1]
 
 
 def test_or_named_in_full(node: Any, tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_the_node_says_what_became_of_each_caption(
 
 def test_one_file_that_cannot_be_written_costs_no_other(node: Any, tmp_path: Path) -> None:
     (tmp_path / "input" / "two.txt").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"two\.txt could not be written.*2 written"):
+    with pytest.raises(ValueError, match=r"Cannot write two\.txt .*2 written"):
         save(node, name=["one.png", "two.png", "3.png"], text="a", existing="overwrite")
     assert (tmp_path / "input" / "3.txt").read_text() == "a"
 

@@ -160,11 +160,11 @@ def test_shapes_that_are_no_picture_are_one_sentence(
     assert ollama.of("chat") == []
 
 
-@pytest.mark.parametrize("mode", ["each image", "all images in one question"])
+@pytest.mark.parametrize("mode", ["one text per image", "one text for all images"])
 def test_an_empty_batch_asks_nothing(node: Any, ollama: FaultyOllama, mode: str) -> None:
     images, descriptions, refined = execute(node, torch.rand(0, 40, 40, 3), batch_mode=mode)
     assert all(text.startswith("Error: ") for text in descriptions + refined)
-    assert len(descriptions) == len(refined) == (0 if mode == "each image" else 1)
+    assert len(descriptions) == len(refined) == (0 if mode == "one text per image" else 1)
     assert len(images) == len(descriptions)
     assert ollama.of("chat") == []
     assert ollama.loaded == []

@@ -9,7 +9,7 @@ from image_refinery.refine import Batch, ImageRefiner, RefineError, RefineSettin
 from PIL import Image
 
 Draw = Callable[[int, tuple[int, int]], Image.Image]
-SMALL = {"num_inference_steps": 4, "working_size": "as it is"}
+SMALL = {"num_inference_steps": 4, "working_size": "keep size"}
 
 
 def test_a_bad_row_comes_back_as_it_is_and_the_others_are_refined(refiner: ImageRefiner) -> None:

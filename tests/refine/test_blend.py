@@ -37,7 +37,7 @@ def test_between_two_different_tiles_there_is_no_step() -> None:
     assert steepest < 0.0045
 
 
-def test_keep_colours_takes_a_tint_back_and_leaves_detail() -> None:
+def test_keep_colors_takes_a_tint_back_and_leaves_detail() -> None:
     original = torch.full((1, 3, 128, 128), 0.5)
     detail = torch.zeros_like(original)
     detail[..., ::2] = 0.1

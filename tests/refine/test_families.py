@@ -83,8 +83,8 @@ def test_a_miniature_loads_and_equals_diffusers_own_call(
             pixels,
             num_inference_steps=7,
             seed=1,
-            working_size="as it is",
-            keep_colours=False,
+            working_size="keep size",
+            keep_colors=False,
             **words,
         )
         assert (ours - theirs).abs().max() <= 1e-5

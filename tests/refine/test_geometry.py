@@ -34,7 +34,7 @@ from image_refinery.refine.geometry import (
 )
 def test_auto_enlarges_small_pictures_only(height: int, width: int, expected: tuple) -> None:
     assert working_size(height, width, "auto") == expected
-    assert working_size(height, width, "as it is") == (height, width)
+    assert working_size(height, width, "keep size") == (height, width)
 
 
 @settings(deadline=None)

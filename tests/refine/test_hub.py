@@ -14,7 +14,7 @@ from image_refinery.refine.loading import load_components
 from PIL import Image
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SMALL = {"num_inference_steps": 4, "working_size": "as it is"}
+SMALL = {"num_inference_steps": 4, "working_size": "keep size"}
 
 
 class Hub:

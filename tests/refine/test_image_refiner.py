@@ -13,7 +13,7 @@ Draw = Callable[[int, tuple[int, int]], Image.Image]
 
 # One step is enough where only sizes and places are looked at.
 QUICK = {"num_inference_steps": 4}
-SMALL = {"num_inference_steps": 4, "working_size": "as it is"}
+SMALL = {"num_inference_steps": 4, "working_size": "keep size"}
 
 
 def array_of(image: Image.Image) -> np.ndarray:
@@ -132,17 +132,17 @@ def test_a_mask_may_differ_from_row_to_row(refiner: ImageRefiner, draw: Draw) ->
 def test_left_stays_left_and_colours_stay_colours(refiner: ImageRefiner) -> None:
     image = Image.new("RGB", (192, 128), (210, 30, 35))
     image.paste((35, 70, 210), (96, 0, 192, 128))
-    for settings in ({"keep_colours": False}, {"keep_colours": True}):
-        out = np.asarray(refiner.refine(image, working_size="as it is", **settings), np.int32)
+    for settings in ({"keep_colors": False}, {"keep_colors": True}):
+        out = np.asarray(refiner.refine(image, working_size="keep size", **settings), np.int32)
         left, right = out[:, :88].mean(axis=(0, 1)), out[:, 104:].mean(axis=(0, 1))
         assert left[0] > 150 > 100 > left[2]
         assert right[2] > 150 > 100 > right[0]
 
 
-def test_keep_colours_keeps_the_mean_colour(refiner: ImageRefiner, draw: Draw) -> None:
+def test_keep_colors_keeps_the_mean_colour(refiner: ImageRefiner, draw: Draw) -> None:
     array = array_of(draw(4, (192, 192)))
     kept, free = (
-        refiner.refine(array, working_size="as it is", keep_colours=keep) for keep in (True, False)
+        refiner.refine(array, working_size="keep size", keep_colors=keep) for keep in (True, False)
     )
     shift = [np.abs(out.mean(axis=(0, 1)) - array.mean(axis=(0, 1))).max() for out in (kept, free)]
     assert shift[0] < 0.004
@@ -213,7 +213,7 @@ def test_the_tiles_of_a_large_picture_show_no_seam(refiner: ImageRefiner, draw: 
     from image_refinery.refine.geometry import padded_size, tile_boxes
 
     array = array_of(draw(5, (2112, 1088)))  # the smallest with three tiles across and two down
-    out = refiner.refine(array, keep_colours=False, **QUICK)
+    out = refiner.refine(array, keep_colors=False, **QUICK)
     change = (out - array).mean(axis=-1)
     boxes = tile_boxes(*padded_size(1088, 2112))
     for axis, length, count, edges in (

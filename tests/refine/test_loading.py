@@ -22,7 +22,7 @@ from image_refinery.refine.tokenizer_files import find_tokenizer_files
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-SMALL = {"num_inference_steps": 4, "working_size": "as it is"}
+SMALL = {"num_inference_steps": 4, "working_size": "keep size"}
 
 
 @pytest.fixture
@@ -316,7 +316,7 @@ def test_turbo_and_lightning_are_told_by_name_and_advised(
     assert "guidance_scale 1 or less" in info.advice
     refiner = open_refiner("cpu", model=info.path)
     image = Image.radial_gradient("L").convert("RGB").resize((64, 64))
-    settings = {"guidance_scale": 1.0, "num_inference_steps": 8, "working_size": "as it is"}
+    settings = {"guidance_scale": 1.0, "num_inference_steps": 8, "working_size": "keep size"}
     first = refiner.refine(image, **settings)
     assert first.tobytes() == refiner.refine(image, **settings).tobytes()
     assert refiner.components.scheduler.config.timestep_spacing == "trailing"

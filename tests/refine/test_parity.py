@@ -21,7 +21,7 @@ def test_about_the_working_size_nothing_differs(
     refiner: ImageRefiner, one_call: OneCall, draw: Draw
 ) -> None:
     image = draw(0, (1024, 768))
-    ours = refiner.refine(as_tensor(image), 0.3, 7.5, 4, seed=5, keep_colours=False)
+    ours = refiner.refine(as_tensor(image), 0.3, 7.5, 4, seed=5, keep_colors=False)
     theirs = one_call(image, seed=5, num_inference_steps=4)
     assert ours.shape == theirs.shape == (1, 768, 1024, 3)
     assert (ours - theirs).abs().max() <= 1e-5
@@ -43,7 +43,7 @@ def test_every_setting_means_what_it_means_to_diffusers(
 ) -> None:
     image = draw(1, (128, 192))
     ours = refiner.refine(
-        as_tensor(image), seed=3, working_size="as it is", keep_colours=False, **arguments
+        as_tensor(image), seed=3, working_size="keep size", keep_colors=False, **arguments
     )
     theirs = one_call(image, seed=3, **arguments)
     assert (ours - theirs).abs().max() <= 1e-5
@@ -53,7 +53,7 @@ def test_row_i_of_a_batch_is_the_single_run_with_seed_plus_i(
     refiner: ImageRefiner, draw: Draw
 ) -> None:
     images = [draw(i, (128, 128)) for i in range(3)]
-    settings = {"working_size": "as it is", "num_inference_steps": 10}
+    settings = {"working_size": "keep size", "num_inference_steps": 10}
     singles = [
         refiner.refine(as_tensor(image), seed=7 + i, **settings) for i, image in enumerate(images)
     ]
@@ -74,7 +74,7 @@ def test_guidance_end_halves_the_rest_of_the_work(refiner: ImageRefiner, draw: D
     handle = unet.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[0]))
     try:
         for end in (1.0, 0.5, 0.0):
-            refiner.refine(image, guidance_end=end, working_size="as it is")
+            refiner.refine(image, guidance_end=end, working_size="keep size")
     finally:
         handle.remove()
     assert sizes == [2] * 6 + [2] * 3 + [1] * 3 + [1] * 6
@@ -82,7 +82,7 @@ def test_guidance_end_halves_the_rest_of_the_work(refiner: ImageRefiner, draw: D
 
 def test_a_long_prompt_is_read_to_its_end(refiner: ImageRefiner, draw: Draw) -> None:
     image = as_tensor(draw(3, (128, 128)))
-    settings = {"working_size": "as it is", "num_inference_steps": 4, "keep_colours": False}
+    settings = {"working_size": "keep size", "num_inference_steps": 4, "keep_colors": False}
     start = "a cup on a table " * 10
     one, other = (refiner.refine(image, prompt=start + end, **settings) for end in ("red", "blue"))
     assert not torch.equal(one, other)

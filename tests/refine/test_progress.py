@@ -8,7 +8,7 @@ from image_refinery.refine import ImageRefiner, Progress, RefineCancelled, Refin
 from PIL import Image
 
 Draw = Callable[[int, tuple[int, int]], Image.Image]
-SMALL = {"working_size": "as it is"}
+SMALL = {"working_size": "keep size"}
 
 
 def test_events_tell_every_stage_and_step(refiner: ImageRefiner, draw: Draw) -> None:

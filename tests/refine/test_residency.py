@@ -22,7 +22,7 @@ from image_refinery.refine.residency import choose_mode, is_out_of_memory
 from PIL import Image
 
 Draw = Callable[[int, tuple[int, int]], Image.Image]
-SMALL = {"num_inference_steps": 7, "working_size": "as it is"}
+SMALL = {"num_inference_steps": 7, "working_size": "keep size"}
 GIB = 2**30
 REFINER = {"unet": int(4.21 * GIB), "text_encoder_2": int(1.29 * GIB), "vae": int(0.16 * GIB)}
 
@@ -214,7 +214,7 @@ def test_out_of_memory_in_the_vae_goes_on_in_its_tiles(
     short.load()
     vae = short.components.vae
     Shortage(vae.decoder.mid_block, lambda: not vae.use_tiling)
-    one_step = {"num_inference_steps": 4, "working_size": "as it is", "keep_colours": False}
+    one_step = {"num_inference_steps": 4, "working_size": "keep size", "keep_colors": False}
     out = short.refine(image, **one_step)
     assert "the VAE continues in tiles of 512 px" in caplog.text
     assert (out - refiner.refine(image, **one_step)).abs().mean() < 0.05
@@ -308,7 +308,7 @@ def test_memory_stays_flat_over_many_runs(tiny_file: Path, draw: Draw) -> None:
     image = draw(0, (64, 64))
     used: list[int] = []
     for run in range(25):
-        refiner.refine(image, prompt=f"run {run}", num_inference_steps=4, working_size="as it is")
+        refiner.refine(image, prompt=f"run {run}", num_inference_steps=4, working_size="keep size")
         if run % 5 == 4:
             refiner.unload()
             used.append(psutil.Process().memory_info().rss)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from image_refinery.refine.errors import SettingsError
-from image_refinery.refine.settings import RefineSettings, count_steps
+from image_refinery.refine.settings import RefineSettings, count_steps, settings_from
 
 
 def test_the_defaults_are_those_of_the_specification() -> None:
@@ -73,9 +73,9 @@ def test_step_count_equals_diffusers_for_every_usual_pair() -> None:
         ({"prompt": None}, "prompt must be a text, not NoneType."),
         (
             {"working_size": "big"},
-            "working_size must be one of 'auto', 'as it is', not 'big'.",
+            "working_size must be one of 'auto', 'keep size', not 'big'.",
         ),
-        ({"keep_colours": 1}, "keep_colours must be True or False, not 1."),
+        ({"keep_colors": 1}, "keep_colors must be True or False, not 1."),
     ],
 )
 def test_each_bad_value_is_one_sentence(changes: dict, sentence: str) -> None:
@@ -91,7 +91,7 @@ def test_settings_without_a_step_name_a_way_out_that_works(steps: int, strength:
     message = str(caught.value)
     assert f"int({steps} x {strength:g}) = 0" in message
     advice = message.partition("raise strength to ")[2].removesuffix(".")
-    least_strength, _, least_steps = advice.partition(" or num_inference_steps to ")
+    least_strength, _, least_steps = advice.partition(" or the number of steps to ")
     assert RefineSettings(num_inference_steps=steps, strength=float(least_strength)).steps == 1
     assert RefineSettings(num_inference_steps=int(least_steps), strength=strength).steps == 1
 
@@ -119,3 +119,13 @@ def test_describe_holds_every_setting() -> None:
     described = RefineSettings(prompt="a cup").describe()
     assert described["prompt"] == "a cup"
     assert list(described) == [field.name for field in dataclasses.fields(RefineSettings)]
+
+
+def test_names_and_values_of_version_0_1_are_accepted() -> None:
+    old = RefineSettings(keep_colours=False, working_size="as it is")  # pyright: ignore
+    assert old == RefineSettings(keep_colors=False, working_size="keep size")
+    assert old.keep_colours is old.keep_colors is False
+    assert dataclasses.replace(old, keep_colors=True).keep_colours is True
+    assert settings_from({"keep_colours": False}).keep_colors is False
+    with pytest.raises(TypeError, match="keep_color is not a setting"):
+        settings_from({"keep_color": False})

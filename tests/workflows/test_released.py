@@ -57,7 +57,8 @@ def looks_at(node: Any, id: str) -> bool:
 def accepts(node: Any, id: str, kind: str, settings: dict[str, Any], value: Any) -> bool:
     """Whether ComfyUI would queue a widget with this value."""
     if looks_at(node, id):
-        return True
+        listed = node.define_schema().is_input_list
+        return kind != "COMBO" or node.validate_inputs(**{id: [value] if listed else value}) is True
     if "COMBO" in kind.split(","):
         return value in settings["options"]
     if kind in ("INT", "FLOAT"):
