@@ -83,7 +83,7 @@ def _check_values(schema: Mapping[str, Any], place: str) -> None:
     try:
         re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise _wrong(f"{place}.pattern", f"is no regular expression ({error})") from None
+        raise _wrong(f"{place}.pattern", f"is not a regular expression ({error})") from None
 
 
 def _check_reference(reference: Any, root: Mapping[str, Any], place: str) -> None:

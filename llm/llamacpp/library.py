@@ -98,9 +98,9 @@ class Model:
         """The capabilities in Ollama's list that this engine supports (no tools, no insert)."""
         if f"{self.header.architecture}.pooling_type" in self.header.metadata:
             return ["embedding"]
-        sees = ["vision"] if self.mmproj else []
+        vision = ["vision"] if self.mmproj else []
         thinks = any(mark in self.header.chat_template for mark in _THINKING)
-        return ["completion", *sees, *(["thinking"] if thinks else [])]
+        return ["completion", *vision, *(["thinking"] if thinks else [])]
 
     @property
     def details(self) -> dict[str, Any]:

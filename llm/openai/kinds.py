@@ -89,14 +89,14 @@ class LlamaServer(OpenAIClient):
     def _model(self, entry: Json, props: Json) -> Model:
         kinds = item(entry, "architecture", "input_modalities")
         if isinstance(kinds, list):
-            sees: bool | None = "image" in kinds
+            has_vision: bool | None = "image" in kinds
         else:
-            told = item(props, "modalities", "vision")
-            sees = told if isinstance(told, bool) else None
+            reported = item(props, "modalities", "vision")
+            has_vision = reported if isinstance(reported, bool) else None
         return Model(
             name=text(entry.get("id")),
             size_bytes=number(entry, "meta", "size"),
-            capabilities=_capabilities(sees),
+            capabilities=_capabilities(has_vision),
             not_told=NOT_TOLD,
             context_length=_context(props) or number(entry, "meta", "n_ctx"),
         )
@@ -180,8 +180,8 @@ class LMStudio(OpenAIClient):
                 cancelled=cancelled,
             )
             reply = self._checked(b"\n".join(lines))
-        told = number(reply, "load_config", "context_length")
-        self._contexts[model] = told or body.get("context_length")
+        reported = number(reply, "load_config", "context_length")
+        self._contexts[model] = reported or body.get("context_length")
 
     def _list(self, cancelled: CancelCheck | None) -> Sequence[Model]:
         return [
@@ -301,5 +301,5 @@ def _loaded_context(entry: Json) -> int | None:
     return number(instances[0], "config", "context_length") if instances else None
 
 
-def _capabilities(sees: bool | None) -> frozenset[str] | None:
-    return None if sees is None else _VISION if sees else _TEXT
+def _capabilities(has_vision: bool | None) -> frozenset[str] | None:
+    return None if has_vision is None else _VISION if has_vision else _TEXT

@@ -29,7 +29,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"oneOf": [{}, 3]}, "format: oneOf.1 must be a schema"),
     ({"$ref": "#/$defs/none"}, 'format: $ref is "#/$defs/none"'),
     ({"$ref": "http://example.com/s.json"}, "format: $ref must point into the schema itself"),
-    ({"pattern": "("}, "format: pattern is no regular expression"),
+    ({"pattern": "("}, "format: pattern is not a regular expression"),
     ({"maxItems": -1}, "format: maxItems is -1"),
 ]
 
