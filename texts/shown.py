@@ -13,6 +13,8 @@ LONGEST = 20_000
 """The most characters of a text that are shown; with more, the page becomes slow."""
 _DEEPEST = 8
 _MOST_ENTRIES = 200
+_SHORT = 60
+"""Characters of an entry of a list. Longer ones have a blank line between them."""
 
 
 def shown(values: Sequence[Any]) -> str:
@@ -31,7 +33,8 @@ def shown(values: Sequence[Any]) -> str:
     lines = [f"[{number} of {count}] {as_text(value)}" for number, value in listed]
     if count > _MOST_ENTRIES:
         lines.append(f"(only the first {_MOST_ENTRIES} of {count} are shown)")
-    return cut("\n".join(lines) or "(an empty list)")
+    is_long = any(len(line) > _SHORT or "\n" in line for line in lines)
+    return cut(("\n\n" if is_long else "\n").join(lines) or "(an empty list)")
 
 
 def as_text(value: Any) -> str:

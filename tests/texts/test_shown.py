@@ -53,6 +53,7 @@ def test_a_latent_is_json_with_its_tensor_in_a_line() -> None:
 
 def test_lists_are_numbered_and_bounded() -> None:
     assert shown(["a", "b"]) == "[1 of 2] a\n[2 of 2] b"
+    assert shown(["a\nb", "c"]) == "[1 of 2] a\nb\n\n[2 of 2] c"
     assert shown([]) == "(an empty list)"
     many = shown(list(range(1000))).splitlines()
     assert len(many) == 201 and many[-1] == "(only the first 200 of 1000 are shown)"
