@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..texts.filenames import LONGEST_BYTES, safe_filename
 from . import host
+from .llm_inputs import ErrorText
 
 
 class TextToFilename(io.ComfyNode):
@@ -64,5 +65,7 @@ class TextToFilename(io.ComfyNode):
     def execute(cls, text: str, longest_bytes: int = 120, folder: str = "") -> io.NodeOutput:
         """Return one name; the widget's range leaves room for what Save Image appends."""
         parts = [part for part in folder.replace("\\", "/").split("/") if part.strip(" .")]
-        names = [safe_filename(part, longest_bytes=longest_bytes) for part in (*parts, text)]
+        # An error message names no file.
+        last = "error" if isinstance(text, ErrorText) else text
+        names = [safe_filename(part, longest_bytes=longest_bytes) for part in (*parts, last)]
         return io.NodeOutput("/".join(names))

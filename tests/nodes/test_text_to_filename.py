@@ -39,3 +39,10 @@ def test_the_widget_leaves_room_for_what_save_image_appends(node: Any) -> None:
     limits = schema.inputs[1].as_dict()
     assert limits["max"] + len("_00001_.png") <= 255
     assert all(one.tooltip for one in (*schema.inputs, *schema.outputs))
+
+
+def test_an_error_message_names_no_file(node: Any) -> None:
+    from image_refinery.nodes.llm_inputs import ErrorText
+
+    error = ErrorText("Error: Can't reach Ollama at http://127.0.0.1:11434.")
+    assert node.execute(text=error, folder="a").result == ("a/error",)
