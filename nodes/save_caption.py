@@ -15,7 +15,6 @@ from .llm_inputs import ErrorText
 
 _PLACES = ("input", "output")
 _SAME_NAME = ("refuse", "full name")
-_SHOWN_LINES = 5
 _NAME_IS_EMPTY = "name is empty. Connect names of Load Images From Folder, or write one."
 
 
@@ -145,7 +144,7 @@ class SaveCaption(io.ComfyNode):
             more = f" ({len(failed)} could not be written, {summary}.)" if len(texts) > 1 else ""
             host.show(host.node_id(cls), f"Error: {failed[0]}{more}")
             raise ValueError(f"{failed[0]}{more}")
-        host.show(host.node_id(cls), f"{summary}.", *refused[:_SHOWN_LINES])
+        host.show(host.node_id(cls), f"{summary}.", *refused[:1])
         ui = {"text": lines, "summary": [summary]}
         return io.NodeOutput(texts, [caption.shown for caption in captions], ui=ui)
 
