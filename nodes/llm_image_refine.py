@@ -116,7 +116,8 @@ class LLMImageRefine(llm_inputs.AsksServer):
         images = convert.single_images(given.image)
         one_question = given.batch_mode == llm_inputs.BATCH_MODES[1]
         captions: list[Caption] = []
-        with running(cls, given.on_error) as node_run:
+        rewrites = any(text.strip() for text in given.user_instructions)
+        with running(cls, given.on_error, stages=1 + rewrites) as node_run:
             if problem:
                 raise problem
             job = _job(given, one_question)

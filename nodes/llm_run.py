@@ -29,8 +29,8 @@ class NodeRun:
         error: what ended the whole run, or None.
     """
 
-    def __init__(self, node: type[io.ComfyNode]) -> None:
-        self.watcher = host.NodeWatcher(host.node_id(node))
+    def __init__(self, node: type[io.ComfyNode], stages: int) -> None:
+        self.watcher = host.NodeWatcher(host.node_id(node), stages)
         self.error: LLMError | None = None
         self._node = node
         self._started = time.monotonic()
@@ -57,12 +57,12 @@ class NodeRun:
 
 
 @contextmanager
-def running(node: type[io.ComfyNode], on_error: str) -> Iterator[NodeRun]:
+def running(node: type[io.ComfyNode], on_error: str, stages: int = 1) -> Iterator[NodeRun]:
     """Give the run of a node. A cancel ends the node, and so does an error if `on_error` says so.
 
     Any other error is the run's `error`.
     """
-    run = NodeRun(node)
+    run = NodeRun(node, stages)
     try:
         memory.finish_pending_unloads(host.interrupted)
         yield run

@@ -22,24 +22,33 @@ if TYPE_CHECKING:
     from ...refine.progress import Progress
 
 _SHOW_EVERY_S = 0.1
-_SHOWN_CHARS = 600
+_SHOWN_CHARS = 300
 _PREVIEW_SIDE_PX = 512
-_TAG = re.compile("<(?=[A-Za-z/!?])")
+_HALF_TOKENS = 100
+"""The bar shows half of a request after so many tokens."""
+_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)")
 
 PAGE = Edge(again="queue again", options="Ollama Options")
 """What a person at ComfyUI's page can do about an error."""
 
 
 class NodeWatcher(Watcher):
-    """Shows a run on its node: a bar per stage, and the text as it grows."""
+    """Shows a run on its node: a bar, and the text as it grows.
 
-    def __init__(self, node_id: str | None) -> None:
+    Args:
+        node_id: The running node's id; None outside a graph.
+        stages: How many stages the run has. Each takes an equal part of the bar.
+    """
+
+    def __init__(self, node_id: str | None, stages: int = 1) -> None:
         self._node_id = node_id
+        self._stages = stages
+        self._stage = 0
         self._title = ""
         self._count = 1
         self._done = 0
         self._texts: dict[int, list[str]] = {}
-        self._bar: comfy.utils.ProgressBar | None = None
+        self._bar = comfy.utils.ProgressBar(1, node_id=node_id)
         self._waiting = ""
         self._since = 0.0
         self._shown_at = 0.0
@@ -53,8 +62,8 @@ class NodeWatcher(Watcher):
     def stage(self, title: str, model: str, count: int) -> None:
         self._title, self._count, self._done = f"{title} with {model}", count, 0
         self._texts.clear()
-        self._bar = comfy.utils.ProgressBar(count, node_id=self._node_id)
-        self._bar.update_absolute(0)
+        self._stage += 1
+        self._show_progress()
         self._wait(self._title)
 
     def loading(self, model: str) -> None:
@@ -65,12 +74,12 @@ class NodeWatcher(Watcher):
         self._texts.setdefault(index, []).append(piece)
         if time.monotonic() - self._shown_at >= _SHOW_EVERY_S:
             self._show(self._heading(), _end_of("".join(self._texts[index])))
+            self._show_progress()
 
     def finished(self, index: int, result: Result) -> None:
         self._texts.pop(index, None)
         self._done += 1
-        if self._bar is not None:
-            self._bar.update_absolute(self._done)
+        self._show_progress()
         if result.error is not None:
             self._show(self._heading(), f"Error: {with_advice(result.error, PAGE)}")
         elif result.answer is not None:
@@ -97,6 +106,16 @@ class NodeWatcher(Watcher):
         if self._count == 1:
             return self._title
         return f"{self._title}: {min(self._done + 1, self._count)} of {self._count}"
+
+    def _show_progress(self) -> None:
+        if interrupted():  # the bar would raise ComfyUI's own exception: no unload, no status
+            return
+        # An answer's length is not known: each token moves the bar by less than the one before.
+        counts = [len(pieces) for pieces in [*self._texts.values()]]
+        begun = sum(count / (count + _HALF_TOKENS) for count in counts)
+        done = (self._stage - 1) * self._count + self._done + begun
+        total = self._stages * self._count
+        self._bar.update_absolute(round(100 * done), 100 * total)
 
     def _wait(self, text: str) -> None:
         self._waiting, self._since = text, time.monotonic()
@@ -159,5 +178,7 @@ def show(node_id: str | None, *lines: str) -> None:
     if server is not None and node_id is not None:
         # ComfyUI encodes it as UTF-8, and a character it cannot encode would end the run.
         text = whole_characters("\n".join(lines))
-        # The page takes it for HTML: a "<" before a letter would hide what follows it.
-        server.send_progress_text(_TAG.sub("<\u200b", text), node_id)
+        # The page takes it for HTML, and Nodes 2.0 for Markdown: "<" would hide the word behind it,
+        # "![" would load an image, and lines would run into one another.
+        text = _MARKUP.sub("\\g<0>\u200b", text).replace("\n", "  \n")
+        server.send_progress_text(text, node_id)
