@@ -89,9 +89,11 @@ class LLMDescribe(llm_inputs.AsksServer):
         if node_run.error:
             results = [Result(error=node_run.error)] * (1 if one_question else len(images))
 
-        node_run.finish("described", "set of images" if one_question else "image", results)
+        noun = "set of images" if one_question else "image"
+        failure = node_run.finish("described", noun, results)
         descriptions = to_texts(results)
         ui = {"description": descriptions, "text": descriptions, "models": models_of(results)}
+        ui |= failure
         return io.NodeOutput(given.image if one_question else images, descriptions, ui=ui)
 
 

@@ -141,10 +141,11 @@ class LLMImageRefine(llm_inputs.AsksServer):
         # A failed description is its own rewrite, also where none was asked for.
         rewrote = any(caption.refined and caption.refined.answer for caption in captions)
         verb = "described and rewrote" if rewrote else "described"
-        node_run.finish(verb, "set of images" if one_question else "image", final, described)
+        noun = "set of images" if one_question else "image"
+        failure = node_run.finish(verb, noun, final, described)
         descriptions, refined = to_texts(described), to_texts(final)
         ui = {"description": descriptions, "refined_output": refined, "text": refined}
-        ui["models"] = models_of(described, final)
+        ui |= {"models": models_of(described, final), **failure}
         shown = given.image if one_question else images
         return io.NodeOutput(shown, descriptions, refined, ui=ui)
 

@@ -5,6 +5,7 @@ Imported when a node runs: ComfyUI's start does not need what a run needs.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from ..captioning.job import Result
 from ..llm.errors import BadRequest, Cancelled, LLMError
 from . import host
 from .llm_inputs import ON_ERROR, ErrorText
+
+log = logging.getLogger(__name__)
 
 _SHOWN_LINES = 6
 
@@ -37,23 +40,29 @@ class NodeRun:
 
     def finish(
         self, verb: str, noun: str, results: Sequence[Result], *earlier: Sequence[Result]
-    ) -> None:
+    ) -> dict[str, list[str]]:
         """Show what the run did, and keep a run with an error out of ComfyUI's cache.
 
         Args:
             verb, noun: what the node did to each, such as "described" and "image".
             results: one for each text of the run.
             earlier: results of the stages before, which may have been cut as well.
+
+        Returns:
+            What the page marks the node for: part of the node's `ui`.
         """
         errors = [_message(result.error) for result in results if result.error]
         everything = [result for stage in (*earlier, results) for result in stage]
         remarks = [remark(r.answer, host.PAGE) for r in everything if r.answer and r.answer.remark]
         if errors:
             host.count_failed_run(self._node)
+        for error in dict.fromkeys(errors):
+            log.warning("%s: %s", self._node.__name__, error)
         summary = _summary(verb, noun, results, time.monotonic() - self._started)
         # What many results share is shown once.
         lines = [summary, *dict.fromkeys([*errors, *remarks, *self.watcher.notes])]
         host.show(host.node_id(self._node), *lines[:_SHOWN_LINES])
+        return {"failed": lines[:2]} if errors else {}
 
 
 @contextmanager

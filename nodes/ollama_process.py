@@ -99,9 +99,10 @@ class OllamaProcess(llm_inputs.AsksServer):
             count = max(len(given.text), len(given.instructions))
             results = [Result(error=node_run.error)] * count
 
-        node_run.finish("wrote", "text", results)
+        failure = node_run.finish("wrote", "text", results)
         written = to_texts(results)
-        return io.NodeOutput(written, ui={"text": written, "models": models_of(results)})
+        ui = {"text": written, "models": models_of(results), **failure}
+        return io.NodeOutput(written, ui=ui)
 
 
 def _job(given: Inputs) -> TextJob:

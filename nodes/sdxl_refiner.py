@@ -99,7 +99,7 @@ class SDXLRefiner(io.ComfyNode):
             host.count_failed_run(cls)
             host.show(host.node_id(cls), *texts)
         masks = given.mask or [convert.empty_mask(batch) for batch in result]
-        return io.NodeOutput(result, masks, ui={"text": texts} if texts else None)
+        return io.NodeOutput(result, masks, ui={"text": texts, "failed": texts} if texts else None)
 
 
 def _refine(

@@ -180,6 +180,8 @@ def test_the_node_ends_with_how_many_failed_and_why(
     first, second = said(node, monkeypatch, image(batch=6)).splitlines()
     assert first.startswith("6 of 6 failed after ")
     assert "is not installed" in second
+    ui = node.execute(image=[image(batch=6)], vision_model=["llava"]).ui
+    assert ui["failed"][0].startswith("6 of 6 failed") and "is not installed" in ui["failed"][1]
 
 
 def test_a_cancelled_node_says_how_far_it_came(
