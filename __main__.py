@@ -1,5 +1,6 @@
 """Start the command line: `python -m image_refinery`, or `python FOLDER` for this folder."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,8 +10,9 @@ if not __package__:
     import importlib.util
     import runpy
 
-    folder = Path(__file__).resolve().parent
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != folder]
+    # Not resolved: a folder that is linked into custom_nodes is in custom_nodes.
+    folder = Path(os.path.abspath(__file__)).parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != folder.resolve()]
     spec = importlib.util.spec_from_file_location("image_refinery", folder / "__init__.py")
     assert spec is not None and spec.loader is not None
     sys.modules[spec.name] = package = importlib.util.module_from_spec(spec)

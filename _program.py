@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
 # Not resolved: a pack that is linked into custom_nodes runs under that path.
 PACK = Path(os.path.abspath(__file__)).parent
 SCRIPT = "image-refinery"
+_MODULE = "image_refinery"
 
 
 def program() -> str:
@@ -17,6 +19,8 @@ def program() -> str:
     A folder in ComfyUI's custom_nodes, or one started as `python FOLDER`, is not an installed
     package and has no script. There it is `python custom_nodes/image-refinery`.
     """
+    if sys.orig_argv[1:3] == ["-m", _MODULE]:
+        return f"{python()} -m {_MODULE}"
     started_as_folder = Path(sys.argv[0]).name == "__main__.py" and _is_pack(sys.argv[0])
     if started_as_folder or PACK.parent.name == "custom_nodes":
         return f"{python()} {_shown(PACK)}"
@@ -26,7 +30,13 @@ def program() -> str:
 def python() -> str:
     """Return the interpreter that runs this program, as to be typed in the current folder."""
     executable = Path(sys.executable)
-    return _shown(executable) if _is_inside(executable) else "python"
+    if _is_inside(executable):
+        return _shown(executable)
+    for name in ("python", "python3"):
+        # By the folder: in that of a virtual environment, both names mean its Python.
+        if (found := shutil.which(name)) and Path(found).parent == executable.parent:
+            return name
+    return _shown(executable)
 
 
 def install(package: str) -> str:

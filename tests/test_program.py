@@ -22,6 +22,7 @@ def comfyui(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(module, "PACK", pack)
     monkeypatch.setattr(sys, "argv", ["main.py"])
     monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.chdir(tmp_path / "ComfyUI")
     return pack
 
@@ -44,6 +45,26 @@ def test_in_portable_comfyui_its_own_python_is_named(
     folder = Path("ComfyUI", "custom_nodes", "my refinery")
     assert module.program() == f'{python} "{folder}"'
     assert module.install("xllamacpp") == f"{python} -m pip install xllamacpp"
+
+
+def test_a_python_that_is_not_found_by_its_name_is_named_in_full(
+    comfyui: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    full = str(tmp_path / "my apps" / "python.exe")
+    monkeypatch.setattr(sys, "executable", full)
+    folder = Path("custom_nodes", "my refinery")
+    assert module.program() == f'"{full}" "{folder}"'
+
+    monkeypatch.setattr("shutil.which", lambda name: full if name == "python3" else None)
+    assert module.python() == "python3", "as on Debian"
+
+
+def test_a_module_that_was_run_is_named_as_it_was(
+    comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "image_refinery", "doctor"])
+    assert module.program() == "python -m image_refinery"
 
 
 def test_an_installed_package_has_its_script(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,5 +96,6 @@ def test_a_pack_that_is_linked_into_custom_nodes_is_named_by_the_link(
     spec.loader.exec_module(linked)
     monkeypatch.setattr(sys, "argv", ["main.py"])
     monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.chdir(tmp_path)
     assert linked.program() == f"python {Path('custom_nodes', 'image-refinery')}"

@@ -301,6 +301,7 @@ def test_demo_names_a_command_that_exists(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(demo, "why_unavailable", lambda: "")
     monkeypatch.setattr(sys, "argv", [str(ROOT / "__main__.py")])
     monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     assert demo._best_server() == "embedded"
     printed = capsys.readouterr().err
     assert f"run: python {ROOT} models --pull smolvlm\n" in printed
