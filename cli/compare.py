@@ -1,4 +1,4 @@
-"""Two pictures side by side, and below them the place that changed most, magnified."""
+"""Two images side by side, and below them the place that changed most, magnified."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ _PANEL_PX = 640
 _MARGIN_PX = 16
 _HEADING_PX = 34
 _CROP_SHARE = 5
-"""The crop's side is the picture's shorter side divided by this."""
+"""The crop's side is the image's shorter side divided by this."""
 
 
 def comparison(
     before: Image.Image, after: Image.Image, names: tuple[str, str] = ("before", "after")
 ) -> Image.Image:
-    """Return a sheet with both pictures and a magnified crop of each.
+    """Return a sheet with both images and a magnified crop of each.
 
     Args:
         before: Any size and mode.
-        after: The same picture; another size is brought to `before`'s for the crop.
-        names: What stands above them.
+        after: The same image; another size is resized to that of `before`.
+        names: The headings.
     """
     left = _opaque(before)
     right = _opaque(after).resize(left.size, Image.Resampling.LANCZOS)
     box = busiest_box(left, right)
-    panels = [_fit(picture, Image.Resampling.LANCZOS) for picture in (left, right)]
-    crops = [_fit(picture.crop(box), Image.Resampling.NEAREST) for picture in (left, right)]
+    panels = [_fit(image, Image.Resampling.LANCZOS) for image in (left, right)]
+    crops = [_fit(image.crop(box), Image.Resampling.NEAREST) for image in (left, right)]
     rows = [_HEADING_PX, _HEADING_PX + panels[0].height + _MARGIN_PX]
     size = (2 * _PANEL_PX + 3 * _MARGIN_PX, rows[1] + crops[0].height + _MARGIN_PX)
     sheet = Image.new("RGB", size, "white")
@@ -44,7 +44,7 @@ def comparison(
 
 
 def busiest_box(left: Image.Image, right: Image.Image) -> tuple[int, int, int, int]:
-    """Return the square (left, top, right, bottom) in which two pictures differ most."""
+    """Return the square (left, top, right, bottom) in which two images differ most."""
     width, height = left.size
     side = max(1, min(width, height) // _CROP_SHARE)
     change = np.abs(np.asarray(left, np.float32) - np.asarray(right, np.float32)).sum(axis=2)
@@ -55,16 +55,16 @@ def busiest_box(left: Image.Image, right: Image.Image) -> tuple[int, int, int, i
     return int(start), int(top), int(start) + side, int(top) + side
 
 
-def _opaque(picture: Image.Image) -> Image.Image:
-    """A picture without transparency: over white, as most viewers show it."""
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    ground = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+def _opaque(image: Image.Image) -> Image.Image:
+    """An image without transparency: over white, as most viewers show it."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    background = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
 
 
-def _fit(picture: Image.Image, how: Image.Resampling) -> Image.Image:
-    """A picture at the width of a panel, and no higher than twice that."""
-    scale = min(_PANEL_PX / picture.width, 2 * _PANEL_PX / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, how)
+def _fit(image: Image.Image, how: Image.Resampling) -> Image.Image:
+    """An image at the width of a panel, and no higher than twice that."""
+    scale = min(_PANEL_PX / image.width, 2 * _PANEL_PX / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, how)

@@ -107,7 +107,7 @@ def _server(name: str) -> list[str]:
             loaded, remark = _loaded(backend)
     except NoServer as error:
         print(f'Server "{name}": none found')
-        # The embedded engine does instead of one.
+        # The embedded engine is enough.
         return [] if available() else [f'Server "{name}": {message(error)}']
     except LLMError as error:
         print(f'Server "{name}": not usable, see below')
@@ -118,15 +118,15 @@ def _server(name: str) -> list[str]:
     count = "1 model" if len(models) == 1 else f"{len(models)} models"
     print(f'Server "{name}": {title}, {count}')
     if remark:
-        print(f"  It cannot say which models are loaded: {remark}")
+        print(f"  Which models are loaded is unknown: {remark}")
     for model in loaded:
-        told = f", {readable(model.vram_bytes)} of GPU memory" if model.size_bytes else ""
-        print(f"  loaded: {model.name}{told}")
+        size = f", {readable(model.vram_bytes)} of GPU memory" if model.size_bytes else ""
+        print(f"  loaded: {model.name}{size}")
     problems: list[str] = []
     for capability, task in (("vision", "describing images"), ("completion", "writing text")):
         suited = able(models, capability)
-        said = [f"{model.name}{_remark(model)}" for model in suited]
-        print(f"  {capability}: {', '.join(said) or 'none'}")
+        names = [f"{model.name}{_remark(model)}" for model in suited]
+        print(f"  {capability}: {', '.join(names) or 'none'}")
         if all(model.note for model in suited):
             problems.append(message(NoModel(task, backend.server)))
     return problems
@@ -135,7 +135,7 @@ def _server(name: str) -> list[str]:
 def _remark(model: Model) -> str:
     if model.note:
         return " (a stand-in)"
-    return " (not known)" if model.capabilities is None else ""
+    return " (unknown)" if model.capabilities is None else ""
 
 
 def _loaded(backend: Backend) -> tuple[Sequence[LoadedModel], str]:
@@ -161,12 +161,12 @@ def _engine() -> list[str]:
 def _refiner() -> list[str]:
     """The weights that `image-refinery refine` uses, and those that ComfyUI's node can choose.
 
-    Having none is no problem: the hub has them, and whoever only describes images needs none.
+    Having none is no problem: Hugging Face has them, and only refining needs them.
     """
     try:
         from ..refine.image_refiner import DEFAULT_MODEL, MODEL_VARIABLE
     except ImportError:
-        return []  # _packages has said what is missing
+        return []  # _packages has printed what is missing
     named = os.environ.get(MODEL_VARIABLE, "")
     model = Path(named).expanduser()
     is_file = model.is_file() or model.suffix.lower() in {*CHECKPOINT_SUFFIXES, *PICKLE_SUFFIXES}
@@ -176,7 +176,7 @@ def _refiner() -> list[str]:
     if is_file:
         problems += _wrong_with(model)
     elif not (named and model.is_dir()):
-        problems += _wrong_with_hub(named or DEFAULT_MODEL)
+        problems += _wrong_with_repo(named or DEFAULT_MODEL)
     found = {folder: _able_to_refine(folder) for folder in _checkpoint_folders()}
     for folder, files in found.items():
         names = [file.relative_to(folder).as_posix() for file in files]
@@ -201,17 +201,17 @@ def _wrong_with(file: Path) -> list[str]:
     return []
 
 
-def _wrong_with_hub(hub_id: str) -> list[str]:
+def _wrong_with_repo(repo_id: str) -> list[str]:
     from ..refine import CheckpointError
     from ..refine.hugging_face import is_cached
 
     try:
-        here = is_cached(hub_id)
+        here = is_cached(repo_id)
     except CheckpointError as error:
         print("  not usable, see below")
         return [f"Refiner: {error}"]
-    later = "fetched from the hub when first used (the SDXL refiner: 6 GB)"
-    print("  in the hub's cache" if here else f"  {later}")
+    later = "downloaded from Hugging Face when first used (the SDXL refiner: 6 GB)"
+    print("  in Hugging Face's cache" if here else f"  {later}")
     return []
 
 

@@ -1,4 +1,4 @@
-"""`image-refinery models`: list what there is, fetch what is missing."""
+"""`image-refinery models`: list the installed models, or download one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def list_models(server: str) -> int:
         print(f"Error: {message(error)}", file=sys.stderr)
         failed = True
     folder = models_folder()
-    print(f"The embedded engine, your models folder is {folder}")
+    print(f"Embedded engine (your models folder: {folder})")
     for model in Library().models():
         can = ", ".join(model.capabilities)
         print(f"  {model.name:32} {readable(model.size):>10}  {can:20} {model.place}")
@@ -50,7 +50,7 @@ def _list_models_of(server: Server) -> int:
         models = [backend.show(model) for model in backend.list()]
     print(capital(backend.server.title))
     for model in models:
-        can = ", ".join(sorted(model.capabilities or ())) or "not known"
+        can = ", ".join(sorted(model.capabilities or ())) or "unknown"
         size = "" if model.size_bytes is None else readable(model.size_bytes)
         where = f"runs on {model.remote_host}" if model.remote_host else size
         print(f"  {model.name:32} {where:>10}  {can}")
@@ -58,7 +58,7 @@ def _list_models_of(server: Server) -> int:
 
 
 def pull_model(name: str, server: str) -> int:
-    """Fetch a model, for the embedded engine where the engine has it, else for the server."""
+    """Download a model: for the embedded engine if its list has the name, else for the server."""
     chosen = find_server(server)
     if chosen.is_embedded or name.partition(":")[0].lower() in _NOT_IN_OLLAMAS_LIBRARY:
         return _pull_embedded(name)
@@ -75,7 +75,7 @@ def _pull_embedded(name: str) -> int:
     except PullError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    print(f"{full} is in {models_folder()}; use it with the server embedded")
+    print(f"{full} is in {models_folder()}. Use it with --server embedded.")
     return 0
 
 

@@ -314,7 +314,7 @@ def test_doctor_takes_a_missing_list_of_loaded_models_as_a_remark(
     ollama.always("ps", "not_found")
     main(["doctor"])
     printed = capsys.readouterr().out
-    assert "It cannot say which models are loaded: " in printed and "/api/ps" in printed
+    assert "Which models are loaded is unknown: " in printed and "/api/ps" in printed
 
 
 def test_models_fails_where_no_server_can_be_listed(
@@ -323,7 +323,7 @@ def test_models_fails_where_no_server_can_be_listed(
     environment.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
     assert main(["models"]) == 1
     printed = capsys.readouterr()
-    assert printed.err.startswith("Error: ") and "The embedded engine" in printed.out
+    assert printed.err.startswith("Error: ") and "Embedded engine" in printed.out
     environment.setenv("OLLAMA_BASE_URL", serve("vLLM"))
     assert main(["models"]) == 0
     assert "The server at " in capsys.readouterr().out
