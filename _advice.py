@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ._program import pull
@@ -30,13 +31,21 @@ class Edge(NamedTuple):
     Attributes:
         again: how to repeat a run, such as "queue again".
         options: where to set the options of a request, after "num_ctx in "; "": nowhere.
+        flags: options of a request that the command line has, such as num_predict.
     """
 
     again: str
     options: str = ""
+    flags: Sequence[str] = ()
 
     def set(self, verb: str, option: str) -> str:
-        """Return "raise num_ctx in Ollama Options", or "" if the option cannot be set."""
+        """Return "raise num_ctx in Ollama Options", or "" if the option cannot be set.
+
+        >>> Edge(again="", flags=["num_ctx"]).set("raise", "num_ctx")
+        'raise --num-ctx'
+        """
+        if option in self.flags:
+            return f"{verb} --{option.replace('_', '-')}"
         return f"{verb} {option} in {self.options}" if self.options else ""
 
 
@@ -50,7 +59,8 @@ def remark(answer: Answer, edge: Edge) -> str:
     if answer.context_full:
         return f"{answer.remark} {_sentence(edge.set('raise', 'num_ctx'), 'send less')}"
     if answer.remark:
-        return f"{answer.remark} {_sentence(edge.set('raise', 'it'))}".strip()
+        option = "num_predict" if edge.flags else "it"
+        return f"{answer.remark} {_sentence(edge.set('raise', option))}".strip()
     return ""
 
 

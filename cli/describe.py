@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import memory
+from .._advice import remark
 from .._backends import open_backends
 from ..captioning.job import Caption, Job, Result, Stage
 from ..captioning.options import (
@@ -26,22 +27,22 @@ from ..files import (
     UnreadableImage,
     caption_file,
     caption_files,
+    check_image,
     find_images,
     open_image,
     same_name_message,
     write_caption,
 )
-from ..files.folders import IMAGE_SUFFIXES
 from ..llm.choice import AUTO
-from ..llm.errors import UnusableImage
+from ..llm.errors import Cancelled, LLMError, UnusableImage
 from ..llm.servers import split_model
 from .progress import watching
-from .terminal import message
+from .terminal import DESCRIBE, FILES_READ, TERMINAL, cancelled, message
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_READ = f"Files that are read: {', '.join(sorted(IMAGE_SUFFIXES))}."
+    from .._advice import Edge
 
 
 def describe(options: argparse.Namespace) -> int:
@@ -50,17 +51,27 @@ def describe(options: argparse.Namespace) -> int:
     if options.txt:  # a file that is named twice gets one caption
         paths = list({os.path.abspath(path): path for path in paths}.values())
     named = dict(zip(paths, caption_files(paths, full_names=options.full_names), strict=True))
-    refused = [path for path in paths if options.txt and named[path] is None]
+    refused = {
+        path: f"{same_name_message(str(path), str(caption_file(path)))}, or use --full-names to "
+        f"write {path.name}.txt."
+        for path in paths
+        if options.txt and named[path] is None
+    }
     paths = [path for path in paths if path not in refused]
     files = {path: named[path] or caption_file(path) for path in paths}
+    found = len(paths)
     if options.skip_existing:
-        found = len(paths)
         paths = [path for path in paths if not files[path].exists()]
         print(f"{found - len(paths)} of {found} have a caption already.", file=sys.stderr)
-    for path in refused:
-        _print_refused(path, as_json=options.json)
+    # Found before a model loads.
+    refused |= {path: reason for path in paths if (reason := _unreadable(path))}
+    paths = [path for path in paths if path not in refused]
+    for path, reason in refused.items():
+        _print_error(path, reason, as_json=options.json)
     if not paths:
-        print(f"There is nothing to describe. {_READ}", file=sys.stderr)
+        if not refused:
+            why = "" if found else f" {FILES_READ}"
+            print(f"There is nothing to describe.{why}", file=sys.stderr)
         return 0 if options.skip_existing and not refused else 1
     job = make_job(
         vision_model=options.vision_model,
@@ -68,24 +79,26 @@ def describe(options: argparse.Namespace) -> int:
         instructions=options.instructions,
         vision_prompt=options.vision_prompt,
         seed=options.seed,
+        num_predict=options.num_predict,
         keep_loaded_s=60.0 * options.keep_loaded_minutes,
     )
-    captions = _Captions({path: files[path] for path in paths}, options) if options.txt else None
-    done = run_on_files(paths, job, server=options.server, finished=captions)
-    if captions is not None:
-        print(f"{captions.written} captions written.", file=sys.stderr)
-        for problem in captions.problems:
-            print(f"Error: {problem}", file=sys.stderr)
-    for path, caption in zip(paths, done, strict=True):
-        if options.json:
-            entry = _as_json(path, caption)
-            print(json.dumps(entry, ensure_ascii=False))
-            if "error" in entry and captions is None:
-                print(f"Error: {path}: {entry['error']}", file=sys.stderr)
-        elif captions is None:
-            _print_texts(path, caption, heading=len(paths) > 1)
-    unwritten = refused or (captions is not None and captions.problems)
-    return 1 if unwritten or any(_failed(caption) for caption in done) else 0
+    done = _Done(paths, files, options)
+    try:
+        run_on_files(
+            paths,
+            job,
+            server=options.server,
+            edge=DESCRIBE,
+            described=done.described,
+            finished=done.finished,
+        )
+    except Cancelled:
+        done.print()
+        return cancelled(done.summary())
+    if options.txt:
+        print(f"{done.written} captions written.", file=sys.stderr)
+    done.print()
+    return 1 if refused or done.problems else 0
 
 
 def _files(named: Sequence[Path], *, recursive: bool) -> list[Path]:
@@ -99,38 +112,88 @@ def _files(named: Sequence[Path], *, recursive: bool) -> list[Path]:
     ]
 
 
-def _print_refused(path: Path, *, as_json: bool) -> None:
-    message = (
-        f"{same_name_message(str(path), str(caption_file(path)))}, or use --full-names to write "
-        f"{path.name}.txt."
-    )
-    print(f"Error: {message}", file=sys.stderr)
+def _unreadable(path: Path) -> str:
+    try:
+        check_image(path)
+    except UnreadableImage as error:
+        return str(error)
+    return ""
+
+
+def _print_error(path: Path, reason: str, *, as_json: bool) -> None:
+    print(f"Error: {reason}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"image": str(path), "error": message}, ensure_ascii=False))
+        _print_json({"image": str(path), "error": reason})
 
 
-class _Captions:
-    """Writes each caption when it is there: what is cancelled later keeps what it has."""
+def _print_json(entry: dict[str, Any]) -> None:
+    print(json.dumps(entry, ensure_ascii=False))
 
-    def __init__(self, files: dict[Path, Path], options: argparse.Namespace) -> None:
-        self._files = list(files.items())
-        self._how = {
-            name: getattr(options, name) for name in ("prefix", "suffix", "keep_line_breaks")
-        }
+
+class _Done:
+    """What is done so far, so that Ctrl-C loses none of it. Captions are written immediately."""
+
+    def __init__(
+        self, paths: Sequence[Path], files: dict[Path, Path], options: argparse.Namespace
+    ) -> None:
+        self._paths = paths
+        self._files = files
+        self._options = options
+        self._captions: dict[int, Caption] = {}
         self.written = 0
         self.problems: list[str] = []
 
-    def __call__(self, index: int, caption: Caption) -> None:
-        path, file = self._files[index]
+    def described(self, index: int, result: Result) -> None:
+        """Keep a description, which may still be rewritten."""
+        self._captions[index] = Caption(description=result)
+
+    def finished(self, index: int, caption: Caption) -> None:
+        """Keep an image's texts, or its error; write its caption."""
+        self._captions[index] = caption
+        path = self._paths[index]
         if caption.final.error:
-            self.problems.append(f"{path}: {message(caption.final.error)}")
-            return
+            self.problems.append(_about(path, caption.final.error))
+        elif self._options.txt:
+            self._write(self._files[path], caption.final.text)
+
+    def _write(self, file: Path, text: str) -> None:
+        options = self._options
         try:
-            write_caption(file, caption.final.text, **self._how)
+            write_caption(
+                file,
+                text,
+                prefix=options.prefix,
+                suffix=options.suffix,
+                keep_line_breaks=options.keep_line_breaks,
+            )
         except OSError as error:
             self.problems.append(f"{file} cannot be written ({error.strerror or error}).")
         else:
             self.written += 1
+
+    def print(self) -> None:
+        """Print the texts that are not in files, or all as JSON; then what failed."""
+        for index, caption in sorted(self._captions.items()):
+            path = self._paths[index]
+            if self._options.json:
+                _print_json(_as_json(path, caption))
+            elif not self._options.txt:
+                _print_texts(path, caption, heading=len(self._paths) > 1)
+        for problem in self.problems:
+            print(f"Error: {problem}", file=sys.stderr)
+
+    def summary(self) -> str:
+        """How far a run came that was cancelled."""
+        count = len(self._paths)
+        if self._options.txt:
+            again = " Run again with --skip-existing for the others." if self.written else ""
+            return f"{self.written} of {count} captions written.{again}"
+        captions = self._captions.values()
+        described = sum(caption.description.error is None for caption in captions)
+        summary = f"{described} of {count} images described"
+        if self._options.instructions:
+            summary += f", {sum(_is_rewritten(caption) for caption in captions)} rewritten"
+        return f"{summary}."
 
 
 def run_on_files(
@@ -138,21 +201,37 @@ def run_on_files(
     job: Job,
     *,
     server: str = "",
+    edge: Edge = TERMINAL,
+    described: Callable[[int, Result], None] | None = None,
     finished: Callable[[int, Caption], None] | None = None,
 ) -> list[Caption]:
-    """Run a job on image files, with progress on stderr; `finished` hears of each when it is done.
+    """Run a job on image files, with progress on stderr.
 
     Args:
         server: where models are that do not name their own server ("llava @ box").
+        edge: where a remark about an answer is read.
+        described: called with the index of each file that is described.
+        finished: called with the index of each file when it is done, and its caption.
     """
     models = [stage.model for stage in (job.vision, job.text) if stage]
     job = replace(job, vision=_without_server(job.vision))
     if job.text:
         job = replace(job, text=_without_server(job.text))
     with (
-        watching() as watcher,
+        watching(described) as watcher,
         open_backends(server, *models, cancelled=watcher.cancelled) as backends,
     ):
+
+        def report(index: int, caption: Caption) -> None:
+            for name, result in (
+                ("description", caption.description),
+                ("rewrite", caption.refined),
+            ):
+                if result and result.answer and (text := remark(result.answer, edge)):
+                    watcher.note(f"{paths[index]}, {name}: {text}")
+            if finished:
+                finished(index, caption)
+
         return run(
             backends[0],
             [source(path) for path in paths],
@@ -160,7 +239,7 @@ def run_on_files(
             text_backend=backends[-1],
             memory=memory.StageMemory(),
             watcher=watcher,
-            finished=finished,
+            finished=report,
         )
 
 
@@ -175,10 +254,12 @@ def make_job(
     instructions: str = "",
     vision_prompt: str = "",
     seed: int = 0,
+    num_predict: int | None = None,
     keep_loaded_s: float = 0.0,
 ) -> Job:
     """Return the job with the node's defaults; a model that is not named is chosen by the run."""
-    settings = StageOptions()
+    more = {} if num_predict is None else {"num_predict": num_predict}
+    settings = StageOptions(model_options=more)
     return Job(
         vision=Stage(
             model=vision_model or AUTO, options=vision_options(VISION_SAMPLING, seed, settings)
@@ -205,21 +286,19 @@ def source(path: Path) -> Callable[[], Image.Image]:
 
 
 def _print_texts(path: Path, caption: Caption, *, heading: bool) -> None:
-    if heading:
-        print(f"== {path}")
-    _print_result(path, caption.description)
-    if caption.refined is not None and caption.refined is not caption.description:
-        print()
-        _print_result(path, caption.refined)
+    texts = [
+        result.text
+        for result in (caption.description, caption.refined)
+        if result is not None and result.error is None
+    ]
+    if texts:
+        print(*([f"== {path}"] if heading else []), "\n\n".join(texts), sep="\n")
 
 
-def _print_result(path: Path, result: Result) -> None:
-    if result.error is None:
-        print(result.text)
-        return
+def _about(path: Path, error: LLMError) -> str:
     # The error of an unreadable file names it already.
-    where = "" if str(result.error).startswith(f"{path} ") else f"{path}: "
-    print(f"Error: {where}{message(result.error)}", file=sys.stderr)
+    where = "" if str(error).startswith(f"{path} ") else f"{path}: "
+    return f"{where}{message(error, DESCRIBE)}"
 
 
 def _as_json(path: Path, caption: Caption) -> dict[str, Any]:
@@ -230,11 +309,11 @@ def _as_json(path: Path, caption: Caption) -> dict[str, Any]:
     )
     for model, name, result in stages:
         if result and result.error:
-            entry["error"] = message(result.error)
+            entry["error"] = message(result.error, DESCRIBE)
         elif result and result.answer:
             entry |= {model: result.answer.model, name: result.text}
     return entry
 
 
-def _failed(caption: Caption) -> bool:
-    return any(result and result.error for result in (caption.description, caption.refined))
+def _is_rewritten(caption: Caption) -> bool:
+    return caption.refined is not None and caption.refined.error is None

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .._advice import advice
 from .._backends import open_backend
 from .._program import install
 from ..files.folders import CHECKPOINT_SUFFIXES, PICKLE_SUFFIXES
@@ -23,7 +24,7 @@ from ..llm.probe import find_servers, identify
 from ..llm.servers import config_path, find_server, server_names
 from ..memory.report import readable
 from ..ollama_client import OllamaClient
-from .terminal import message
+from .terminal import TERMINAL, message
 
 _PACKAGES = (
     "torch",
@@ -127,14 +128,18 @@ def _server(name: str) -> list[str]:
         suited = able(models, capability)
         names = [f"{model.name}{_remark(model)}" for model in suited]
         print(f"  {capability}: {', '.join(names) or 'none'}")
-        if all(model.note for model in suited):
-            problems.append(message(NoModel(task, backend.server)))
+        missing = NoModel(task, backend.server)
+        if not suited:
+            problems.append(message(missing))
+        elif all(model.note for model in suited):
+            to_do = advice(missing, TERMINAL)
+            problems.append(f"The only model for {task} is a toy. {to_do}")
     return problems
 
 
 def _remark(model: Model) -> str:
     if model.note:
-        return " (a stand-in)"
+        return " (a toy model)"
     return " (unknown)" if model.capabilities is None else ""
 
 

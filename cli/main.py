@@ -1,155 +1,317 @@
-"""The command line: image-refinery describe | refine | models | doctor | demo.
-
-Results go to stdout, progress and problems to stderr. Exit codes: 0 all went well; 1 something
-failed, and stderr says what; 2 the arguments cannot be used; 130 cancelled with Ctrl-C.
-"""
+"""Read the command line's arguments and run a command."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
-import sys
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .._program import program
 from .._version import __version__
 from ..llm.errors import Cancelled, LLMError
-from .terminal import message
+from .terminal import FAILED, WRONG_ARGUMENTS, cancelled, failed, message
 
-FAILED, CANCELLED = 1, 130
 MEMORY_MODES = ("auto", "gpu", "offload", "low_vram")
 """Those of refine, which is imported by its command only: it needs torch."""
+
+_EPILOG = """\
+Use COMMAND -h to see the options of a command. Results go to stdout, progress
+and errors to stderr. Exit codes: 0 success, 1 something failed, 2 wrong
+arguments, 130 cancelled with Ctrl-C.
+"""
+
+_OTHER_NAMES = {
+    "--cfg": "--guidance-scale",
+    "--checkpoint": "--model",
+    "--denoise": "--strength",
+    "--model": "--vision-model",
+    "--prompt": "--vision-prompt",
+    "--url": "--server",
+}
+"""Options that other programs or our own other commands have, and what is meant here."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # parse_args would print the usage of `parser`, which has none of the options
+        options.parser.error(_about_unknown(unknown, options.parser))
+    if options.run is None:
+        parser.print_help()
+        return WRONG_ARGUMENTS
+    handler = logging.StreamHandler()
+    handler.addFilter(_is_not_printed_otherwise)
     logging.basicConfig(
-        level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s"
+        level=logging.INFO if options.verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[handler],
     )
     # It has its own handler: each of its warnings would be printed twice.
     logging.getLogger("huggingface_hub").propagate = False
     try:
         return options.run(options)
     except (Cancelled, KeyboardInterrupt):
-        return _cancelled()
+        return cancelled()
     except LLMError as error:
-        return _failed(message(error))
+        return failed(message(error))
     except BrokenPipeError:
         return FAILED  # the reader of stdout has gone, as with `| head`
 
 
-def _cancelled() -> int:
-    print("Cancelled.", file=sys.stderr)
-    return CANCELLED
+def _is_not_printed_otherwise(record: logging.LogRecord) -> bool:
+    """`describe` prints the warnings of a run itself, with the names of the images."""
+    return record.levelno != logging.WARNING or not record.name.endswith(".captioning.run")
 
 
-def _failed(reason: object) -> int:
-    print(f"Error: {reason}", file=sys.stderr)
-    return FAILED
+def _about_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """Return a message about arguments that a command does not have."""
+    wrong = next((word for word in unknown if word.startswith("-")), "")
+    if not wrong:
+        return f"unrecognized arguments: {' '.join(unknown)}"
+    name = wrong.partition("=")[0]
+    known = re.findall(r"--[\w-]+", parser.format_help())
+    meant = [other for other in (_OTHER_NAMES.get(name),) if other in known]
+    meant += difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    hint = f"Did you mean {meant[0]}?" if meant else "-h lists the options."
+    return f"unrecognized option: {name}. {hint}"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="image-refinery", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog=program(),
+        description="Describe images with a language model, and refine them with SDXL.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("-v", "--verbose", action="store_true", help="say what memory is freed")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_describe(commands)
-    _add_refine(commands)
-    _add_models(commands)
-    doctor = commands.add_parser("doctor", help="what is installed, what is missing, what to do")
-    doctor.set_defaults(run=_doctor)
-    demo = commands.add_parser(
-        "demo", help="describe, rewrite and refine a picture with the best there is"
+    parser.set_defaults(run=None, parser=parser)
+    # SUPPRESS: the command's default must not replace what was given before the command.
+    verbose = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    for one in (parser, verbose):
+        one.add_argument(
+            "-v", "--verbose", action="store_true", help="also print which memory is freed"
+        )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], help: str, more: str = ""
+    ) -> argparse.ArgumentParser:
+        text = f"{help[0].upper()}{help[1:]}.{more}"
+        command = commands.add_parser(name, help=help, description=text, parents=[verbose])
+        command.set_defaults(run=run, parser=command)
+        return command
+
+    _add_describe(
+        add(
+            "describe",
+            _describe,
+            "describe images with a vision model",
+            " With --instructions, a text model rewrites each description.",
+        )
     )
-    demo.add_argument("image", nargs="?", type=Path, help="default: the example scene")
-    demo.add_argument("-o", "--output", type=Path, default=Path("demo-output"), metavar="DIR")
-    demo.set_defaults(run=_demo)
+    _add_refine(
+        add(
+            "refine",
+            _refine,
+            "refine images with an SDXL checkpoint",
+            " Writes one PNG file per image.",
+        )
+    )
+    _add_models(add("models", _models, "list the installed models, or download one"))
+    add(
+        "doctor",
+        _doctor,
+        "check packages, GPU, servers and models",
+        " Prints what is missing and what to do.",
+    )
+    demo = add("demo", _demo, "describe, rewrite and refine an example image or yours")
+    demo.add_argument(
+        "image", nargs="?", type=Path, metavar="IMAGE", help="your image (default: the example)"
+    )
+    _add_output(demo, "demo-output")
     return parser
 
 
-def _add_describe(commands: Any) -> None:
-    describe = commands.add_parser("describe", help="describe images, and rewrite the descriptions")
+def _add_describe(describe: argparse.ArgumentParser) -> None:
+    _add_images(describe)
+    describe.add_argument("--recursive", action="store_true", help="include subfolders")
     describe.add_argument(
-        "images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of them"
-    )
-    describe.add_argument("--recursive", action="store_true", help="the folders in folders too")
-    describe.add_argument(
-        "--txt", action="store_true", help="write each caption into a .txt beside its image"
-    )
-    describe.add_argument(
-        "--skip-existing", action="store_true", help="leave out images that have such a .txt"
+        "--instructions",
+        default="",
+        metavar="TEXT",
+        help='how to rewrite each description, such as "Tags only."',
     )
     describe.add_argument(
+        "--vision-prompt",
+        default="",
+        metavar="TEXT",
+        help="what to ask the vision model (default: a detailed description)",
+    )
+    for name, does in (("vision", "describes"), ("text", "rewrites")):
+        describe.add_argument(
+            f"--{name}-model",
+            metavar="NAME",
+            help=f"the model that {does} (default: one that is installed)",
+        )
+    _add_server(describe)
+    describe.add_argument(
+        "--seed", type=_at_least(0, int), default=0, metavar="N", help="random seed (default: 0)"
+    )
+    describe.add_argument(
+        "--num-predict",
+        type=_at_least(1, int),
+        metavar="N",
+        help="longest answer in tokens (default: 512 to describe, 1024 to rewrite)",
+    )
+    describe.add_argument(
+        "--keep-loaded-minutes",
+        type=_at_least(0, float),
+        default=0.0,
+        metavar="N",
+        help="keep the models loaded for N minutes (default: 0, unload after use)",
+    )
+    describe.add_argument("--json", action="store_true", help="print one line of JSON per image")
+    captions = describe.add_argument_group("caption files")
+    captions.add_argument(
+        "--txt", action="store_true", help="write each caption to a .txt file beside its image"
+    )
+    captions.add_argument(
+        "--skip-existing", action="store_true", help="skip images that already have a caption"
+    )
+    captions.add_argument(
         "--full-names",
         action="store_true",
-        help="where a.jpg has a.txt already, write a.png.txt beside a.png",
+        help="if a.jpg has the caption a.txt, write a.png.txt for a.png",
     )
-    describe.add_argument(
+    captions.add_argument(
         "--keep-line-breaks",
         action="store_true",
-        help="keep a caption's line breaks (trainers read the first line, or one line at random)",
+        help="keep line breaks (many trainers read only one line)",
     )
-    describe.add_argument("--prefix", default="", metavar="TEXT", help="before each caption")
-    describe.add_argument("--suffix", default="", metavar="TEXT", help="after each caption")
-    describe.add_argument(
-        "--instructions", default="", metavar="TEXT", help="rewrite the description by these"
+    captions.add_argument(
+        "--prefix",
+        default="",
+        metavar="TEXT",
+        help="text before each caption, such as a trigger word",
     )
-    describe.add_argument("--vision-model", metavar="NAME", help="default: one that is installed")
-    describe.add_argument("--text-model", metavar="NAME", help="default: one that is installed")
-    describe.add_argument(
-        "--vision-prompt", default="", metavar="TEXT", help="ask this of the vision model"
-    )
-    describe.add_argument("--server", default="default", help="a name in image-refinery.toml")
-    describe.add_argument("--seed", type=int, default=0)
-    describe.add_argument(
-        "--keep-loaded-minutes", type=float, default=0.0, metavar="N", help="default 0: unload"
-    )
-    describe.add_argument("--json", action="store_true", help="one JSON object per line and image")
-    describe.set_defaults(run=_describe)
+    captions.add_argument("--suffix", default="", metavar="TEXT", help="text after each caption")
 
 
-def _add_refine(commands: Any) -> None:
-    refine = commands.add_parser("refine", help="refine images with an SDXL checkpoint")
-    refine.add_argument(
-        "images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of them"
+def _add_refine(refine: argparse.ArgumentParser) -> None:
+    _add_images(refine)
+    _add_output(refine, "refined")
+    existing = refine.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--skip-existing", action="store_true", help="skip images that are already refined"
     )
-    refine.add_argument("-o", "--output", type=Path, default=Path("refined"), metavar="DIR")
+    existing.add_argument("--overwrite", action="store_true", help="replace existing results")
     refine.add_argument(
-        "--compare", action="store_true", help="also write both side by side, and a magnified crop"
+        "--compare",
+        action="store_true",
+        help="also write an image with before, after and a magnified crop",
     )
     refine.add_argument(
         "--model",
-        metavar="FILE|FOLDER|HUB-ID",
-        help="default: what IMAGE_REFINERY_REFINER names, else the SDXL refiner 1.0 from the hub",
+        metavar="NAME",
+        help="a .safetensors file, a diffusers folder or a Hugging Face id (default: "
+        "IMAGE_REFINERY_REFINER, else the SDXL refiner 1.0, a download of 6 GB)",
     )
-    refine.add_argument("--strength", type=float, default=0.3, help="0 to 1, default 0.3")
-    refine.add_argument("--steps", type=int, default=20, help="default 20, times strength")
-    refine.add_argument("--guidance-scale", type=float, default=7.5, help="default 7.5")
+    refine.add_argument(
+        "--strength",
+        type=float,
+        default=0.3,
+        metavar="N",
+        help="how much to change, from 0 to 1 (default: 0.3)",
+    )
+    refine.add_argument(
+        "--steps",
+        type=int,
+        default=20,
+        metavar="N",
+        help="schedule length; steps x strength run (default: 20)",
+    )
+    refine.add_argument(
+        "--guidance-scale",
+        type=float,
+        default=7.5,
+        metavar="N",
+        help="CFG: how closely to follow the prompt; 1 or less turns guidance off (default: 7.5)",
+    )
     refine.add_argument("--prompt", default="", metavar="TEXT", help="what the images show")
-    refine.add_argument("--negative-prompt", default="", metavar="TEXT")
-    refine.add_argument("--seed", type=int, default=0, help="image i uses SEED + i")
     refine.add_argument(
-        "--memory-mode", choices=MEMORY_MODES, default="auto", help="see docs/memory.md"
+        "--negative-prompt", default="", metavar="TEXT", help="what they should not look like"
     )
     refine.add_argument(
-        "--mask", type=Path, metavar="FILE", help="refine only where this picture is not black"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="random seed of the first image, the next has N + 1 (default: 0)",
     )
-    refine.set_defaults(run=_refine)
+    refine.add_argument(
+        "--memory-mode",
+        choices=MEMORY_MODES,
+        default="auto",
+        help="where the weights are kept, see docs/memory.md (default: auto)",
+    )
+    refine.add_argument(
+        "--mask", type=Path, metavar="FILE", help="refine only where this image is not black"
+    )
 
 
-def _add_models(commands: Any) -> None:
-    models = commands.add_parser("models", help="list the models, or fetch one")
+def _add_models(models: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--pull",
         metavar="NAME",
-        help="smolvlm and smolvlm2: for the embedded engine; any other name: for the server",
+        help="download a model: smolvlm and smolvlm2 for the embedded engine, any other name for "
+        "the server",
     )
-    models.add_argument("--server", default="default", help="a name in image-refinery.toml")
-    models.set_defaults(run=_models)
+    _add_server(models)
+
+
+def _add_images(command: argparse.ArgumentParser) -> None:
+    command.usage = "%(prog)s [OPTION ...] IMAGE [IMAGE ...]"
+    command.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of images"
+    )
+
+
+def _add_output(command: argparse.ArgumentParser, folder: str) -> None:
+    command.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path(folder),
+        metavar="DIR",
+        help=f"folder for the results (default: {folder})",
+    )
+
+
+def _add_server(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--server",
+        default="default",
+        metavar="NAME",
+        help="a server of image-refinery.toml, a kind such as ollama or lmstudio, or embedded",
+    )
+
+
+def _at_least(least: int, number: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return what reads a number that is not below `least`."""
+
+    def read(text: str) -> Any:
+        value = number(text)
+        if not value >= least:  # NaN is not either
+            raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
+        return value
+
+    read.__name__ = number.__name__  # argparse: "invalid int value"
+    return read
 
 
 # The commands are imported when they run: `--help` needs neither torch nor requests nor Pillow.
@@ -162,15 +324,19 @@ def _describe(options: argparse.Namespace) -> int:
 
 
 def _refine(options: argparse.Namespace) -> int:
-    from ..refine import RefineCancelled, RefineError
+    from ..refine import HubError, RefineCancelled, RefineError, SettingsError
     from .refine import refine
 
     try:
         return refine(options)
     except RefineCancelled:
-        return _cancelled()
+        return cancelled()
+    except HubError as error:
+        return failed(f"{error} Name a file here with --model FILE.")
+    except SettingsError as error:
+        return failed(str(error).replace("num_inference_steps", "--steps"))
     except RefineError as error:
-        return _failed(error)
+        return failed(error)
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -192,4 +358,4 @@ def _demo(options: argparse.Namespace) -> int:
     try:
         return demo(options.image, options.output)
     except RefineCancelled:
-        return _cancelled()
+        return cancelled()

@@ -5,27 +5,31 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
 
-from .._advice import remark
 from ..captioning.events import Watcher
 from ..captioning.job import Result
+from ..llm.errors import capital
 from ..memory import finish_pending_unloads
-from .terminal import TERMINAL
 
 _TAIL_CHARACTERS = 40
+_DOING = {"describe": "Describing", "rewrite": "Rewriting"}
 
 
 class TerminalWatcher(Watcher):
     """A bar per stage with the end of the growing text; plain lines where stderr is no terminal."""
 
-    def __init__(self, stop: threading.Event) -> None:
+    def __init__(
+        self, stop: threading.Event, described: Callable[[int, Result], None] | None = None
+    ) -> None:
         self._stop = stop
+        self._described = described
+        self._stage = ""
         self._bar: tqdm[Any] | None = None
         self._tail = ""
 
@@ -34,11 +38,13 @@ class TerminalWatcher(Watcher):
 
     def stage(self, title: str, model: str, count: int) -> None:
         self.close()
-        heading = f"{title} with {model}"
+        self._stage = title
+        heading = f"{_DOING.get(title, title)} with {model}"
         if sys.stderr.isatty():
             self._bar = tqdm(total=count, desc=heading, unit="image", file=sys.stderr)
         else:
-            print(f"{heading}: {count} to do", file=sys.stderr, flush=True)
+            images = "1 image" if count == 1 else f"{count} images"
+            print(f"{heading}: {images}", file=sys.stderr, flush=True)
 
     def loading(self, model: str) -> None:
         if self._bar is not None:
@@ -54,17 +60,14 @@ class TerminalWatcher(Watcher):
         self._tail = ""
         if self._bar is not None:
             self._bar.update(1)
-        if result.answer and result.answer.remark:
-            self._say(remark(result.answer, TERMINAL))
+        if self._described and self._stage == "describe":
+            self._described(index, result)
 
     def waiting(self, reason: str, seconds: float) -> None:
-        self._say(f"{reason}, trying again in {seconds:g} s")
+        self.note(f"{capital(reason)}, trying again in {seconds:g} s.")
 
     def note(self, text: str) -> None:
-        self._say(text)
-
-    def _say(self, line: str) -> None:
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """End the bar."""
@@ -89,10 +92,16 @@ def stop_on_ctrl_c() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def watching() -> Iterator[TerminalWatcher]:
-    """Give a watcher that Ctrl-C stops; wait at the end for unloads that go on behind."""
+def watching(
+    described: Callable[[int, Result], None] | None = None,
+) -> Iterator[TerminalWatcher]:
+    """Give a watcher that Ctrl-C stops; wait at the end for unloads in the background.
+
+    Args:
+        described: called with each result of the stage that describes, and its index.
+    """
     with stop_on_ctrl_c() as stop:
-        watcher = TerminalWatcher(stop)
+        watcher = TerminalWatcher(stop, described)
         try:
             yield watcher
         finally:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -29,12 +29,19 @@ from ..refine.pixels import read_mask
 from ..refine.settings import SEEDS
 from .compare import comparison
 from .progress import stop_on_ctrl_c
+from .terminal import FILES_READ, cancelled, failed
 
 if TYPE_CHECKING:
     from ..refine import Progress
 
 METADATA_KEY = "image-refinery"
 """The PNG text chunk that holds the settings, as JSON."""
+
+
+class _File(NamedTuple):
+    path: Path
+    target: Path
+    settings: RefineSettings
 
 
 def refine(options: argparse.Namespace) -> int:
@@ -49,47 +56,90 @@ def refine(options: argparse.Namespace) -> int:
     )
     paths = _files(options.images)
     if not paths:
-        print("There is nothing to refine.", file=sys.stderr)
-        return 1
+        return failed(f"There is nothing to refine. {FILES_READ}")
+    if options.output.is_file():
+        return failed(f"{options.output} is a file. Choose a folder with --output.")
+    # Whatever can be found is found before the checkpoint loads, which may be a long download.
     targets = target_files(paths, options.output)
+    files = [
+        _File(path, target, replace(settings, seed=(settings.seed + index) % SEEDS))
+        for index, (path, target) in enumerate(zip(paths, targets, strict=True))
+    ]
+    existing = [target for target in targets if _exists(target, sheet=options.compare)]
+    if options.skip_existing:
+        files = [file for file in files if file.target not in existing]
+        print(f"{len(existing)} of {len(paths)} are refined already.", file=sys.stderr)
+    elif existing and not options.overwrite:
+        return failed(_about_existing(existing))
     mask = None if options.mask is None else _mask(options.mask)
-    # Found before the checkpoint loads, which takes minutes where it is downloaded.
-    files = list(zip(paths, targets, strict=True))
-    usable = [_is_usable(path, mask) for path in paths]
-    problems = usable.count(False)
-    if not any(usable):
-        return 1
-    refiner = ImageRefiner(best_device(), model=options.model, memory_mode=options.memory_mode)
-    load(refiner)
-    with stop_on_ctrl_c() as stopped, refiner:
-        for index, (path, target) in enumerate(files):
-            if not usable[index]:
-                continue
-            own = replace(settings, seed=(settings.seed + index) % SEEDS)
-            try:
-                before = with_8_bits(open_image(path))
-                after = refine_one(refiner, before, own, path.name, mask, stopped.is_set)
-                save(after, target, own, str(refiner.model))
-                print(target)
-                if options.compare:
-                    place = target.with_name(f"{target.stem}-compare.png")
-                    comparison(before, after).save(place)
-                    print(place)
-            except UnreadableImage as error:
-                problems += 1
-                print(f"Error: {error}", file=sys.stderr)
-            except (ImageError, NotFiniteError) as error:  # of this picture; the others go on
-                problems += 1
-                print(f"Error: {path}: {error}", file=sys.stderr)
-            except OSError as error:
-                problems += 1
-                why = error.strerror or error  # Pillow's own errors have no strerror
-                print(f"Error: {target} cannot be written ({why}).", file=sys.stderr)
-    return 1 if problems else 0
+    usable = [file for file in files if _is_usable(file.path, mask)]
+    if not usable:
+        return 1 if files else 0
+    done = 0
+    try:
+        refiner = ImageRefiner(best_device(), model=options.model, memory_mode=options.memory_mode)
+        load(refiner)
+        with stop_on_ctrl_c() as stopped, refiner:
+            for file in usable:
+                done += _refine_file(refiner, file, mask, options.compare, stopped.is_set)
+    except RefineCancelled:
+        text = f"{done} of {len(usable)} images refined"
+        text += f", in {options.output}." if done else "."
+        if done and not options.overwrite:
+            text += " Run again with --skip-existing for the others."
+        return cancelled(text)
+    return 0 if done == len(files) else 1
+
+
+def _refine_file(
+    refiner: ImageRefiner,
+    file: _File,
+    mask: Image.Image | None,
+    compare: bool,
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Refine one file and print where the result is; return whether that went well."""
+    path, target, settings = file
+    try:
+        before = with_8_bits(open_image(path))
+        after = refine_one(refiner, before, settings, path.name, mask, should_stop)
+        save(after, target, settings, str(refiner.model))
+        print(target)
+        if compare:
+            comparison(before, after).save(_sheet(target))
+            print(_sheet(target))
+    except UnreadableImage as error:
+        failed(error)
+    except (ImageError, NotFiniteError) as error:  # of this image alone
+        failed(f"{path}: {error}")
+    except OSError as error:
+        # Pillow's own errors have no strerror.
+        failed(f"{target} cannot be written ({error.strerror or error}).")
+    else:
+        return True
+    return False
+
+
+def _exists(target: Path, *, sheet: bool) -> bool:
+    return target.exists() or (sheet and _sheet(target).exists())
+
+
+def _about_existing(targets: Sequence[Path]) -> str:
+    more = len(targets) - 1
+    exist = f"and {more} more exist" if more else "exists"
+    return (
+        f"{targets[0]} {exist} already. Add --skip-existing to leave out such images, or "
+        "--overwrite to replace the files."
+    )
+
+
+def _sheet(target: Path) -> Path:
+    """Return where the comparison of a result goes."""
+    return target.with_name(f"{target.stem}-compare.png")
 
 
 def best_device() -> str:
-    """Return the name of the fastest device that torch has here; a word on stderr if it is slow."""
+    """Return the name of the fastest device that torch has here; warn if it is the CPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -97,13 +147,13 @@ def best_device() -> str:
     for name in ("xpu", "mps"):
         if getattr(torch, name).is_available():
             return name
-    print("torch finds no GPU: images are refined on the CPU, which is slow.", file=sys.stderr)
+    print("PyTorch found no GPU: refining on the CPU, which is slow.", file=sys.stderr)
     return "cpu"
 
 
 def load(refiner: ImageRefiner) -> None:
-    """Load the weights; Ctrl-C ends it at once, also in the middle of a download."""
-    print(f"loading {refiner.model}", file=sys.stderr, flush=True)
+    """Load the weights; Ctrl-C ends it immediately, also during a download."""
+    print(f"Loading {refiner.model}", file=sys.stderr, flush=True)
     try:
         refiner.load()
     except KeyboardInterrupt:
@@ -112,16 +162,16 @@ def load(refiner: ImageRefiner) -> None:
 
 def refine_one(
     refiner: ImageRefiner,
-    picture: Image.Image,
+    image: Image.Image,
     settings: RefineSettings,
     name: str,
     mask: Image.Image | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Image.Image:
-    """Refine one picture, with a bar on stderr that is called `name`."""
+    """Refine one image, with a bar on stderr that is called `name`."""
     with _bar(name) as on_progress:
         (refined,) = refiner.refine_batch(
-            [picture],
+            [image],
             settings,
             masks=None if mask is None else [mask],
             on_progress=on_progress,
@@ -130,15 +180,15 @@ def refine_one(
     return refined
 
 
-def save(picture: Image.Image, file: Path, settings: RefineSettings, model: str) -> None:
-    """Write a PNG that holds the settings in a text chunk, and the picture's color profile."""
+def save(image: Image.Image, file: Path, settings: RefineSettings, model: str) -> None:
+    """Write a PNG that holds the settings in a text chunk, and the image's color profile."""
     about = {"software": f"image-refinery {__version__}", "model": Path(model).name}
     if "/" in model and not Path(model).exists():
-        about["model"] = model  # a hub id; of a path only the name, which tells nothing private
+        about["model"] = model  # a Hugging Face id; of a path, which may be private, the name
     chunk = PngInfo()
     chunk.add_itxt(METADATA_KEY, json.dumps(about | settings.describe(), ensure_ascii=False))
     file.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(file, pnginfo=chunk, icc_profile=picture.info.get("icc_profile"))
+    image.save(file, pnginfo=chunk, icc_profile=image.info.get("icc_profile"))
 
 
 def target_files(paths: Sequence[Path], folder: Path) -> list[Path]:
@@ -151,10 +201,10 @@ def target_files(paths: Sequence[Path], folder: Path) -> list[Path]:
     targets: list[Path] = []
     for path in paths:
         number, target = 1, folder / f"{path.stem}-refined.png"
-        while taken & {_same(target), _same(target.with_name(f"{target.stem}-compare.png"))}:
+        while taken & {_same(target), _same(_sheet(target))}:
             number += 1
             target = folder / f"{path.stem}-refined-{number}.png"
-        taken |= {_same(target), _same(target.with_name(f"{target.stem}-compare.png"))}
+        taken |= {_same(target), _same(_sheet(target))}
         targets.append(target)
     return targets
 
@@ -169,7 +219,7 @@ def _files(named: Sequence[Path]) -> list[Path]:
 
 
 def _is_usable(path: Path, mask: Image.Image | None) -> bool:
-    """Say whether a file can be refined, and why not on stderr."""
+    """Return whether a file can be refined; print why not."""
     try:
         if mask is None:
             check_image(path)
@@ -177,9 +227,9 @@ def _is_usable(path: Path, mask: Image.Image | None) -> bool:
             image = open_image(path)  # whole: its size may change when it is turned upright
             read_mask(mask, 1, image.height, image.width)
     except UnreadableImage as error:
-        print(f"Error: {error}", file=sys.stderr)
+        failed(error)
     except ImageError as error:
-        print(f"Error: {path}: {error}", file=sys.stderr)
+        failed(f"{path}: {error}")
     else:
         return True
     return False
@@ -194,7 +244,7 @@ def _mask(path: Path) -> Image.Image:
 
 @contextlib.contextmanager
 def _bar(name: str) -> Iterator[Callable[[Progress], None]]:
-    """Give what shows a picture's progress: a bar, or a line where stderr is no terminal."""
+    """Give what shows an image's progress: a bar, or a line where stderr is no terminal."""
     if not sys.stderr.isatty():
         print(name, file=sys.stderr, flush=True)
         yield lambda _: None

@@ -1,13 +1,32 @@
-"""What a person at a terminal can do about an error."""
+"""How a command ends, and what a person at a terminal can do about an error."""
 
 from __future__ import annotations
 
+import sys
+
 from .._advice import Edge, with_advice
+from ..files.folders import IMAGE_SUFFIXES
 from ..llm.errors import LLMError
 
 TERMINAL = Edge(again="run the command again")
+DESCRIBE = Edge(again=TERMINAL.again, flags=("num_predict",))
+FAILED, WRONG_ARGUMENTS, CANCELLED = 1, 2, 130
+"""Exit codes."""
+FILES_READ = f"Files that are read: {', '.join(sorted(IMAGE_SUFFIXES))}."
 
 
-def message(error: LLMError) -> str:
+def message(error: LLMError, edge: Edge = TERMINAL) -> str:
     """Return an error's sentence, and what to do about it at a terminal."""
-    return with_advice(error, TERMINAL)
+    return with_advice(error, edge)
+
+
+def failed(reason: object) -> int:
+    """Print an error; return the exit code."""
+    print(f"Error: {reason}", file=sys.stderr)
+    return FAILED
+
+
+def cancelled(done: str = "") -> int:
+    """Print that Ctrl-C ended the command, and what was done before; return the exit code."""
+    print(f"Cancelled: {done}" if done else "Cancelled.", file=sys.stderr)
+    return CANCELLED

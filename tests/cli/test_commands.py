@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from image_refinery.__main__ import main
+from image_refinery._program import program
 from image_refinery._version import __version__
 from PIL import Image
 
@@ -49,7 +52,7 @@ def test_describe_prints_the_description_alone(photo: Path, capsys: Any) -> None
     assert main(["describe", str(photo)]) == 0
     printed = capsys.readouterr()
     assert printed.out == "A red circle on a white background.\n"
-    assert "describe with llava" in printed.err
+    assert "Describing with llava:latest: 1 image\n" in printed.err
 
 
 def test_describe_and_rewrite_as_json_lines(photo: Path, ollama: FaultyOllama, capsys: Any) -> None:
@@ -107,11 +110,85 @@ def test_the_checkout_s_folder_is_a_command_whatever_its_name(tmp_path: Path) ->
     assert (run.returncode, run.stdout.strip(), run.stderr) == (0, __version__, "")
 
 
+def test_a_pack_that_is_linked_into_custom_nodes_is_named_by_the_link(tmp_path: Path) -> None:
+    folder = tmp_path / "custom_nodes" / "my-refinery"
+    folder.parent.mkdir()
+    try:
+        folder.symlink_to(ROOT, target_is_directory=True)
+    except OSError:
+        pytest.skip("no permission for links here")
+    short = Path("custom_nodes", "my-refinery")
+    run = subprocess.run(
+        [sys.executable, str(short), "--help"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert f" {short} [-h] " in " ".join(run.stdout.split())
+
+
 def test_wrong_arguments_are_exit_code_2(capsys: Any) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["describe"])
     assert ended.value.code == 2
     assert "IMAGE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("describe x.png --model llava", "option: --model. Did you mean --vision-model?"),
+        ("describe x.png --vison-model=llava", "--vison-model. Did you mean --vision-model?"),
+        ("describe x.png --prompt Why?", "--prompt. Did you mean --vision-prompt?"),
+        ("refine x.png --denoise 0.4", "--denoise. Did you mean --strength?"),
+        ("refine x.png --cfg 7", "--cfg. Did you mean --guidance-scale?"),
+        ("models --checkpoint x", "option: --checkpoint. -h lists the options."),
+        ("doctor now", "unrecognized arguments: now"),
+        ("describe x.png --seed -1", "--seed: must be 0 or more, not -1"),
+        ("describe x.png --keep-loaded-minutes nan", "must be 0 or more, not nan"),
+        ("describe x.png --num-predict many", "invalid int value: 'many'"),
+    ],
+)
+def test_a_wrong_argument_prints_the_usage_of_its_command(
+    words: str, said: str, capsys: Any
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"usage: {program()} {words.split()[0]} [") and said in printed
+
+
+def test_a_wrong_option_without_a_command_prints_the_usage_of_all(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["--model"])
+    printed = capsys.readouterr().err
+    assert "COMMAND" in printed and "unrecognized option: --model. -h lists the options." in printed
+
+
+def test_no_command_prints_the_help(capsys: Any) -> None:
+    assert main([]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "" and printed.out.startswith("usage: ")
+    for command in ("describe", "refine", "models", "doctor", "demo"):
+        assert f"\n    {command} " in printed.out
+
+
+@pytest.mark.parametrize("command", ["", "describe", "refine", "models", "doctor", "demo"])
+def test_help_fits_80_columns(command: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
+
+
+def test_verbose_may_be_before_or_after_the_command(
+    photo: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (["-v", "describe", str(photo)], ["describe", str(photo), "-v"]):
+        monkeypatch.setattr(logging.root, "handlers", [])  # pytest's own keep ours away
+        monkeypatch.setattr(logging.root, "level", logging.WARNING)
+        assert main(words) == 0
+        assert logging.root.level == logging.INFO
+        assert "freed" in capsys.readouterr().err
 
 
 def test_no_server_is_one_sentence(
@@ -136,7 +213,7 @@ def test_the_toy_says_that_it_is_one(
     assert "triangle" in printed.out and "toy-vision is" not in printed.out
     assert main(["doctor"]) == 1
     printed = capsys.readouterr()
-    assert "vision: toy-vision:latest (a stand-in)" in printed.out
+    assert "vision: toy-vision:latest (a toy model)" in printed.out
     assert "with: image-refinery models --pull smolvlm" in printed.out.partition("To do:")[2]
 
 
@@ -145,7 +222,7 @@ def test_no_other_model_is_called_a_toy(photo: Path, ollama: FaultyOllama, capsy
 
     ollama.models = {"toy-vision:latest": vision_model("toy-vision")}
     assert main(["describe", str(photo)]) == 0
-    assert "is a stand-in" not in capsys.readouterr().err, "somebody's own model of that name"
+    assert "is a toy model" not in capsys.readouterr().err, "somebody's own model of that name"
 
 
 def test_models_lists_what_the_server_has(capsys: Any) -> None:
@@ -334,7 +411,7 @@ def test_ctrl_c_stops_the_server_and_unloads(photo: Path, ollama: FaultyOllama) 
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.endswith("Cancelled.\n") and "Traceback" not in err
+    assert err.endswith("Cancelled: 0 of 1 images described.\n") and "Traceback" not in err
     assert ollama.unloads == {"llava:latest": 1}
     (chat,) = ollama.of("chat")
     assert ollama.wait_until(lambda: chat.client_closed)
@@ -396,6 +473,117 @@ def test_captions_that_are_there_stay_when_a_later_image_cancels(
     assert main(["describe", str(folder), "--txt"]) == 130
     assert (folder / "2.txt").read_text() == "A red circle on a white background."
     assert not (folder / "10.txt").exists()
+
+
+@pytest.fixture
+def cancel_at(ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Cancels at the request of the given number, counted from 1, which gets no answer."""
+    from faulty_ollama import Reply
+
+    def cancel(number: int) -> None:
+        ollama.script("chat", *[Reply()] * (number - 1), Reply(hang=True))
+        monkeypatch.setattr(
+            "image_refinery.cli.progress.TerminalWatcher.cancelled",
+            lambda self: len(ollama.of("chat")) >= number,
+        )
+
+    return cancel
+
+
+RED, CRIMSON = "A red circle on a white background.", "A crimson disc floats on snow."
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "texts", "said"),
+    [
+        (1, [], [], "0 of 2 images described."),
+        (2, [], ["2.png", RED], "1 of 2 images described."),
+        (
+            2,
+            ["--instructions", "Shorten."],
+            ["2.png", RED],
+            "1 of 2 images described, 0 rewritten.",
+        ),
+        (
+            4,
+            ["--instructions", "Shorten."],
+            ["2.png", RED, "", CRIMSON, "10.png", RED],
+            "2 of 2 images described, 1 rewritten.",
+        ),
+    ],
+)
+def test_a_cancelled_run_prints_what_is_done(
+    folder: Path,
+    cancel_at: Callable[[int], None],
+    capsys: Any,
+    number: int,
+    words: list[str],
+    texts: list[str],
+    said: str,
+) -> None:
+    cancel_at(number)
+    assert main(["describe", str(folder), *words]) == 130
+    printed = capsys.readouterr()
+    lines = [f"== {folder / text}" if text.endswith("png") else text for text in texts]
+    assert printed.out.splitlines() == lines
+    assert printed.err.splitlines()[-1] == f"Cancelled: {said}"
+
+
+def test_a_cancelled_run_prints_what_is_done_as_json(
+    folder: Path, cancel_at: Callable[[int], None], capsys: Any
+) -> None:
+    cancel_at(2)
+    assert main(["describe", str(folder), "--json"]) == 130
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {
+        "image": str(folder / "2.png"),
+        "vision_model": "llava:latest",
+        "description": RED,
+    }
+
+
+def test_a_cancelled_run_tells_how_to_continue(
+    folder: Path, cancel_at: Callable[[int], None], capsys: Any
+) -> None:
+    cancel_at(2)
+    assert main(["describe", str(folder), "--txt"]) == 130
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.endswith(
+        "Cancelled: 1 of 2 captions written. Run again with --skip-existing for the others.\n"
+    )
+
+
+def test_a_missing_file_is_found_before_a_model_loads(
+    photo: Path, ollama: FaultyOllama, capsys: Any
+) -> None:
+    assert main(["describe", "nothere.png", "--json"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == "Error: nothere.png does not exist.\n"
+    assert json.loads(printed.out) == {
+        "image": "nothere.png",
+        "error": "nothere.png does not exist.",
+    }
+    assert ollama.requests == []
+    assert main(["describe", "nothere.png", str(photo)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[0] == "Error: nothere.png does not exist."
+    assert f"== {photo}" not in printed.out and "A red circle" in printed.out
+
+
+def test_a_cut_answer_is_reported_once_with_its_image(
+    photo: Path, ollama: FaultyOllama, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's own keep ours away
+    ollama.always("chat", "cut_short")
+    assert main(["describe", str(photo), "--num-predict", "5"]) == 0
+    (request,) = ollama.of("chat")
+    assert request.options["num_predict"] == 5
+    printed = capsys.readouterr().err
+    assert (
+        f"{photo}, description: The answer was cut at num_predict. Raise --num-predict.\n"
+        in printed
+    )
+    assert printed.count("was cut") == 1
 
 
 def test_a_caption_is_one_line_unless_line_breaks_are_asked_for(

@@ -16,7 +16,7 @@ import pytest
 from image_refinery.__main__ import main
 from image_refinery._version import __version__
 from image_refinery.cli.compare import busiest_box, comparison
-from image_refinery.cli.refine import METADATA_KEY, target_files
+from image_refinery.cli.refine import METADATA_KEY, save, target_files
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,7 +198,7 @@ def test_a_mask_of_another_size_is_refused_before_the_checkpoint_loads(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--strength", "0.01"], "leave no step to run"),
+        (["--strength", "0.01"], "or --steps to 100"),
         (["--strength", "2"], "strength must be a number from 0 to 1"),
         (["--model", "gone.safetensors"], "There is no checkpoint file at gone.safetensors"),
         (["--model", "old.ckpt"], "pickled checkpoint"),
@@ -248,9 +248,78 @@ def test_ctrl_c_ends_it_with_130_and_leaves_no_half_file(photo: Path) -> None:
         process.wait(timeout=120)
         took = time.monotonic() - began
     assert process.returncode == 130
-    assert rest.endswith("Cancelled.\n") and "Traceback" not in rest
+    assert rest.endswith("Cancelled: 0 of 1 images refined.\n") and "Traceback" not in rest
     assert took < 60, "most of it is Python's own end; the steps that are left take minutes"
     assert not Path("refined").exists()
+
+
+def test_existing_results_are_kept_unless_they_may_be_overwritten(
+    photo: Path, capsys: Any, loads: list[str]
+) -> None:
+    words = ["refine", str(photo), "--steps", "4"]
+    target = Path("refined", "a photo-refined.png")
+    target.parent.mkdir()
+    target.write_text("mine")
+    assert main(words) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err == (
+        f"Error: {target} exists already. Add --skip-existing to leave out such images, or "
+        "--overwrite to replace the files.\n"
+    )
+    assert main([*words, "--skip-existing"]) == 0
+    assert capsys.readouterr().err == "1 of 1 are refined already.\n"
+    assert loads == [] and target.read_text() == "mine"
+    assert main([*words, "--overwrite"]) == 0
+    with Image.open(target) as refined:
+        assert refined.size == (80, 48)
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--overwrite", "--skip-existing"])
+    assert ended.value.code == 2
+
+
+def test_an_existing_comparison_is_kept_too(photo: Path, capsys: Any, loads: list[str]) -> None:
+    Image.new("RGB", (8, 8)).save("b.png")
+    for name in ("a photo-refined.png", "b-refined-compare.png"):
+        Path(name).touch()
+    words = ["refine", str(photo), "b.png", "-o", "."]
+    assert main([*words, "--compare"]) == 1
+    assert f"Error: {Path('a photo-refined.png')} and 1 more exist already." in (
+        capsys.readouterr().err
+    )
+    assert main([*words, "--compare", "--skip-existing"]) == 0
+    assert loads == []
+
+
+def test_an_output_that_is_a_file_is_refused_before_the_checkpoint_loads(
+    photo: Path, capsys: Any, loads: list[str]
+) -> None:
+    assert main(["refine", str(photo), "-o", str(photo)]) == 1
+    assert capsys.readouterr().err == f"Error: {photo} is a file. Choose a folder with --output.\n"
+    assert loads == []
+
+
+def test_a_cancelled_run_tells_what_is_done_and_how_to_continue(
+    photo: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_and_interrupt(*arguments: Any) -> None:
+        save(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    Image.new("RGB", (64, 64)).save("b.png")
+    words = ["refine", str(photo), "b.png", "--steps", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr("image_refinery.cli.refine.save", save_and_interrupt)
+        assert main(words) == 130
+    printed = capsys.readouterr()
+    assert printed.out == f"{Path('refined', 'a photo-refined.png')}\n"
+    assert printed.err.endswith(
+        "Cancelled: 1 of 2 images refined, in refined. Run again with --skip-existing for the "
+        "others.\n"
+    )
+    assert main([*words, "--skip-existing"]) == 0
+    assert capsys.readouterr().out == f"{Path('refined', 'b-refined.png')}\n"
+    with Image.open("refined/b-refined.png") as refined:
+        assert json.loads(refined.text[METADATA_KEY])["seed"] == 1, "as in one run"
 
 
 def test_the_magnified_crop_is_where_most_changed() -> None:
