@@ -142,6 +142,8 @@ class _Done:
         self._captions: dict[int, Caption] = {}
         self.written = 0
         self.problems: list[str] = []
+        self._error: LLMError | None = None
+        self._same = 0
 
     def described(self, index: int, result: Result) -> None:
         """Keep a description, which may still be rewritten."""
@@ -151,8 +153,12 @@ class _Done:
         """Keep an image's texts, or its error; write its caption."""
         self._captions[index] = caption
         path = self._paths[index]
-        if caption.final.error:
-            self.problems.append(_about(path, caption.final.error))
+        error = caption.final.error
+        if error is not None and error is self._error:
+            self._same += 1  # such as a missing model: all images have one error
+        elif error is not None:
+            self._error = error
+            self.problems.append(_about(path, error))
         elif self._options.txt:
             self._write(self._files[path], caption.final.text)
 
@@ -181,6 +187,9 @@ class _Done:
                 _print_texts(path, caption, heading=len(self._paths) > 1)
         for problem in self.problems:
             print(f"Error: {problem}", file=sys.stderr)
+        if self._same:
+            images = "1 more image" if self._same == 1 else f"{self._same} more images"
+            print(f"The same error for {images}.", file=sys.stderr)
 
     def summary(self) -> str:
         """How far a run came that was cancelled."""

@@ -96,6 +96,10 @@ def test_an_upside_down_photo_is_sent_upright(photo: Path, ollama: FaultyOllama)
 def test_a_missing_model_is_one_sentence_and_exit_code_1(photo: Path, capsys: Any) -> None:
     assert main(["describe", str(photo), "--vision-model", "bakllava"]) == 1
     assert "ollama pull bakllava" in capsys.readouterr().err
+    assert main(["describe", str(photo), str(photo), "--vision-model", "bakllava"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("ollama pull bakllava") == 1
+    assert printed.endswith("The same error for 1 more image.\n")
 
 
 def test_the_checkout_s_folder_is_a_command_whatever_its_name(tmp_path: Path) -> None:
