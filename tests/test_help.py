@@ -121,12 +121,12 @@ def test_every_help_page_has_a_small_picture_where_the_page_looks_for_it(
         page = (docs / f"{schema.node_id}.md").read_text("utf-8")
         found = re.findall(r"!\[([^]]{20,})\]\(([^)]+)\)", page)
         # Both ComfyUI (to /extensions/FOLDER/docs/) and code hosts add a relative path to docs/.
-        assert [path for _, path in found] == [f"pictures/{schema.node_id}.png"]
+        assert [path for _, path in found] == [f"images/{schema.node_id}.png"]
         file = docs / found[0][1]
         assert file.stat().st_size < 60_000, file.name
         with Image.open(file) as picture:
             assert (picture.format, picture.mode) == ("PNG", "P") and picture.width == 352
-    assert len(list((docs / "pictures").iterdir())) == len(schemas)
+    assert len(list((docs / "images").iterdir())) == len(schemas)
 
 
 def test_every_use_of_the_specification_can_be_found(schemas: list[Any]) -> None:

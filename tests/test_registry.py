@@ -79,7 +79,7 @@ def test_the_icon_and_the_banner_are_what_the_script_draws() -> None:
     make_icon = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_icon)
     for name, drawn in (("icon", make_icon.icon()), ("banner", make_icon.banner())):
-        with Image.open(ROOT / "docs" / "pictures" / f"{name}.png") as file:
+        with Image.open(ROOT / "docs" / "images" / f"{name}.png") as file:
             committed = np.asarray(file.convert("RGBA"), dtype=float)
         now = np.asarray(drawn.convert("RGBA"), dtype=float)
         assert committed.shape == now.shape

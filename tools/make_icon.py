@@ -1,4 +1,4 @@
-"""Draw docs/pictures/icon.png (400 x 400) and banner.png (21:9), for the Comfy registry.
+"""Draw docs/images/icon.png (400 x 400) and banner.png (21:9), for the Comfy registry.
 
     python tools/make_icon.py
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "docs" / "pictures"
+FOLDER = ROOT / "docs" / "images"
 FINER = 4  # drawn larger and reduced, for smooth edges
 NIGHT, DUSK = (22, 24, 38), (52, 40, 84)
 SUN, GLOW = (255, 196, 92), (232, 92, 96)

@@ -4,8 +4,8 @@
     python tools/place_screenshots.py FOLDER
 
 A screenshot with the name of a workflow goes beside that workflow (as JPEG, the only format that
-ComfyUI's template browser shows). node-*.png go to docs/pictures, three of fault-*.png to
-docs/quality/images, and help-*.png to web/docs/pictures, where the link `pictures/NAME.png` of a
+ComfyUI's template browser shows). node-*.png go to docs/images, three of fault-*.png to
+docs/quality/images, and help-*.png to web/docs/images, where the link `images/NAME.png` of a
 help page works both in ComfyUI and on GitHub. Needs Pillow.
 """
 
@@ -32,9 +32,9 @@ def place(source: Path) -> Path | None:
     elif source.name in FAULTS_SHOWN:
         target = ROOT / "docs" / "quality" / "images" / source.name
     elif source.stem.startswith("node-"):
-        target = ROOT / "docs" / "pictures" / f"{source.stem}.png"
+        target = ROOT / "docs" / "images" / f"{source.stem}.png"
     elif source.stem.startswith("help-"):
-        target = ROOT / "web" / "docs" / "pictures" / f"{source.stem.removeprefix('help-')}.png"
+        target = ROOT / "web" / "docs" / "images" / f"{source.stem.removeprefix('help-')}.png"
     else:
         return None
     with Image.open(source) as file:

@@ -156,7 +156,7 @@ STACK = """(ids) => {
 }"""
 PICTURE = """(type) => {
   const [image] = [...document.querySelectorAll("img")].filter(
-    (one) => one.src.endsWith(`/docs/pictures/${type}.png`));
+    (one) => one.src.endsWith(`/docs/images/${type}.png`));
   if (!image?.complete || !image.naturalWidth) return null;
   const box = image.getBoundingClientRect();
   return {natural: image.naturalWidth, width: box.width, alt: image.alt,
@@ -228,7 +228,7 @@ def test_the_help_panel_shows_each_page_s_picture(
         if folder := os.environ.get("SCREENSHOTS"):
             Path(folder).mkdir(parents=True, exist_ok=True)
             page.evaluate(
-                "(type) => document.querySelector(`img[src$='/docs/pictures/${type}.png']`)"
+                "(type) => document.querySelector(`img[src$='/docs/images/${type}.png']`)"
                 ".scrollIntoView()",
                 node,
             )
