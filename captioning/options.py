@@ -102,9 +102,14 @@ def text_options(sampling: Mapping[str, Any], seed: int, stage: StageOptions) ->
 def fold_seed(seed: int) -> int:
     """Return a seed of 31 bits, which Ollama stores exactly, from ComfyUI's 64 bits.
 
+    A negative seed counts as its 64 bits in two's complement.
+
     >>> fold_seed(2**31 - 1), fold_seed(2**64 - 1) < 2**31, fold_seed(2**40) == fold_seed(0)
     (2147483647, True, False)
+    >>> fold_seed(-1) == fold_seed(2**64 - 1)
+    True
     """
+    seed &= 2**64 - 1
     high = seed >> 31
     folded = seed & SEED_MASK
     while high:
