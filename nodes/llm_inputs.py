@@ -122,7 +122,7 @@ def top_p(default: float) -> Any:
     )
 
 
-def top_k(default: int) -> Any:
+def top_k(default: float) -> Any:
     """Sampling of either text."""
     return host.number(
         default, 1, 100, "Top-k: sample from this many of the most likely tokens.", hide=True
