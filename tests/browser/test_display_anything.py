@@ -43,6 +43,12 @@ QUEUE = "async () => { await app.queuePrompt(0, 1); }"
 RELOAD = """async () => {
   await app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize())));
 }"""
+UNDO_STEPS = """() => {
+  const { changeTracker } = app.extensionManager.workflow.activeWorkflow;
+  changeTracker.checkState();
+  return changeTracker.undoQueue.length;
+}"""
+UNDO = "async () => { await app.extensionManager.command.execute('Comfy.Undo'); }"
 PROMPT = "async () => (await app.graphToPrompt()).output"
 
 
@@ -132,6 +138,21 @@ def test_a_saved_workflow_holds_no_text_of_another_run(page: Any, comfyui: Any) 
     page.evaluate(SET, [show, "held_text", "typed, not held"])
     page.evaluate(RELOAD)
     assert page.evaluate(VALUE, [show, "held_text"]) == "typed, not held"
+
+
+def test_a_run_is_no_undo_step_and_an_undo_keeps_its_text(page: Any, comfyui: Any) -> None:
+    picture = comfyui.save_input(Image.new("RGB", (80, 64), "olive"))
+    load, show, _ = page.evaluate(BUILD_GRAPH, picture)
+    steps = page.evaluate(UNDO_STEPS)
+    run(page, comfyui)
+    wait_for_text(page, show, "Tensor 1 x 64 x 80 x 3")
+    assert page.evaluate(UNDO_STEPS) == steps
+    page.evaluate(SET, [load, "image", "another.png"])
+    assert page.evaluate(UNDO_STEPS) == steps + 1
+    page.evaluate(UNDO)
+    page.wait_for_timeout(1000)
+    assert page.evaluate(VALUE, [load, "image"]) == picture
+    assert "Tensor 1 x 64 x 80 x 3" in page.evaluate(VALUE, [show, "held_text"])
 
 
 def test_what_looks_like_a_tag_is_shown_on_the_node(page: Any, comfyui: Any, scripted: Any) -> None:
