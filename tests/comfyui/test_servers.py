@@ -309,7 +309,7 @@ class LlamaCppSite(Site):
 
     def is_right(self, text: str, expected: Any) -> bool:
         return all(
-            score.colour_and_shape and score.place for score in self.scenes.score(text, expected)
+            score.color_and_shape and score.place for score in self.scenes.score(text, expected)
         )
 
     def hold_prompt(self, graph: Graph) -> Callable[[EventLog], None]:

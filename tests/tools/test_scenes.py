@@ -47,7 +47,7 @@ def test_scenes_use_every_word_and_one_to_three_objects(scenes: ModuleType) -> N
     assert {len(scene.objects) for scene in drawn} == {1, 2, 3}
     assert {scene.background for scene in drawn} == set(scenes.BACKGROUNDS)
     assert {o.size for o in objects} == set(scenes.SIZES)
-    assert {o.colour for o in objects} == set(scenes.COLOURS)
+    assert {o.color for o in objects} == set(scenes.COLORS)
     assert {o.shape for o in objects} == set(scenes.SHAPES)
     assert {o.place for o in objects} == set(scenes.PLACES)
     for scene in drawn:
@@ -57,7 +57,7 @@ def test_scenes_use_every_word_and_one_to_three_objects(scenes: ModuleType) -> N
 
 def test_describe_writes_the_expected_sentences(scenes: ModuleType) -> None:
     circle = scenes.SceneObject("large", "red", "circle", "top left")
-    star = scenes.SceneObject("medium", "pink", "star", "centre")
+    star = scenes.SceneObject("medium", "pink", "star", "center")
     square = scenes.SceneObject("small", "blue", "square", "bottom right")
     assert scenes.describe(scenes.Scene((circle,), "white")) == (
         "A large red circle at the top left, on a white background."
@@ -67,7 +67,7 @@ def test_describe_writes_the_expected_sentences(scenes: ModuleType) -> None:
         "on a white background."
     )
     assert scenes.describe(scenes.Scene((circle, star, square), "pale blue")) == (
-        "A large red circle at the top left, a medium pink star in the centre and "
+        "A large red circle at the top left, a medium pink star in the center and "
         "a small blue square at the bottom right, on a pale blue background."
     )
 
@@ -86,7 +86,7 @@ def test_parse_reads_back_what_describe_writes(scenes: ModuleType) -> None:
         "A large red circle at the top left, on a white background",
         "A large red circle at the top left, on a plaid background.",
         "a large red circle at the top left, on a white background.",
-        "A large red circle at the centre, on a white background.",
+        "A large red circle at the center, on a white background.",
         "A large mauve circle at the top left, on a white background.",
         "Look: A large red circle at the top left, on a white background.",
         "A large red circle at the top left, on a white background. And more.",
@@ -98,12 +98,12 @@ def test_parse_refuses_any_other_sentence(scenes: ModuleType, sentence: str) -> 
         scenes.parse(sentence)
 
 
-def test_each_object_is_painted_in_its_colour_in_its_ninth(scenes: ModuleType) -> None:
+def test_each_object_is_painted_in_its_color_in_its_ninth(scenes: ModuleType) -> None:
     for seed in range(60):
         picture, scene = scenes.draw_scene(seed, damaged=False)
         pixels = np.asarray(picture).astype(int)
         for o in scene.objects:
-            near = np.abs(pixels - scenes.COLOURS[o.colour]).max(axis=2) <= scenes.COLOUR_JITTER
+            near = np.abs(pixels - scenes.COLORS[o.color]).max(axis=2) <= scenes.COLOR_JITTER
             row, column = divmod(scenes.PLACES.index(o.place), 3)
             height, width = near.shape
             ninth = near[
@@ -149,23 +149,23 @@ def test_mirror_exchanges_left_and_right_and_keeps_reading_order(scenes: ModuleT
 
 def test_score_counts_each_object_by_itself(scenes: ModuleType) -> None:
     truth = scenes.parse(
-        "A large red circle at the top left, a medium pink star in the centre and "
+        "A large red circle at the top left, a medium pink star in the center and "
         "a small blue square at the bottom right, on a white background."
     )
 
     def flags(sentence: str) -> list[tuple[bool, bool]]:
-        return [(s.colour_and_shape, s.place) for s in scenes.score(sentence, truth)]
+        return [(s.color_and_shape, s.place) for s in scenes.score(sentence, truth)]
 
     assert flags(scenes.describe(truth)) == [(True, True)] * 3
     # Sizes and backgrounds are not scored.
     assert (
         flags(
-            "A small red circle at the top left, a large pink star in the centre and "
+            "A small red circle at the top left, a large pink star in the center and "
             "a small blue square at the bottom right, on a black background."
         )
         == [(True, True)] * 3
     )
-    # A wrong colour, a wrong place, and an object left out.
+    # A wrong color, a wrong place, and an object left out.
     assert flags(
         "A large blue circle at the top left and a medium pink star at the right, "
         "on a white background."
@@ -178,4 +178,4 @@ def test_score_does_not_let_one_named_object_stand_for_two(scenes: ModuleType) -
         "A large red star at the left and a small red star at the right, on a white background."
     )
     got = scenes.score("A small red star at the right, on a white background.", truth)
-    assert [(s.colour_and_shape, s.place) for s in got] == [(False, False), (True, True)]
+    assert [(s.color_and_shape, s.place) for s in got] == [(False, False), (True, True)]

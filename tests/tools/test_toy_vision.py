@@ -52,24 +52,22 @@ def test_the_committed_files_stay_under_5_mb() -> None:
 def test_it_sees_held_out_scenes_and_is_not_fooled(tool: dict[str, ModuleType], model: Any) -> None:
     evaluate = tool["evaluate"]
     seeds = tool["scenes"].HELD_OUT_SEEDS[:FEW]
-    _, objects, pairs, places, _ = evaluate.measure(model, seeds, lambda picture: picture)
+    _, objects, pairs, places, _ = evaluate.measure(model, seeds, lambda image: image)
     assert objects > FEW
     assert pairs >= 0.95
     assert places >= 0.95
     _, _, swapped_pairs, _, _ = evaluate.measure(model, seeds, evaluate.swap_red_and_blue)
     assert swapped_pairs < 0.7, "red and blue exchanged must show"
     _, _, _, mirrored_places, _ = evaluate.measure(model, seeds, ImageOps.mirror)
-    assert mirrored_places < 0.7, "a mirrored picture must show"
+    assert mirrored_places < 0.7, "a mirrored image must show"
 
 
 @pytest.mark.embedded
-def test_the_words_around_the_picture_do_not_matter(
-    tool: dict[str, ModuleType], model: Any
-) -> None:
-    ask = tool["evaluate"].ask
-    with Image.open(ROOT / "examples" / "scene.png") as picture:
+def test_the_words_around_the_image_do_not_matter(tool: dict[str, ModuleType], model: Any) -> None:
+    describe_image = tool["evaluate"].describe_image
+    with Image.open(ROOT / "examples" / "scene.png") as image:
         answers = {
-            ask(model, picture, words)
+            describe_image(model, image, words)
             for words in (
                 "",
                 "Describe this image.",
@@ -83,5 +81,5 @@ def test_the_words_around_the_picture_do_not_matter(
 
 
 @pytest.mark.embedded
-def test_without_a_picture_it_says_so(tool: dict[str, ModuleType], model: Any) -> None:
-    assert tool["evaluate"].ask(model, None) == tool["vocabulary"].NO_PICTURE
+def test_without_an_image_it_says_so(tool: dict[str, ModuleType], model: Any) -> None:
+    assert tool["evaluate"].describe_image(model, None) == tool["vocabulary"].NO_IMAGE

@@ -1,10 +1,10 @@
-"""Measure the exported toy vision model through llama.cpp on scenes it has never seen.
+"""Measure the exported toy vision model through llama.cpp on scenes that training never used.
 
     python tools/toy_vision/evaluate.py [--folder FOLDER] [--count 300]
 
-prints, over all objects of the held-out scenes, the share with the right colour and shape, the
+prints, over all objects of the held-out scenes, the share with the right color and shape, the
 share in the right place, and the share of sentences that are right to the letter; then the same
-with red and blue exchanged in the pictures and with the pictures mirrored, where the first
+with red and blue exchanged in the images, and with the images mirrored, where the first
 respectively the second figure must fall. Needs xllamacpp. With --checkpoint FILE (a checkpoint of
 train.py; needs torch) it also counts the scenes about which torch says the same.
 """
@@ -39,25 +39,27 @@ def open_model(folder: Path, threads: int = 1) -> Any:
     return llama.Server(parameters)
 
 
-def ask(server: Any, picture: Image.Image | None, words: str = "Describe this image.") -> str:
-    """Return the model's answer to a chat request with one picture, the likeliest words."""
+def describe_image(
+    server: Any, image: Image.Image | None, words: str = "Describe this image."
+) -> str:
+    """Return the model's answer to a chat request with one image, the most likely words."""
     parts: list[dict[str, Any]] = [{"type": "text", "text": words}]
-    if picture is not None:
-        parts.append({"type": "image_url", "image_url": {"url": data_url(picture)}})
+    if image is not None:
+        parts.append({"type": "image_url", "image_url": {"url": data_url(image)}})
     answer = server.handle_chat_completions(
         {"messages": [{"role": "user", "content": parts}], "temperature": 0, "max_tokens": 64}
     )
     return answer["choices"][0]["message"]["content"]
 
 
-def data_url(picture: Image.Image) -> str:
+def data_url(image: Image.Image) -> str:
     file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)
+    image.save(file, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def swap_red_and_blue(picture: Image.Image) -> Image.Image:
-    red, green, blue = picture.split()
+def swap_red_and_blue(image: Image.Image) -> Image.Image:
+    red, green, blue = image.split()
     return Image.merge("RGB", (blue, green, red))
 
 
@@ -67,11 +69,11 @@ def measure(
     change: Callable[[Image.Image], Image.Image],
     mistakes: bool = False,
 ) -> tuple[int, int, float, float, float]:
-    """Return scenes, objects, and the shares right: colour and shape, place, whole sentences."""
+    """Return scenes, objects, and the shares right: color and shape, place, whole sentences."""
     scores, exact = [], []
     for seed in seeds:
-        picture, scene = draw_scene(seed)
-        sentence = ask(server, change(picture))
+        image, scene = draw_scene(seed)
+        sentence = describe_image(server, change(image))
         scores += score(sentence, scene)
         exact.append(sentence == describe(scene))
         if mistakes and not exact[-1]:
@@ -79,7 +81,7 @@ def measure(
     return (
         len(exact),
         len(scores),
-        sum(s.colour_and_shape for s in scores) / len(scores),
+        sum(s.color_and_shape for s in scores) / len(scores),
         sum(s.place for s in scores) / len(scores),
         sum(exact) / len(exact),
     )
@@ -94,9 +96,9 @@ def agreement(server: Any, checkpoint: Path, seeds: Iterable[int]) -> tuple[int,
     model = load(checkpoint)
     same = []
     for seed in seeds:
-        picture, _ = draw_scene(seed)
-        square = torch.from_numpy(to_model_square(picture, model.shape.image_size))
-        same.append(model.write(square[None]) == [ask(server, picture)])
+        image, _ = draw_scene(seed)
+        square = torch.from_numpy(to_model_square(image, model.shape.image_size))
+        same.append(model.write(square[None]) == [describe_image(server, image)])
     return sum(same), len(same)
 
 
@@ -113,15 +115,15 @@ def main() -> None:
     arguments = parser.parse_args()
     server = open_model(arguments.folder)
     seeds = HELD_OUT_SEEDS[: arguments.count]
-    print("pictures                scenes  objects  colour and shape  place   whole sentence")
+    print("images                  scenes  objects  color and shape  place   whole sentence")
     for name, change in {
-        "as drawn": lambda picture: picture,
+        "as drawn": lambda image: image,
         "red and blue exchanged": swap_red_and_blue,
         "mirrored": ImageOps.mirror,
     }.items():
         mistakes = arguments.mistakes and name == "as drawn"
         scenes, objects, pairs, places, exact = measure(server, seeds, change, mistakes)
-        row = f"{pairs:16.1%}  {places:6.1%}  {exact:14.1%}"
+        row = f"{pairs:15.1%}  {places:6.1%}  {exact:14.1%}"
         print(f"{name:22}  {scenes:6}  {objects:7}  {row}", flush=True)
     if arguments.checkpoint is not None:
         same, asked = agreement(server, arguments.checkpoint, seeds)

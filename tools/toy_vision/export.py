@@ -24,11 +24,11 @@ from torch import Tensor
 MODELS = Path(__file__).resolve().parents[2] / "llm" / "llamacpp" / "models"
 TEXT_FILE, VISION_FILE = "toy-vision.gguf", "mmproj-toy-vision.gguf"
 
-# Servers draw words at a temperature of 0.7 or 0.8 unless told otherwise. Logits that are three
-# times as large make the likeliest word come nearly always, as suits a model that tests rely on.
+# Servers sample at a temperature of 0.7 or 0.8 by default. Logits three times as large make the
+# most likely word come nearly always, which tests rely on.
 SHARPNESS = 3.0
 
-# The model answers only to the picture: of every message the template keeps the media marks that
+# The model answers only to the image: of every message the template keeps the media marks that
 # the server put there (as parts, or inside the text as <__media...__>) and drops all words.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -115,7 +115,7 @@ def write_vision_part(model: ToyVision, path: Path) -> None:
         "projection_dim": shape.width,
     }.items():
         writer.add_uint32(f"clip.vision.{key}", value)
-    # Without this llama.cpp leaves out the last block, as LLaVA's towers want it.
+    # Without this llama.cpp leaves out the last block, as LLaVA's towers need it.
     writer.add_array("clip.vision.feature_layer", [shape.vision_layers])
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", LAYER_NORM_EPS)
     writer.add_array("clip.vision.image_mean", [MEAN] * 3)

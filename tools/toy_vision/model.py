@@ -1,9 +1,9 @@
-"""The toy vision model in torch: the very computation that llama.cpp does with the exported files.
+"""The toy vision model in torch: the computation that llama.cpp does with the exported files.
 
-Image tower as llama.cpp's `mlp` projector runs it (file clip, LLaVA's kind): patches, learnt
+Image tower as llama.cpp's `mlp` projector runs it (file clip, LLaVA's kind): patches, learned
 positions, layer norm, blocks of attention and a GELU layer (tanh form), layer norm, and a
 projector of two layers. No class token. Text part as its `llama`: RMS norm, rotary positions on
-neighbouring pairs, SwiGLU, causal attention over [BOS][image tokens][SCENE][sentence][EOS].
+neighboring pairs, SwiGLU, causal attention over [BOS][image tokens][SCENE][sentence][EOS].
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class ToyVision(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def see(self, pixels: Tensor) -> Tensor:
-        """Turn uint8 pictures (batch, side, side, 3) into image tokens (batch, patches, width)."""
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Turn uint8 images (batch, side, side, 3) into image tokens (batch, patches, width)."""
         x = self.patch(to_patches(pixels, self.shape.patch_size)) + self.position
         x = self.pre_ln(x)
         for block in self.vision:
@@ -112,10 +112,10 @@ class ToyVision(nn.Module):
         x = self.project_in(self.post_ln(x))
         return self.project_out(F.gelu(x, approximate="tanh"))
 
-    def tell(self, image: Tensor | None, ids: Tensor) -> Tensor:
+    def logits(self, image: Tensor | None, ids: Tensor) -> Tensor:
         """Return logits for each of `ids` (batch, n): SCENE and what follows it.
 
-        `image` holds image tokens (batch, patches, width); None where no picture was given.
+        `image` holds image tokens (batch, patches, width); None where no image was given.
         """
         start = self.embed(torch.full_like(ids[:, :1], vocabulary.BOS_ID))
         parts = [start, self.embed(ids)] if image is None else [start, image, self.embed(ids)]
@@ -127,18 +127,18 @@ class ToyVision(nn.Module):
 
     @torch.no_grad()
     def write(self, pixels: Tensor, limit: int = 32) -> list[str]:
-        """Describe uint8 pictures (batch, height, width, 3), the likeliest token each time."""
-        image = self.see(pixels)
+        """Describe uint8 images (batch, height, width, 3), the most likely token each time."""
+        image = self.encode_image(pixels)
         ids = torch.full((len(pixels), 1), vocabulary.SCENE_ID)
         for _ in range(limit):
-            ids = torch.cat([ids, self.tell(image, ids)[:, -1:].argmax(-1)], dim=1)
+            ids = torch.cat([ids, self.logits(image, ids)[:, -1:].argmax(-1)], dim=1)
             if bool((ids == vocabulary.EOS_ID).any(dim=1).all()):
                 break
         return [vocabulary.decode(row[1:]) for row in ids.tolist()]
 
 
 def to_patches(pixels: Tensor, patch: int) -> Tensor:
-    """Cut uint8 (batch, height, width, 3) into normalised rows (batch, patches, 3 * patch ** 2)."""
+    """Cut uint8 (batch, height, width, 3) into normalized rows (batch, patches, 3 * patch ** 2)."""
     batch, height, width, _ = pixels.shape
     x = (pixels.float() / 255 - MEAN) / STD
     x = x.view(batch, height // patch, patch, width // patch, patch, 3)
@@ -153,13 +153,13 @@ def rotary(length: int, head_width: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn neighbouring pairs of the last axis (llama.cpp's `normal` rotary kind)."""
+    """Turn neighboring pairs of the last axis (llama.cpp's `normal` rotary kind)."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-    """Attention spelled out: on a CPU torch's fused one spends half a training step going back."""
+    """Attention written out: on a CPU the backward pass of torch's fused one takes half a step."""
     scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
     if causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)

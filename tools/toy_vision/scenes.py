@@ -1,8 +1,8 @@
 """Drawn scenes and the one English sentence that says what is in each.
 
-A scene holds one to three shapes, each with a size, a colour and one of nine places, on a plain
+A scene holds one to three shapes, each with a size, a color and one of nine places, on a plain
 background. Everything follows from one integer, the seed: `draw_scene(seed)` always gives the
-same picture and the same `Scene`. Needs numpy and Pillow only.
+same image and the same `Scene`. Needs numpy and Pillow only.
 
 Training takes seeds from 0 upwards (`TRAINING_SEEDS`), the accuracy that the README states was
 measured on `HELD_OUT_SEEDS`; the two ranges share no seed.
@@ -25,7 +25,7 @@ HELD_OUT_SEEDS = range(10_000_000, 10_000_300)
 RGB = tuple[int, int, int]
 
 SHAPES = ("circle", "square", "triangle", "star")
-COLOURS: dict[str, RGB] = {
+COLORS: dict[str, RGB] = {
     "red": (215, 30, 35),
     "orange": (245, 130, 15),
     "yellow": (245, 220, 35),
@@ -35,7 +35,7 @@ COLOURS: dict[str, RGB] = {
     "purple": (130, 45, 165),
     "pink": (250, 135, 190),
 }
-# Half the width of a shape as a share of the picture's shorter side.
+# Half the width of a shape as a share of the image's shorter side.
 SIZES: dict[str, float] = {"small": 0.066, "medium": 0.100, "large": 0.148}
 # In reading order: place i is column i % 3 of row i // 3.
 PLACES = (
@@ -43,33 +43,33 @@ PLACES = (
     "top",
     "top right",
     "left",
-    "centre",
+    "center",
     "right",
     "bottom left",
     "bottom",
     "bottom right",
 )
-# No background comes near (122, 116, 104), the colour with which llama.cpp pads to a square.
+# No background comes near (122, 116, 104), the color with which llama.cpp pads to a square.
 BACKGROUNDS: dict[str, RGB] = {
     "white": (246, 246, 246),
     "black": (16, 16, 16),
-    "grey": (176, 178, 180),
+    "gray": (176, 178, 180),
     "beige": (238, 222, 190),
     "pale blue": (188, 212, 240),
 }
 
 SIDE_RANGE = (160, 640)
 ASPECT_RANGE = (0.75, 4 / 3)
-COLOUR_JITTER = 12
+COLOR_JITTER = 12
 SUPERSAMPLING = 4
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape, in the words of SIZES, COLOURS, SHAPES and PLACES."""
+    """One shape, in the words of SIZES, COLORS, SHAPES and PLACES."""
 
     size: str
-    colour: str
+    color: str
     shape: str
     place: str
 
@@ -84,11 +84,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class PlacedObject:
-    """Where and how an object is painted; centre and half_width in pixels, turn in radians."""
+    """Where and how an object is painted; center and half_width in pixels, turn in radians."""
 
     object: SceneObject
     rgb: RGB
-    centre: tuple[float, float]
+    center: tuple[float, float]
     half_width: float
     turn: float
 
@@ -109,7 +109,7 @@ class Drawing:
 class ObjectScore:
     """What a sentence got right about one object of the true scene."""
 
-    colour_and_shape: bool
+    color_and_shape: bool
     place: bool
 
 
@@ -129,25 +129,25 @@ def draw_scene(
         damaged: False leaves out noise, blur and JPEG traces.
 
     Returns:
-        An RGB picture and the scene that it shows.
+        An RGB image and the scene that it shows.
 
     Raises:
         ValueError: `objects` is not 1, 2 or 3.
     """
     drawing = compose(seed, size, objects)
-    picture = paint(drawing)
+    image = paint(drawing)
     if damaged:
-        picture = damage(picture, np.random.default_rng((seed, 1)))
-    return picture, drawing.scene
+        image = damage(image, np.random.default_rng((seed, 1)))
+    return image, drawing.scene
 
 
 def compose(seed: int, size: tuple[int, int] | None = None, objects: int | None = None) -> Drawing:
-    """Settle what a seed's scene holds and where each shape stands, without painting it."""
+    """Return what a seed's scene holds and where each shape is, without painting it."""
     if objects is not None and objects not in (1, 2, 3):
         raise ValueError(f"A scene holds 1, 2 or 3 objects, not {objects}.")
     rng = np.random.default_rng((seed, 0))
     count = int(rng.integers(1, 4))
-    width, height = _picture_size(rng)
+    width, height = _image_size(rng)
     if size is not None:
         width, height = size
     places = np.sort(rng.choice(len(PLACES), objects or count, replace=False))
@@ -157,41 +157,41 @@ def compose(seed: int, size: tuple[int, int] | None = None, objects: int | None 
         scene=Scene(tuple(p.object for p in placed), background),
         width=width,
         height=height,
-        background_rgb=_jitter(rng, BACKGROUNDS[background], COLOUR_JITTER // 2),
+        background_rgb=_jitter(rng, BACKGROUNDS[background], COLOR_JITTER // 2),
         shading=(float(rng.uniform(-8, 8)), float(rng.uniform(-8, 8))),
         placed=placed,
     )
 
 
 def paint(drawing: Drawing) -> Image.Image:
-    """Paint a drawing as an RGB picture of its width and height, edges smoothed."""
+    """Paint a drawing as an RGB image of its width and height, edges smoothed."""
     across = np.linspace(-1, 1, drawing.width)[None, :, None] * drawing.shading[0]
     down = np.linspace(-1, 1, drawing.height)[:, None, None] * drawing.shading[1]
     ground = np.asarray(drawing.background_rgb) + across + down
-    picture = Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8))
+    image = Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8))
     for placed in drawing.placed:
-        _paint_object(picture, placed)
-    return picture
+        _paint_object(image, placed)
+    return image
 
 
-def damage(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Give a picture some of the harm that real ones carry: blur, noise, JPEG traces."""
+def damage(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Return an image with some of the damage that real ones have: blur, noise, JPEG traces."""
     if rng.random() < 0.3:
-        radius = float(rng.uniform(0.2, 0.004 * min(picture.size)))
-        picture = picture.filter(ImageFilter.GaussianBlur(radius))
+        radius = float(rng.uniform(0.2, 0.004 * min(image.size)))
+        image = image.filter(ImageFilter.GaussianBlur(radius))
     if rng.random() < 0.5:
-        pixels = np.asarray(picture, dtype=np.float32)
+        pixels = np.asarray(image, dtype=np.float32)
         noise = rng.standard_normal(pixels.shape, dtype=np.float32) * rng.uniform(1, 8)
-        picture = Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
+        image = Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
     if rng.random() < 0.4:
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=int(rng.integers(60, 96)))
-        picture = Image.open(file).convert("RGB")
-    return picture
+        image.save(file, "JPEG", quality=int(rng.integers(60, 96)))
+        image = Image.open(file).convert("RGB")
+    return image
 
 
 def mirror(scene: Scene) -> Scene:
-    """Return the scene that the same picture shows when left and right are exchanged."""
+    """Return the scene that the same image shows when left and right are exchanged."""
     rows = [divmod(PLACES.index(o.place), 3) for o in scene.objects]
     places = [3 * row + 2 - column for row, column in rows]
     turned = [
@@ -202,7 +202,7 @@ def mirror(scene: Scene) -> Scene:
 
 def describe(scene: Scene) -> str:
     """Return the one sentence that says what a scene shows; `parse` reads it back."""
-    parts = [f"a {o.size} {o.colour} {o.shape} {_place_words(o.place)}" for o in scene.objects]
+    parts = [f"a {o.size} {o.color} {o.shape} {_place_words(o.place)}" for o in scene.objects]
     listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
     return f"A{listed[1:]}, on a {scene.background} background."
 
@@ -226,10 +226,10 @@ def parse(sentence: str) -> Scene:
 def score(predicted_sentence: str, scene: Scene) -> list[ObjectScore]:
     """Say for each true object, in reading order, what a sentence got right about it.
 
-    An object's colour and shape count as right when the sentence names that pair for an object
-    that no other true object has claimed; its place when the claimed object stands there. True
-    objects claim exact matches (pair and place) first, then pairs. What stands right in place
-    but with another colour or shape counts for the place alone. A sentence that cannot be
+    An object's color and shape count as right when the sentence names that pair for an object
+    that no other true object has claimed; its place when the claimed object is there. True
+    objects claim exact matches (pair and place) first, then pairs. What is in the right place
+    but with another color or shape counts for the place alone. A sentence that cannot be
     parsed gets nothing right.
     """
     try:
@@ -245,7 +245,7 @@ def score(predicted_sentence: str, scene: Scene) -> list[ObjectScore]:
                 left.remove(found)
     return [
         ObjectScore(
-            colour_and_shape=index in claims and _same_pair(claims[index], true),
+            color_and_shape=index in claims and _same_pair(claims[index], true),
             place=index in claims and _same_place(claims[index], true),
         )
         for index, true in enumerate(scene.objects)
@@ -253,7 +253,7 @@ def score(predicted_sentence: str, scene: Scene) -> list[ObjectScore]:
 
 
 def _place_words(place: str) -> str:
-    return f"{'in' if place == 'centre' else 'at'} the {place}"
+    return f"{'in' if place == 'center' else 'at'} the {place}"
 
 
 def _any_of(words: Iterable[str]) -> str:
@@ -262,12 +262,12 @@ def _any_of(words: Iterable[str]) -> str:
 
 
 _OBJECT = re.compile(
-    f"[Aa] {_any_of(SIZES)} {_any_of(COLOURS)} {_any_of(SHAPES)} (?:at|in) the {_any_of(PLACES)}"
+    f"[Aa] {_any_of(SIZES)} {_any_of(COLORS)} {_any_of(SHAPES)} (?:at|in) the {_any_of(PLACES)}"
 )
 
 
 def _same_pair(one: SceneObject, other: SceneObject) -> bool:
-    return (one.colour, one.shape) == (other.colour, other.shape)
+    return (one.color, one.shape) == (other.color, other.shape)
 
 
 def _same_place(one: SceneObject, other: SceneObject) -> bool:
@@ -287,8 +287,8 @@ def _jitter(rng: np.random.Generator, rgb: RGB, reach: int) -> RGB:
     return int(red), int(green), int(blue)
 
 
-def _picture_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Half the pictures are square, the others lie or stand, up to 4:3."""
+def _image_size(rng: np.random.Generator) -> tuple[int, int]:
+    """Half the images are square, the others landscape or portrait, up to 4:3."""
     shorter = round(math.exp(rng.uniform(*np.log(SIDE_RANGE))))
     aspect = math.exp(rng.uniform(*np.log(ASPECT_RANGE)))
     if rng.random() < 0.5:
@@ -297,31 +297,31 @@ def _picture_size(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _place(rng: np.random.Generator, place: str, width: int, height: int) -> PlacedObject:
-    """Choose a shape for a place and stand it anywhere inside that ninth of the picture."""
-    size, colour = _pick(rng, SIZES), _pick(rng, COLOURS)
+    """Choose a shape for a place and put it anywhere inside that ninth of the image."""
+    size, color = _pick(rng, SIZES), _pick(rng, COLORS)
     shape = SHAPES[int(rng.integers(len(SHAPES)))]
     shorter = min(width, height)
     half_width = shorter * SIZES[size] * rng.uniform(0.95, 1.05)
     row, column = divmod(PLACES.index(place), 3)
     # Shapes keep a margin to their cell's edge, so that no place is a matter of taste.
     slack = shorter * (1 / 6 - 0.005) - half_width
-    centre = (
+    center = (
         width * (column + 0.5) / 3 + rng.uniform(-slack, slack),
         height * (row + 0.5) / 3 + rng.uniform(-slack, slack),
     )
     return PlacedObject(
-        object=SceneObject(size, colour, shape, place),
-        rgb=_jitter(rng, COLOURS[colour], COLOUR_JITTER),
-        centre=centre,
+        object=SceneObject(size, color, shape, place),
+        rgb=_jitter(rng, COLORS[color], COLOR_JITTER),
+        center=center,
         half_width=float(half_width),
         turn=float(rng.uniform(-0.15, 0.15)),
     )
 
 
-def _paint_object(picture: Image.Image, placed: PlacedObject) -> None:
+def _paint_object(image: Image.Image, placed: PlacedObject) -> None:
     reach = math.ceil(placed.half_width * 1.2) + 1
-    left, top = round(placed.centre[0]) - reach, round(placed.centre[1]) - reach
-    middle = ((placed.centre[0] - left), (placed.centre[1] - top))
+    left, top = round(placed.center[0]) - reach, round(placed.center[1]) - reach
+    middle = ((placed.center[0] - left), (placed.center[1] - top))
     side = 2 * reach * SUPERSAMPLING
     big = Image.new("L", (side, side))
     points = [
@@ -330,7 +330,7 @@ def _paint_object(picture: Image.Image, placed: PlacedObject) -> None:
     ]
     ImageDraw.Draw(big).polygon(points, fill=255)
     mask = big.reduce(SUPERSAMPLING)
-    picture.paste(placed.rgb, (left, top, left + 2 * reach, top + 2 * reach), mask)
+    image.paste(placed.rgb, (left, top, left + 2 * reach, top + 2 * reach), mask)
 
 
 def _outline(shape: str, half_width: float, turn: float) -> list[tuple[float, float]]:

@@ -1,8 +1,8 @@
-"""Train the toy vision model on pictures that pictures.py has drawn.
+"""Train the toy vision model on images that training_images.py has drawn.
 
-    python tools/toy_vision/train.py PICTURES CHECKPOINT --minutes 60
+    python tools/toy_vision/train.py IMAGES CHECKPOINT --minutes 60
 
-saves CHECKPOINT (safetensors) about every minute and carries on from it when it is there. Needs
+saves CHECKPOINT (safetensors) about every minute and resumes from it when it exists. Needs
 torch and safetensors. The README says how the committed weights were trained.
 """
 
@@ -22,17 +22,17 @@ import torch.nn.functional as F
 import vocabulary
 from model import ToyVision
 from numpy.typing import NDArray
-from pictures import PATCH_WORDS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, autocast, nn
 from torch.nn import Linear
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from training_images import PATCH_WORDS
 
 BATCH = 64
 # How strongly the patches' words count beside the sentence.
 PATCH_WEIGHT = 0.4
-NO_PICTURE_WEIGHT = 0.02
+NO_IMAGE_WEIGHT = 0.02
 AVERAGING = 0.998
 WARM_UP_STEPS = 200
 SAVE_EVERY_S = 60.0
@@ -41,8 +41,8 @@ REPORT_STEPS = 100
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-class Pictures:
-    """All shards of a folder; `refresh` takes in those that were drawn since."""
+class TrainingImages:
+    """All shards of a folder; `refresh` reads those that were drawn since."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
@@ -66,7 +66,7 @@ class Pictures:
         order = self.random.permutation(count)
         for start in range(0, count - BATCH + 1, BATCH):
             picked = [divmod(int(i), size) for i in order[start : start + BATCH]]
-            # Half of every batch is seen in a mirror.
+            # Half of every batch is mirrored.
             as_is, mirrored = picked[: BATCH // 2], picked[BATCH // 2 :]
             pixels = [self._gather(as_is, "pixels"), self._gather(mirrored, "pixels").flip(2)]
             ids = [self._gather(as_is, "ids"), self._gather(mirrored, "mirrored_ids")]
@@ -80,26 +80,26 @@ class Pictures:
 class Trainee(nn.Module):
     """The model and, for training only, linear heads that name what covers each patch."""
 
-    no_picture: Tensor
+    no_image: Tensor
 
     def __init__(self, model: ToyVision) -> None:
         super().__init__()
         self.model = model
         self.patch_heads = Linear(model.shape.width, sum(PATCH_WORDS))
-        none = torch.tensor([[vocabulary.SCENE_ID, vocabulary.word_id(vocabulary.NO_PICTURE)]])
-        self.register_buffer("no_picture", none, persistent=False)
+        none = torch.tensor([[vocabulary.SCENE_ID, vocabulary.word_id(vocabulary.NO_IMAGE)]])
+        self.register_buffer("no_image", none, persistent=False)
 
     def forward(self, pixels: Tensor, ids: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss on the sentences and the loss on the patches' words."""
-        image = self.model.see(pixels)
-        told = torch.cat([torch.full_like(ids[:, :1], vocabulary.SCENE_ID), ids[:, :-1]], dim=1)
-        sentence = _loss(self.model.tell(image, told), ids, vocabulary.PAD_ID)
-        none = self.model.tell(None, self.no_picture)
-        answer = F.pad(self.no_picture[:, 1:], (0, 1), value=vocabulary.EOS_ID)
-        sentence = sentence + NO_PICTURE_WEIGHT * _loss(none, answer)
+        image = self.model.encode_image(pixels)
+        shifted = torch.cat([torch.full_like(ids[:, :1], vocabulary.SCENE_ID), ids[:, :-1]], dim=1)
+        sentence = _loss(self.model.logits(image, shifted), ids, vocabulary.PAD_ID)
+        none = self.model.logits(None, self.no_image)
+        answer = F.pad(self.no_image[:, 1:], (0, 1), value=vocabulary.EOS_ID)
+        sentence = sentence + NO_IMAGE_WEIGHT * _loss(none, answer)
         heads = self.patch_heads(image).split(PATCH_WORDS, dim=-1)
-        seen = [_loss(head, patches[..., i]) for i, head in enumerate(heads)]
-        return sentence, torch.stack(seen).sum()
+        patch_losses = [_loss(head, patches[..., i]) for i, head in enumerate(heads)]
+        return sentence, torch.stack(patch_losses).sum()
 
 
 def _loss(logits: Tensor, wanted: Tensor, ignored: int = -100) -> Tensor:
@@ -147,15 +147,15 @@ class Training:
         for group in (group for stepper in self.steppers for group in stepper.param_groups):
             group["lr"] = self.rate * rate_at(self.step, elapsed)
         with autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            sentence, seen = self.run(*batch)
-        (sentence + PATCH_WEIGHT * seen).backward()
+            sentence, patches = self.run(*batch)
+        (sentence + PATCH_WEIGHT * patches).backward()
         nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
         for stepper in self.steppers:
             stepper.step()
             stepper.zero_grad()
         self.averaged.update_parameters(self.trainee.model)
         self.step += 1
-        return torch.stack([sentence.detach(), seen.detach()])
+        return torch.stack([sentence.detach(), patches.detach()])
 
     def save(self) -> None:
         notes = {
@@ -170,19 +170,19 @@ def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     training = Training(arguments)
-    pictures = Pictures(arguments.pictures, seed=training.step)
+    images = TrainingImages(arguments.images, seed=training.step)
     started, budget_s = time.monotonic() - training.spent_s, 60 * arguments.minutes
     saved, losses = time.monotonic(), []
     while training.spent_s < budget_s:
-        print(f"{pictures.refresh():,} scenes", flush=True)
-        for batch in pictures.epoch():
+        print(f"{images.refresh():,} scenes", flush=True)
+        for batch in images.epoch():
             losses.append(training.learn(batch, training.spent_s / budget_s))
             training.spent_s = time.monotonic() - started
             if training.step % REPORT_STEPS == 0:
-                told, seen = torch.stack(losses).mean(0).tolist()
+                sentence, patches = torch.stack(losses).mean(0).tolist()
                 losses = []
                 place = f"{training.spent_s:6.0f} s step {training.step}"
-                print(f"{place} sentence {told:.4f} patches {seen:.4f}", flush=True)
+                print(f"{place} sentence {sentence:.4f} patches {patches:.4f}", flush=True)
             if training.spent_s >= budget_s or time.monotonic() - saved > SAVE_EVERY_S:
                 saved = time.monotonic()
                 training.save()
@@ -230,7 +230,7 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the toy vision model.")
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--minutes", type=float, default=60, help="the whole training, in minutes")
     parser.add_argument("--threads", type=int, default=2)

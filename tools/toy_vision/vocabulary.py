@@ -1,18 +1,18 @@
 """The decoder's tokens: four marks, the 256 bytes, and the words of the sentences about scenes.
 
-The bytes let llama.cpp tokenise whatever a prompt holds; sentences are made of words alone.
+The bytes let llama.cpp tokenize whatever a prompt holds; sentences are made of words alone.
 """
 
 from __future__ import annotations
 
-from scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene
+from scenes import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZES, Scene
 
 BOS, EOS, PAD, SCENE = "<|start|>", "<|end|>", "<|pad|>", "<|scene|>"
-NO_PICTURE = "No picture was given."
+NO_IMAGE = "No image was given."
 
 
 def byte_letters() -> list[str]:
-    """Return GPT-2's printable stand-in for each byte: itself where printable, else from U+0100."""
+    """Return GPT-2's printable letter for each byte: itself where printable, else from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = (byte for byte in range(256) if byte not in printable)
     letters = {byte: chr(byte) for byte in printable}
@@ -21,10 +21,10 @@ def byte_letters() -> list[str]:
 
 
 def _words() -> list[str]:
-    places = [f" {'in' if place == 'centre' else 'at'} the {place}" for place in PLACES]
+    places = [f" {'in' if place == 'center' else 'at'} the {place}" for place in PLACES]
     backgrounds = [f" {background}" for background in BACKGROUNDS]
-    words = [" a", " and", " on a", " background.", NO_PICTURE]
-    for group in (SIZES, COLOURS, SHAPES):
+    words = [" a", " and", " on a", " background.", NO_IMAGE]
+    for group in (SIZES, COLORS, SHAPES):
         words += [f" {word}" for word in group]
     words += places
     return words + [word for word in backgrounds if word not in words]
@@ -65,8 +65,8 @@ def encode(scene: Scene) -> list[int]:
             words += [" and", " a"]
         else:
             words += [",", " a"]
-        preposition = "in" if o.place == "centre" else "at"
-        words += [f" {o.size}", f" {o.colour}", f" {o.shape}", f" {preposition} the {o.place}"]
+        preposition = "in" if o.place == "center" else "at"
+        words += [f" {o.size}", f" {o.color}", f" {o.shape}", f" {preposition} the {o.place}"]
     words += [",", " on a", f" {scene.background}", " background."]
     return [word_id(word) for word in words] + [EOS_ID]
 

@@ -62,7 +62,7 @@ def shares(
     for result, (_, scene) in zip(results, drawn, strict=True):
         assert result.description.answer, result.description
         scores += scenes.score(result.description.text, scene)
-    seen = sum(score.colour_and_shape for score in scores) / len(scores)
+    seen = sum(score.color_and_shape for score in scores) / len(scores)
     placed = sum(score.place for score in scores) / len(scores)
     return seen, placed
 

@@ -1,6 +1,6 @@
-"""Training pictures drawn ahead of time, so that training never waits for drawing.
+"""Training images drawn ahead of time, so that training never waits for drawing.
 
-    python tools/toy_vision/pictures.py FOLDER --first 0 --count 60000 --processes 2
+    python tools/toy_vision/training_images.py FOLDER --first 0 --count 60000 --processes 2
 
 writes shards of 2,000 scenes (about 98 MB each) and leaves out those that are there already.
 """
@@ -19,7 +19,7 @@ from model import Shape
 from numpy.typing import NDArray
 from resize import fitted_size, to_model_square
 from scenes import (
-    COLOURS,
+    COLORS,
     PLACES,
     SHAPES,
     SIZES,
@@ -38,7 +38,7 @@ SENTENCE = 22
 # The share of a patch that an object's surrounding square must cover for the patch to count as its.
 COVERED = 0.2
 # How many words there are of each kind that `patch_words` gives, "nothing" counted in.
-PATCH_WORDS = (1 + len(COLOURS), 1 + len(SHAPES), 1 + len(SIZES), 1 + len(PLACES), 1 + 3)
+PATCH_WORDS = (1 + len(COLORS), 1 + len(SHAPES), 1 + len(SIZES), 1 + len(PLACES), 1 + 3)
 
 
 class Sample(NamedTuple):
@@ -54,9 +54,9 @@ class Sample(NamedTuple):
 def sample(seed: int, shape: Shape) -> Sample:
     """Draw one training scene as the model gets it, with what it is to say."""
     drawing = compose(seed)
-    picture = damage(paint(drawing), np.random.default_rng((seed, 1)))
+    image = damage(paint(drawing), np.random.default_rng((seed, 1)))
     return Sample(
-        to_model_square(picture, shape.image_size, smooth=seed % 5 != 4),
+        to_model_square(image, shape.image_size, smooth=seed % 5 != 4),
         sentence_ids(drawing.scene),
         patch_words(drawing, shape),
         sentence_ids(mirror(drawing.scene)),
@@ -67,12 +67,12 @@ def sample(seed: int, shape: Shape) -> Sample:
 def mirror_drawing(drawing: Drawing) -> Drawing:
     """Exchange left and right of a drawing (its pixels are mirrored elsewhere)."""
     scene = mirror(drawing.scene)
-    standing = {_mirrored_place(PLACES.index(p.object.place)): p for p in drawing.placed}
+    placed_at = {_mirrored_place(PLACES.index(p.object.place)): p for p in drawing.placed}
     placed = []
     for o in scene.objects:
-        was = standing[PLACES.index(o.place)]
-        centre = (drawing.width - was.centre[0], was.centre[1])
-        placed.append(replace(was, object=o, centre=centre))
+        was = placed_at[PLACES.index(o.place)]
+        center = (drawing.width - was.center[0], was.center[1])
+        placed.append(replace(was, object=o, center=center))
     return replace(drawing, scene=scene, placed=tuple(placed))
 
 
@@ -85,7 +85,7 @@ def sentence_ids(scene: Scene) -> NDArray[np.int16]:
 
 
 def patch_words(drawing: Drawing, shape: Shape) -> NDArray[np.int8]:
-    """Return for each patch what covers it, 0 for nothing: colour, shape, size, place, order."""
+    """Return for each patch what covers it, 0 for nothing: color, shape, size, place, order."""
     side, patch = shape.image_size, shape.patch_size
     width, height = fitted_size((drawing.width, drawing.height), side)
     left, top = (side - width) // 2, (side - height) // 2
@@ -93,13 +93,13 @@ def patch_words(drawing: Drawing, shape: Shape) -> NDArray[np.int8]:
     words = np.zeros((side // patch, side // patch, len(PATCH_WORDS)), np.int8)
     most = np.full((side // patch, side // patch), COVERED)
     for order, placed in enumerate(drawing.placed):
-        x = left + placed.centre[0] * width / drawing.width
-        y = top + placed.centre[1] * height / drawing.height
+        x = left + placed.center[0] * width / drawing.width
+        y = top + placed.center[1] * height / drawing.height
         reach = placed.half_width * width / drawing.width
         share = np.outer(_overlap(starts, patch, y, reach), _overlap(starts, patch, x, reach))
         o = placed.object
         words[share > most] = (
-            1 + list(COLOURS).index(o.colour),
+            1 + list(COLORS).index(o.color),
             1 + SHAPES.index(o.shape),
             1 + list(SIZES).index(o.size),
             1 + PLACES.index(o.place),
@@ -133,15 +133,15 @@ def draw_shard(folder: Path, first: int, shape: Shape) -> None:
 
 
 def _overlap(
-    starts: NDArray[np.int64], length: int, centre: float, reach: float
+    starts: NDArray[np.int64], length: int, center: float, reach: float
 ) -> NDArray[np.float64]:
-    """Return which share of each stretch [start, start + length) lies within reach of centre."""
-    ends = np.minimum(starts + length, centre + reach)
-    return np.clip(ends - np.maximum(starts, centre - reach), 0, None) / length
+    """Return which share of each stretch [start, start + length) lies within reach of center."""
+    ends = np.minimum(starts + length, center + reach)
+    return np.clip(ends - np.maximum(starts, center - reach), 0, None) / length
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw training pictures.")
+    parser = argparse.ArgumentParser(description="Draw training images.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--first", type=int, default=TRAINING_SEEDS.start)
     parser.add_argument("--count", type=int, default=60_000)
