@@ -79,16 +79,16 @@ def report(what: str, values: list[float]) -> None:
     print(f"{what:45s} {mean:6.2f} dB ({min(values):.2f} to {max(values):.2f}, n = {len(values)})")
 
 
-def add_noise(picture: Image.Image, seed: int) -> Image.Image:
+def add_noise(image: Image.Image, seed: int) -> Image.Image:
     """Add grain."""
-    noise = np.random.default_rng(seed).normal(0, 25, (*picture.size[::-1], 3))
-    return Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
+    noise = np.random.default_rng(seed).normal(0, 25, (*image.size[::-1], 3))
+    return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
 
 
-def as_jpeg(picture: Image.Image, _: int) -> Image.Image:
+def as_jpeg(image: Image.Image, _: int) -> Image.Image:
     """Compress far too much."""
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=8)
+    image.save(file, "JPEG", quality=8)
     return Image.open(file).convert("RGB")
 
 

@@ -1,6 +1,6 @@
-"""Training pictures: drawn scenes, clean and damaged, enlarged as the refiner enlarges them.
+"""Training images: drawn scenes, clean and damaged, enlarged as the refiner enlarges them.
 
-The scenes come from tools/toy_vision/scenes.py. Every picture follows from its seed; the seeds
+The scenes come from tools/toy_vision/scenes.py. Every image follows from its seed; the seeds
 here are training seeds, the held-out ones are left to evaluate.py.
 """
 
@@ -30,22 +30,22 @@ def draw(seed: int, size: tuple[int, int]) -> Image.Image:
     return paint(compose(seed, size))
 
 
-def damage(picture: Image.Image, rng: np.random.Generator, kind: str) -> Image.Image:
-    """Damage a picture by "noise" (deviation 10 to 40 of 255) or "jpeg" (quality 5 to 25)."""
+def damage(image: Image.Image, rng: np.random.Generator, kind: str) -> Image.Image:
+    """Damage an image by "noise" (deviation 10 to 40 of 255) or "jpeg" (quality 5 to 25)."""
     if kind == "noise":
-        pixels = np.asarray(picture, np.float32)
+        pixels = np.asarray(image, np.float32)
         pixels = pixels + rng.standard_normal(pixels.shape, np.float32) * rng.uniform(10, 40)
         return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=int(rng.integers(5, 26)))
+    image.save(file, "JPEG", quality=int(rng.integers(5, 26)))
     return Image.open(file).convert("RGB")
 
 
 def scene_pair(seed: int, side: int) -> tuple[Tensor, Tensor]:
     """Return the same crop (3, side, side), 0 to 1, of a clean and of a damaged scene.
 
-    The picture is damaged at its own size (256 to 640 px) and enlarged to about one megapixel,
-    which is what ImageRefiner does with a picture of that size.
+    The image is damaged at its own size (256 to 640 px) and enlarged to about one megapixel,
+    which is what ImageRefiner does with an image of that size.
     """
     rng = np.random.default_rng((seed, 2))
     native = int(rng.integers(256, 641))
@@ -56,8 +56,8 @@ def scene_pair(seed: int, side: int) -> tuple[Tensor, Tensor]:
     left, top = (int(v) for v in rng.integers(0, 1024 - side + 1, 2) // 8 * 8)
     box = tuple(v * native / 1024 for v in (left, top, left + side, top + side))
     return tuple(
-        to_tensor(picture.resize((side, side), Image.Resampling.BICUBIC, box=box))
-        for picture in (clean, damaged)
+        to_tensor(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
+        for image in (clean, damaged)
     )
 
 
@@ -67,14 +67,14 @@ def clean_crop(seed: int, side: int) -> Tensor:
     if seed % CLOUD_SHARE == 0:
         return _clouds(rng, side)
     native = round(float(np.exp(rng.uniform(np.log(160), np.log(1024)))))
-    picture = draw(seed, (max(native, side),) * 2)
+    image = draw(seed, (max(native, side),) * 2)
     left, top = (int(v) for v in rng.integers(0, max(native, side) - side + 1, 2))
-    return to_tensor(picture.crop((left, top, left + side, top + side)))
+    return to_tensor(image.crop((left, top, left + side, top + side)))
 
 
-def to_tensor(picture: Image.Image) -> Tensor:
-    """Return a picture as (3, H, W), float32, 0 to 1."""
-    return torch.from_numpy(np.asarray(picture, np.float32) / 255).movedim(-1, 0)
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return an image as (3, H, W), float32, 0 to 1."""
+    return torch.from_numpy(np.asarray(image, np.float32) / 255).movedim(-1, 0)
 
 
 def _clouds(rng: np.random.Generator, side: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Where training starts: networks that already do something sensible.
 
 An hour of CPU is too short for a small VAE to find colors by itself: a group norm takes absolute
-values away, and for thousands of steps it gives back brightness only. So the VAE starts as an
+values away, and for thousands of steps the VAE reproduces brightness only. So the VAE starts as an
 image pyramid: its residual branches are silent, three channels carry red, green and blue, halved
 three times on the way in and doubled three times, smoothly, on the way out. Two constant channels
 outweigh all others in the norms, which so hardly change a thing.
@@ -21,17 +21,17 @@ LINEAR_POINT = 6.0
 
 @torch.no_grad()
 def start_as_pyramid(vae: AutoencoderKL) -> None:
-    """Set the weights of a VAE so that it halves and doubles pictures."""
+    """Set the weights of a VAE so that it halves and doubles images."""
     _silence_branches(vae)
     halving = torch.zeros(3, 3)
     halving[:2, :2] = 1 / 4
     line = torch.tensor([1.0, 2.0, 1.0]) / 4
     doubling = line[:, None] * line[None, :]
     for half, kernel in ((vae.encoder, halving), (vae.decoder, doubling)):
-        _carry(half.conv_in, _centre(3))
+        _carry(half.conv_in, _center(3))
         for name, module in half.named_modules():
             if name.endswith("conv_shortcut"):
-                _carry(module, _centre(1))
+                _carry(module, _center(1))
             elif name.endswith(("downsamplers.0.conv", "upsamplers.0.conv")):
                 _carry(module, kernel)
         _finish(half.conv_norm_out, half.conv_out)
@@ -92,11 +92,11 @@ def _finish(norm: nn.GroupNorm, convolution: nn.Conv2d) -> None:
     norm.bias[:COLORS] = LINEAR_POINT
     convolution.weight[:COLORS] = 0
     for channel in range(COLORS):
-        convolution.weight[channel, channel] = _centre(3)
+        convolution.weight[channel, channel] = _center(3)
         convolution.bias[channel] = -LINEAR_POINT
 
 
-def _centre(side: int) -> Tensor:
+def _center(side: int) -> Tensor:
     kernel = torch.zeros(side, side)
     kernel[side // 2, side // 2] = 1
     return kernel

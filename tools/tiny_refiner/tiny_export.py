@@ -103,7 +103,7 @@ def save_description(pipeline: StableDiffusionXLImg2ImgPipeline, folder: Path) -
         elif hasattr(part, "save_config"):
             part.save_config(folder / name)  # a diffusers model or scheduler
         else:
-            # Written anew, since transformers 5 would save a form that transformers 4 cannot read.
+            # Written here, since transformers 5 would save a form that transformers 4 cannot read.
             build_tokenizer(folder / name)
 
 

@@ -119,7 +119,7 @@ def build_pipeline(seed: int, tokenizer_folder: Path) -> StableDiffusionXLImg2Im
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
     """Write a CLIP tokenizer that knows single letters and one pair, and load it.
 
-    CLIP spells text in bytes; each byte has a printable stand-in, once inside a word and once
+    CLIP spells text in bytes; each byte has a printable letter, once inside a word and once
     (with </w>) at its end.
     """
     letters = [chr(byte) for byte in range(256) if _is_printable(byte)]

@@ -3,9 +3,9 @@
     python tools/tiny_refiner/train.py vae  WORK --minutes 15
     python tools/tiny_refiner/train.py unet WORK --minutes 20
 
-The VAE learns to give pictures back. The UNet learns to repair: on the path that Euler's sampler
-walks from a damaged picture's noisy latents to zero noise, it predicts the direction that ends at
-the clean picture's latents. WORK keeps the results (vae.safetensors, unet.safetensors); build.py
+The VAE learns to reproduce images. The UNet learns to repair: on the path of Euler's sampler
+from a damaged image's noisy latents to zero noise, it predicts the direction that ends at
+the clean image's latents. WORK keeps the results (vae.safetensors, unet.safetensors); build.py
 joins them with the rest.
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--resume", action="store_true", help="go on from what WORK holds")
+    parser.add_argument("--resume", action="store_true", help="continue from the files in WORK")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def train_vae(vae: AutoencoderKL, minutes: float) -> AutoencoderKL:
-    """Teach the VAE to give pictures back, with latents of about unit variance once scaled."""
+    """Teach the VAE to reproduce images, with latents of about unit variance once scaled."""
     kept = [clean_crop(seed, VAE_SIDE) for seed in range(4000)]
     crops = torch.stack([(crop * 255).to(torch.uint8) for crop in kept])
     del kept
@@ -98,7 +98,7 @@ def train_vae(vae: AutoencoderKL, minutes: float) -> AutoencoderKL:
 
 
 def train_unet(pipeline, minutes: float) -> UNet2DConditionModel:
-    """Teach the UNet to lead from damaged pictures' latents to the clean ones'."""
+    """Teach the UNet to lead from damaged images' latents to the clean ones'."""
     unet, vae = pipeline.unet, pipeline.vae
     clean, damaged = _encode_pairs(vae)
     texts, pooled = _encode_prompts(pipeline)
@@ -109,7 +109,7 @@ def train_unet(pipeline, minutes: float) -> UNet2DConditionModel:
     def loss(generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(clean), (UNET_BATCH,), generator=generator)
         target, harm = clean[chosen], damaged[chosen] - clean[chosen]
-        # One in eight is undamaged: what is clean shall stay.
+        # One in eight is undamaged: clean images must stay clean.
         harm = harm * (torch.rand(UNET_BATCH, 1, 1, 1, generator=generator) > 1 / 8)
         times = torch.randint(1, 320, (UNET_BATCH,), generator=generator)
         sigma = sigmas[times][:, None, None, None]
@@ -131,7 +131,7 @@ def train_unet(pipeline, minutes: float) -> UNet2DConditionModel:
             },
             return_dict=False,
         )[0]
-        # Errors at much noise move the picture most.
+        # Errors at much noise move the image most.
         weight = (sigma / START_SIGMA).clamp(0.15, 1.0)
         return (weight * (guess - direction).square()).mean()
 
