@@ -1,92 +1,162 @@
-"""`image-refinery demo`: a picture to words, and refined, with the best that this machine has."""
+"""`image-refinery demo`: describe, rewrite and refine an image with the best models here."""
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .._backends import open_backend
-from .._program import pull
-from ..captioning.job import Result
-from ..llm.choice import able
+from .._backends import open_backend, open_backends
+from ..captioning.job import Result, Stage, TextJob
+from ..captioning.options import TEXT_SAMPLING, StageOptions, text_options
+from ..captioning.run import process
+from ..llm.choice import AUTO, able
 from ..llm.errors import LLMError, NoModel, ServerConfigError, capital
 from ..llm.llamacpp.installed import why_unavailable
 from ..llm.servers import EMBEDDED, find_server
+from ..memory import StageMemory
 from ..refine import RefineError
 from .describe import make_job, run_on_files, source
+from .progress import watching
 from .refine_demo import refine_demo
 from .terminal import message
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "scene.png"
-INSTRUCTIONS = "Rewrite this description as one vivid sentence of a story."
+if TYPE_CHECKING:
+    from ..llm.backend import Model
 
-_TEXT_TEMPERATURE = 0.2
-"""Below the usual 0.7: the stand-in has 135 million parameters and wanders off easily."""
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "scene.png"
+INSTRUCTIONS = (
+    "Extract only the key nouns, adjectives, and important concepts from this description. Return "
+    "as a comma-separated list suitable for image generation prompts."
+)
+"""The ready instruction "Keyword extraction"."""
+OPTIONS = {"temperature": 0, "repeat_penalty": 1.0, "num_predict": 160}
+"""The most likely word each time, and no penalty for the words of the description."""
+
+_STAND_IN = "a stand-in that knows drawn shapes and colors only"
+_LIMITED = (
+    "it could use only the words of the description, because so small a model makes things up"
+)
 _WIDTH_PX = 1100
 _MARGIN_PX = 24
-_PICTURE_PX = 420
+_IMAGE_PX = 420
 _LINE_CHARACTERS = 72
+_REMARK_CHARACTERS = 88
+_MAX_WORDS = 60
 
 
-def demo(image: Path | None, output: Path) -> int:
-    """Describe, rewrite and refine one picture; leave what became of it in `output`."""
-    path = image or EXAMPLE
-    picture = source(path)()
-    server = _best_server()
-    job = make_job(instructions=INSTRUCTIONS)
-    assert job.text is not None
-    steady = dict(job.text.options) | {"temperature": _TEXT_TEMPERATURE, "num_predict": 160}
-    job = replace(job, text=replace(job.text, options=steady))
-    (caption,) = run_on_files([path], job, server=server)
-    if caption.refined and isinstance(caption.refined.error, NoModel):
-        print(f"Nothing is rewritten: {message(caption.refined.error)}", file=sys.stderr)
-        caption = replace(caption, refined=None)
-    texts = [(f"Description, by {_model(caption.description)}", caption.description)]
-    if caption.refined is not None:
-        texts.append((f"Rewritten by {_model(caption.refined)}", caption.refined))
+class _Text(NamedTuple):
+    heading: str
+    result: Result
+    remark: str
+
+
+def demo(path: Path | None, output: Path) -> int:
+    """Describe, rewrite and refine one image; write the results into `output`."""
+    file = path or EXAMPLE
+    image = source(file)()
+    server, models = _best_server()
+    stand_ins = {model.name for model in models if model.note}
+    if path is not None and len(stand_ins) == len(models):
+        print(
+            f"Expect a wrong description of {path.name} unless it shows drawn shapes: the vision "
+            f"model here is {_STAND_IN}.",
+            file=sys.stderr,
+        )
+    (caption,) = run_on_files([file], make_job(), server=server)
+    described = caption.description
+    model = _model(described)
+    is_stand_in = model in stand_ins
+    remark = f"{model} is {_STAND_IN}." if is_stand_in else ""
+    texts = [_Text(f"Description, by {model}", described, remark)]
+    if described.answer and (rewritten := _rewrite(described.text, server, limited=is_stand_in)):
+        remark = f"With a JSON schema {_LIMITED}." if is_stand_in else ""
+        texts.append(_Text(f"Keywords, by {_model(rewritten)}", rewritten, remark))
     output.mkdir(parents=True, exist_ok=True)
-    lines = [f"{heading}:\n{_words(result)}\n" for heading, result in texts]
+    lines = [
+        f"{text.heading}:\n{_words(text.result)}\n" + (f"({text.remark})\n" if text.remark else "")
+        for text in texts
+    ]
     (output / "demo.txt").write_text(
         "\n".join([f"Instructions: {INSTRUCTIONS}\n", *lines]), "utf-8"
     )
-    _draw(picture, texts).save(output / "demo.png")
+    _draw(image, texts).save(output / "demo.png")
     print("\n".join(lines))
     written = [output / "demo.png", output / "demo.txt"]
-    failed = any(result.error for _, result in texts)
+    failed = any(text.result.error for text in texts)
     try:
-        written += refine_demo(picture, output, is_example=image is None)
+        written += refine_demo(image, output, is_example=path is None)
     except RefineError as error:
         print(f"Error: {error}", file=sys.stderr)
         failed = True
-    print("Written:", *(f"  {file}" for file in written), sep="\n")
+    print("Written:", *(f"  {name}" for name in written), sep="\n")
     return 1 if failed else 0
 
 
-def _best_server() -> str:
-    """The default server where one answers and has a vision model, else the embedded engine."""
+def text_job(description: str, *, limited: bool) -> TextJob:
+    """Return the job that rewrites a description.
+
+    Args:
+        limited: only with the words of the description, in any order and number.
+    """
+    settings = StageOptions(format=words_schema(description) if limited else None)
+    options = text_options(TEXT_SAMPLING, 0, settings) | OPTIONS
+    stage = Stage(model=AUTO, options=options, settings=settings)
+    return TextJob(stage=stage, texts=[description], instructions=[INSTRUCTIONS])
+
+
+def words_schema(description: str) -> dict[str, Any]:
+    """Return a JSON schema for a text of the description's words, in any order and number.
+
+    >>> words_schema("A red star.")["pattern"]
+    '^(A|red|star)(,? (A|red|star)){0,60}\\\\.?$'
+    """
+    words = "|".join(dict.fromkeys(re.findall(r"\w+", description)))
+    return {"type": "string", "pattern": f"^({words})(,? ({words})){{0,{_MAX_WORDS}}}\\.?$"}
+
+
+def _rewrite(description: str, server: str, *, limited: bool) -> Result | None:
+    """Return the rewritten description; None where there is no text model, with the reason."""
+    with watching() as watcher, open_backends(server, AUTO, cancelled=watcher.cancelled) as opened:
+        (result,) = process(
+            opened[0],
+            text_job(description, limited=limited),
+            memory=StageMemory(),
+            watcher=watcher,
+        )
+    if isinstance(result.error, NoModel):
+        print(f"Nothing is rewritten: {message(result.error)}", file=sys.stderr)
+        return None
+    return result
+
+
+def _best_server() -> tuple[str, Sequence[Model]]:
+    """Return a server that has a vision model, and all its vision models.
+
+    It is the default server if that answers and has a vision model, else the embedded engine.
+    """
     try:
         with closing(open_backend(find_server())) as backend:
             title = backend.server.title
-            models = [backend.show(model) for model in backend.list()]
-        if able(models, "vision"):
+            models = able([backend.show(model) for model in backend.list()], "vision")
+        if models:
             print(f"{capital(title)} answers.", file=sys.stderr)
-            return ""
+            return "", models
         reason = f"{capital(title)} has no vision model."
     except LLMError as error:
         reason = message(error)
     if missing := why_unavailable():
         raise ServerConfigError(f"{reason} {missing}")
-    print(
-        f"{reason}\nThe demo uses the embedded engine. For a real vision model run: "
-        f"{pull('smolvlm')}",
-        file=sys.stderr,
-    )
-    return EMBEDDED
+    print(f"{reason}\nThe demo uses the embedded engine.", file=sys.stderr)
+    with closing(open_backend(find_server(EMBEDDED))) as backend:
+        models = able(backend.list(), "vision")
+    return EMBEDDED, models
 
 
 def _model(result: Result) -> str:
@@ -97,23 +167,25 @@ def _words(result: Result) -> str:
     return f"Error: {message(result.error)}" if result.error else result.text
 
 
-def _draw(picture: Image.Image, texts: list[tuple[str, Result]]) -> Image.Image:
-    """The picture on the left, the texts beside it."""
-    small = picture.convert("RGB")
-    small.thumbnail((_PICTURE_PX, _PICTURE_PX))
-    heading_font, text_font = ImageFont.load_default(20), ImageFont.load_default(17)
-    x, y = _PICTURE_PX + 2 * _MARGIN_PX, _MARGIN_PX
+def _draw(image: Image.Image, texts: Sequence[_Text]) -> Image.Image:
+    """Return a sheet with the image on the left and, beside it, each text with its remark."""
+    small = image.convert("RGB")
+    small.thumbnail((_IMAGE_PX, _IMAGE_PX))
+    heading_font, text_font, remark_font = (ImageFont.load_default(size) for size in (20, 17, 14))
+    x, y = _IMAGE_PX + 2 * _MARGIN_PX, _MARGIN_PX
     pieces: list[tuple[int, str, ImageFont.FreeTypeFont | ImageFont.ImageFont, str]] = []
-    for heading, result in texts:
+    for text in texts:
         body = "\n".join(
-            textwrap.fill(line, _LINE_CHARACTERS) for line in _words(result).splitlines()
+            textwrap.fill(line, _LINE_CHARACTERS) for line in _words(text.result).splitlines()
         )
         for words, font, color in (
-            (heading, heading_font, "#2a6f97"),
+            (text.heading, heading_font, "#2a6f97"),
             (body, text_font, "#222222"),
+            (textwrap.fill(text.remark, _REMARK_CHARACTERS), remark_font, "#777777"),
         ):
             pieces.append((y, words, font, color))
-            y += round(sum(font.getbbox("Ag")[3] * 1.35 for _ in words.splitlines())) + 10
+            lines = words.splitlines()
+            y += round(sum(font.getbbox("Ag")[3] * 1.35 for _ in lines)) + (10 if lines else 0)
         y += 16
     sheet = Image.new("RGB", (_WIDTH_PX, max(y, small.height + 2 * _MARGIN_PX)), "white")
     sheet.paste(small, (_MARGIN_PX, _MARGIN_PX))

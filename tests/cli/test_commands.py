@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -372,20 +373,41 @@ def test_demo_leaves_pictures_and_a_text(photo: Path, capsys: Any) -> None:
     assert (output / "refined-compare.png").is_file()
     printed = capsys.readouterr()
     assert "A red circle" in printed.out
-    assert "a stand-in refines" in printed.err
+    assert "a stand-in of a few MB refines" in printed.err
+    assert "the demo downloads nothing" in printed.err and "loading stabilityai" not in printed.err
+    assert "a stand-in that knows drawn" not in printed.err + printed.out, "a real vision model"
 
 
-def test_demo_names_a_command_that_exists(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from image_refinery.cli import demo
-
+@pytest.mark.usefixtures("quarter_megapixel")
+def test_demo_says_that_the_vision_model_is_a_stand_in(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    pytest.importorskip("xllamacpp")
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(demo, "why_unavailable", lambda: "")
     monkeypatch.setattr(sys, "argv", [str(ROOT / "__main__.py")])
     monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    assert demo._best_server() == "embedded"
+    assert main(["demo", str(photo)]) == 0
     printed = capsys.readouterr().err
-    assert f"run: python {ROOT} models --pull smolvlm\n" in printed
+    before, described, _ = printed.partition("describe with toy-vision")
+    assert described and "Expect a wrong description of a photo.jpg" in before
+    assert f"Fetch a real one with: python {ROOT} models --pull smolvlm\n" in printed
+    caption = "(toy-vision:latest is a stand-in that knows drawn shapes and colors only.)"
+    assert caption in Path("demo-output", "demo.txt").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("quarter_megapixel")
+def test_demo_shows_an_example_that_the_stand_ins_handle(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setenv("OLLAMA_BASE_URL", "embedded")
+    assert main(["demo"]) == 0
+    printed = capsys.readouterr()
+    assert "Expect a wrong description" not in printed.err
+    assert "A medium green circle at the top left" in printed.out
+    found = re.search(r"([\d.]+) dB damaged, ([\d.]+) dB refined", printed.out)
+    assert found and float(found[2]) > float(found[1]) + 5
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process on Windows")
