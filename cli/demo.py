@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,7 +49,6 @@ _MARGIN_PX = 24
 _IMAGE_PX = 420
 _LINE_CHARACTERS = 72
 _REMARK_CHARACTERS = 88
-_MAX_WORDS = 60
 
 
 class _Text(NamedTuple):
@@ -77,7 +77,7 @@ def demo(path: Path | None, output: Path) -> int:
     texts = [_Text(f"Description, by {model}", described, remark)]
     if described.answer and (rewritten := _rewrite(described.text, server, limited=is_stand_in)):
         remark = f"With a JSON schema {_LIMITED}." if is_stand_in else ""
-        texts.append(_Text(f"Keywords, by {_model(rewritten)}", rewritten, remark))
+        texts.append(_Text(f"Rewritten by {_model(rewritten)}", rewritten, remark))
     output.mkdir(parents=True, exist_ok=True)
     lines = [
         f"{text.heading}:\n{_words(text.result)}\n" + (f"({text.remark})\n" if text.remark else "")
@@ -103,7 +103,7 @@ def text_job(description: str, *, limited: bool) -> TextJob:
     """Return the job that rewrites a description.
 
     Args:
-        limited: only with the words of the description, in any order and number.
+        limited: only with the words of the description, in any order, and no longer than that.
     """
     settings = StageOptions(format=words_schema(description) if limited else None)
     options = text_options(TEXT_SAMPLING, 0, settings) | OPTIONS
@@ -112,13 +112,14 @@ def text_job(description: str, *, limited: bool) -> TextJob:
 
 
 def words_schema(description: str) -> dict[str, Any]:
-    """Return a JSON schema for a text of the description's words, in any order and number.
+    """Return a JSON schema for a text of the description's words, in any order, and no longer.
 
-    >>> words_schema("A red star.")["pattern"]
-    '^(A|red|star)(,? (A|red|star)){0,60}\\\\.?$'
+    >>> words_schema("A red star, a red circle.")["pattern"]
+    '^(A|red|star|a|circle)(,? (A|red|star|a|circle)){0,5}\\\\.?$'
     """
-    words = "|".join(dict.fromkeys(re.findall(r"\w+", description)))
-    return {"type": "string", "pattern": f"^({words})(,? ({words})){{0,{_MAX_WORDS}}}\\.?$"}
+    found = re.findall(r"\w+", description)
+    words = "|".join(dict.fromkeys(found))
+    return {"type": "string", "pattern": f"^({words})(,? ({words})){{0,{len(found) - 1}}}\\.?$"}
 
 
 def _rewrite(description: str, server: str, *, limited: bool) -> Result | None:
@@ -133,6 +134,9 @@ def _rewrite(description: str, server: str, *, limited: bool) -> Result | None:
     if isinstance(result.error, NoModel):
         print(f"Nothing is rewritten: {message(result.error)}", file=sys.stderr)
         return None
+    if limited and result.answer:  # JSON: a string in quotes, whose end may be cut off
+        answer = replace(result.answer, text=result.text.strip().strip('"'))
+        return replace(result, answer=answer)
     return result
 
 

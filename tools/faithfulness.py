@@ -49,7 +49,7 @@ from scenes import (  # noqa: E402  (the generator is no package)
 )
 
 MODEL = "smollm2:135m"
-TARGET = 0.95
+TARGET = 0.9
 COUNT = 100
 
 # ---- the judge
@@ -471,9 +471,9 @@ may be left out, but not be wrong. Every other word that is neither a word of th
 one of some sixty words without a claim (articles, "image", "shape") counts as invented.
 
 "Only the description's words": a JSON schema (`format` of Ollama Options) allows the words of the
-description in any order and number, and no others. So no new word is possible, but a wrong color, a
-wrong place, and an object that is missing or named twice are. Every answer has at most {tokens}
-tokens.
+description in any order, and no more of them than it has. So no new word is possible, but a wrong
+color, a wrong place, and an object that is missing or named twice are. Every answer has at most
+{tokens} tokens.
 
 """
 

