@@ -70,7 +70,7 @@ class LlamaServer(OpenAIClient):
         entry = self._entry(model, cancelled)
         if self._is_router and _status(entry) not in _AWAKE_OR_ASLEEP:
             if _status(entry) != "loading":
-                self._post("/models/load", {"model": model}, cancelled, model=model)
+                self._begin_load(model, cancelled)
             ready = self._wait(lambda: self._has_loaded(model, cancelled), limit_s, cancelled)
         else:
             ready = self._wait(lambda: self._is_healthy(cancelled), limit_s, cancelled)
@@ -80,6 +80,14 @@ class LlamaServer(OpenAIClient):
         which = f"?model={quote(model)}&autoload=false" if self._is_router else ""
         props = self._quietly(f"/props{which}", cancelled)
         self._contexts[model] = _context(props) or self._contexts.get(model)
+
+    def _begin_load(self, model: str, cancelled: CancelCheck | None) -> None:
+        try:
+            self._post("/models/load", {"model": model}, cancelled, model=model)
+        except UnexpectedResponse:
+            # Another client may have begun the load after the list was read.
+            if _status(self._entry(model, cancelled)) not in ("loading", *_AWAKE_OR_ASLEEP):
+                raise
 
     def _list(self, cancelled: CancelCheck | None) -> Sequence[Model]:
         entries = self._entries(cancelled)

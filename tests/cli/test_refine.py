@@ -198,7 +198,7 @@ def test_a_mask_of_another_size_is_refused_before_the_checkpoint_loads(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--strength", "0.01"], "or --steps to 100"),
+        (["--strength", "0.01"], "or the number of steps to 100"),
         (["--strength", "2"], "strength must be a number from 0 to 1"),
         (["--model", "gone.safetensors"], "There is no checkpoint file at gone.safetensors"),
         (["--model", "old.ckpt"], "pickled checkpoint"),

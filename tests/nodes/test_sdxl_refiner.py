@@ -304,7 +304,7 @@ def test_the_hub_s_license_gate_is_one_sentence(node: Any, monkeypatch: pytest.M
         raise GatedRepoError("gated", response=httpx.Response(403, request=request))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(HubError, match="accepted its license"):
+    with pytest.raises(HubError, match="accept its license"):
         execute(node, image(), checkpoint=DOWNLOAD)
 
 

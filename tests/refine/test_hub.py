@@ -112,7 +112,7 @@ def test_whether_weights_are_here_is_known_without_asking(hub: Hub) -> None:
     hub.requests.clear()
     assert is_cached("somebody/tiny")
     assert hub.requests == []
-    with pytest.raises(CheckpointError, match="no Hugging Face id"):
+    with pytest.raises(CheckpointError, match="or a Hugging Face id"):
         is_cached("no/such/folder")
 
 

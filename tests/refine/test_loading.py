@@ -245,7 +245,7 @@ def test_missing_paths_are_found_at_once(tmp_path: Path) -> None:
         ImageRefiner("cpu", model=tmp_path / "none")
     with pytest.raises(CheckpointError, match=r"no model_index\.json"):
         load_components(tmp_path)
-    with pytest.raises(CheckpointError, match="no Hugging Face id"):
+    with pytest.raises(CheckpointError, match="or a Hugging Face id"):
         load_components("three/part/name")
 
 

@@ -243,7 +243,9 @@ def test_out_of_memory_after_every_fallback_is_one_sentence(
     refiner = open_refiner("cpu", model=tiny_file, memory_mode=mode)
     refiner.load()
     Shortage(refiner.components.unet.mid_block, lambda: True)
-    with pytest.raises(DeviceMemoryError, match=r"Memory ran out on cpu while the refiner's unet"):
+    with pytest.raises(
+        DeviceMemoryError, match=r"Memory ran out on cpu while running the refiner's unet"
+    ):
         refiner.refine(draw(0, (64, 64)), **SMALL)
     assert refiner.residency.held_bytes() == 0
 
