@@ -6,6 +6,7 @@ The root must never be on sys.path: its `nodes` package would hide ComfyUI's `no
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -84,6 +85,19 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.outcome = "failed"
         report.longrepr = f"forced, but skipped: {report.longrepr}"
     return report
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # torch's million objects: each refiner that is freed collects the garbage
+
+
+@pytest.fixture(autouse=True)
+def diffusers_is_not_searched_for_garbage() -> Iterator[None]:
+    """Freeze once more after the first test that imported it."""
+    loaded = "diffusers" in sys.modules
+    yield
+    if "diffusers" in sys.modules and not loaded:
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
