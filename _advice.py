@@ -75,7 +75,7 @@ def advice(error: LLMError, edge: Edge) -> str:
             return ""
         case errors.NoServer():
             return (
-                f"Start {product if kind else 'yours'}, name one on another machine in "
+                f"Start {product if kind else 'one'}, name one on another machine in "
                 f"{CONFIG_NAME}, or choose the server {EMBEDDED}: the engine inside this package."
             )
         case errors.UnknownServer():
@@ -101,7 +101,8 @@ def advice(error: LLMError, edge: Edge) -> str:
         case errors.NotInLibrary():
             return "Check the spelling."
         case errors.NoModel() if ollama:
-            return f"Fetch one, such as: ollama pull {_USUAL_MODELS.get(error.task, 'llava')}"
+            usual = _USUAL_MODELS.get(error.task, "llava")
+            return f"Download one, for example with: ollama pull {usual}"
         case errors.NoModel() if embedded or kind == "lmstudio":
             return _fetch(kind, "")
         case errors.NoModel():
@@ -116,7 +117,9 @@ def advice(error: LLMError, edge: Edge) -> str:
             there = "download it in LM Studio" if kind == "lmstudio" else "add it to the server"
             return _sentence(choose, there)
         case errors.NoVision() if ollama:
-            return "Choose a model with vision, or fetch one, for example with: ollama pull llava"
+            return (
+                "Choose a model with vision, or download one, for example with: ollama pull llava"
+            )
         case errors.NoVision():
             return f"Choose a model with vision.{f' {_fetch_embedded()}' if embedded else ''}"
         case errors.NoThinking():
@@ -130,12 +133,12 @@ def advice(error: LLMError, edge: Edge) -> str:
             return _sentence(
                 "choose a smaller model",
                 edge.set("lower", "num_ctx"),
-                "close what else uses the GPU",
+                "close other programs that use the GPU",
             )
         case errors.EmptyAnswer():
             return _about_empty(error, edge, ollama)
         case errors.IncompleteAnswer():
-            log = "" if embedded else f"look into {_whose(product)} log"
+            log = "" if embedded else f"check {_whose(product)} log"
             repeats = "repeats" in str(error)
             penalty = edge.set("raise", "repeat_penalty") if repeats else ""
             return _sentence(again, log, penalty)
@@ -180,7 +183,7 @@ def _about_response(error: LLMError, edge: Edge, kind: str, product: str) -> str
         case errors.WrongForm():
             return (
                 f"This is not what {product} answers: check {variable}, and whether a proxy is "
-                "between."
+                "in between."
             )
         case errors.EndpointMissing(api="openai"):
             return "Set OLLAMA_BASE_URL to an Ollama server."
@@ -203,7 +206,10 @@ def _about_response(error: LLMError, edge: Edge, kind: str, product: str) -> str
 
 def _about_access(error: errors.AccessDenied, variable: str) -> str:
     if error.key_withheld:
-        return "A key is set, but it is sent over https or to this machine only: use an https URL."
+        return (
+            "A key is set, but the pack sends it only over https or to this machine: use an https "
+            "URL."
+        )
     if error.status == 403 and variable == "OLLAMA_BASE_URL":
         return (
             "It refuses requests from here: allow this address with OLLAMA_HOST and OLLAMA_ORIGINS "
@@ -221,7 +227,7 @@ def _fetch(kind: str, model: str) -> str:
     if kind == EMBEDDED:
         return _fetch_embedded()
     if kind == "ollama" and model:
-        return f"Fetch it with: ollama pull {model}"
+        return f"Download it with: ollama pull {model}"
     if kind == "lmstudio":
         return "Choose another, or download it in LM Studio."
     return "Choose one that the server lists, or add it there."
@@ -232,7 +238,7 @@ def _whose(product: str) -> str:
 
 
 def _fetch_embedded() -> str:
-    return f"Fetch smolvlm, which describes and writes, with: {pull('smolvlm')}"
+    return f"Download smolvlm, which describes and writes, with: {pull('smolvlm')}"
 
 
 def _sentence(*choices: str) -> str:

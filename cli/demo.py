@@ -40,7 +40,7 @@ INSTRUCTIONS = (
 OPTIONS = {"temperature": 0, "repeat_penalty": 1.0, "num_predict": 160}
 """The most likely word each time, and no penalty for the words of the description."""
 
-_STAND_IN = "a stand-in that knows drawn shapes and colors only"
+_STAND_IN = "a stand-in model that describes drawn shapes and colors only"
 _LIMITED = (
     "it could use only the words of the description, because so small a model makes things up"
 )

@@ -39,11 +39,11 @@ _PACKAGES = (
 
 
 def doctor() -> int:
-    """Print one line per thing looked at; 1 when something that is needed is missing."""
+    """Print one line per check; return 1 if something that is needed is missing."""
     problems = [*_packages(), *_graphics(), *_servers(), *_engine(), *_refiner()]
     print()
     if not problems:
-        print("Everything that describing images needs is here.")
+        print("Everything needed to describe images is here.")
         return 0
     print("To do:")
     for problem in problems:
@@ -133,13 +133,13 @@ def _server(name: str) -> list[str]:
             problems.append(message(missing))
         elif all(model.note for model in suited):
             to_do = advice(missing, TERMINAL)
-            problems.append(f"The only model for {task} is a toy. {to_do}")
+            problems.append(f"The only model for {task} is a stand-in model. {to_do}")
     return problems
 
 
 def _remark(model: Model) -> str:
     if model.note:
-        return " (a toy model)"
+        return " (a stand-in model)"
     return " (unknown)" if model.capabilities is None else ""
 
 
@@ -185,9 +185,11 @@ def _refiner() -> list[str]:
     found = {folder: _able_to_refine(folder) for folder in _checkpoint_folders()}
     for folder, files in found.items():
         names = [file.relative_to(folder).as_posix() for file in files]
-        print(f"  for SDXL Refiner in {folder}: {', '.join(names) or 'none here that can refine'}")
+        print(
+            f"  for SDXL Refiner in {folder}: {', '.join(names) or 'no checkpoint that can refine'}"
+        )
     if not found:
-        print("  for SDXL Refiner: no ComfyUI was found; COMFYUI_PATH can say where it is")
+        print("  for SDXL Refiner: no ComfyUI was found; set COMFYUI_PATH to its folder")
     singles = [model] if is_file else [file for files in found.values() for file in files]
     if singles:
         problems += _vocabulary(singles[0], needed=is_file)
@@ -202,7 +204,7 @@ def _wrong_with(file: Path) -> list[str]:
     except CheckpointError as error:
         print("  not usable, see below")
         return [f"Refiner: {error}"]
-    print(f"  a checkpoint of the kind {info.family}, {readable(info.size_bytes)}")
+    print(f"  a checkpoint of the family {info.family}, {readable(info.size_bytes)}")
     return []
 
 

@@ -69,7 +69,7 @@ def psnr(image: Image.Image, other: Image.Image) -> float:
 
 
 def _best_refiner() -> ImageRefiner:
-    """A real checkpoint that is here already, else the stand-in; a demo downloads nothing.
+    """A real checkpoint that is here already, else the stand-in model; a demo downloads nothing.
 
     Raises:
         CheckpointError: neither is here.
@@ -84,9 +84,9 @@ def _best_refiner() -> ImageRefiner:
             f"in {MODEL_VARIABLE}."
         )
     print(
-        f"{missing}: a stand-in of a few MB refines. It was trained on drawn scenes only and does "
-        "not improve photographs.\n"
-        "For the real one, download sd_xl_refiner_1.0.safetensors and name that file in "
+        f"{missing}: it uses a stand-in model of a few MB, which was trained on drawn scenes only "
+        "and does not improve photographs.\n"
+        "For the real refiner, download sd_xl_refiner_1.0.safetensors and name that file in "
         f"{MODEL_VARIABLE}.",
         file=sys.stderr,
     )

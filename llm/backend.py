@@ -102,8 +102,7 @@ class Answer:
         """
         if self.context_full:
             return (
-                "The context was full: a part of what was sent, or the end of the answer, is "
-                "missing."
+                "The context was full: part of the request, or the end of the answer, is missing."
             )
         return "The answer was cut at num_predict." if self.done_reason == "length" else ""
 

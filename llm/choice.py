@@ -34,9 +34,9 @@ def choose(
     """Return a loaded model with a capability, else `last`, else the largest that fits.
 
     Models of unknown capabilities come after those that are known to have the capability; among
-    them, names of vision models come first. Toy models come last. If the available memory is not
-    known, or nothing fits, the smallest model wins. A cloud model needs no memory, and comes after
-    the models that run here.
+    them, names of vision models come first. Stand-in models come last. If the available memory is
+    not known, or nothing fits, the smallest model wins. A cloud model needs no memory, and comes
+    after the models that run here.
 
     Args:
         capability: "vision" or "completion", by Ollama's names.
@@ -68,7 +68,7 @@ def _names_vision(model: Model) -> bool:
 
 
 def able(models: Sequence[Model], capability: str) -> list[Model]:
-    """Return the models that are not known to lack a capability; toy models only for vision."""
+    """Return models that are not known to lack a capability; stand-in models only for vision."""
     writes = capability == "completion"
     return [m for m in models if not m.lacks(capability) and not (writes and m.note)]
 

@@ -228,7 +228,7 @@ class NoThinking(LLMError):
 
     def __init__(self, model: str, server: Server) -> None:
         super().__init__(
-            f'The model "{model}" {server.where} does not support thinking as asked.',
+            f'The model "{model}" {server.where} does not support thinking as requested.',
             server=server,
             model=model,
         )
@@ -250,10 +250,10 @@ class OutOfMemory(LLMError):
 
     def __init__(self, model: str, server: Server, said: str) -> None:
         super().__init__(
-            f'{capital(server.title)} has not enough memory for "{model}" ({said}).',
+            f'{capital(server.title)} does not have enough memory for "{model}" ({said}).',
             server=server,
             model=model,
-            cause=f"the server has not enough memory: {said}",
+            cause=f"the server does not have enough memory: {said}",
         )
 
 
@@ -280,7 +280,7 @@ class EmptyAnswer(LLMError):
         self, model: str, server: Server, *, done_reason: str | None, thought: bool
     ) -> None:
         if thought and done_reason == "length":
-            why = "its whole budget went into thinking"
+            why = "it used up num_predict for thinking"
         elif thought:
             why = "it produced thinking but no text"
         elif done_reason == "length":

@@ -99,7 +99,9 @@ class Batch:
     ) -> None:
         for name, others in (("prompts", prompts), ("masks", masks)):
             if others is not None and len(others) != len(images):
-                raise SettingsError(f"{len(images)} images came with {len(others)} {name}.")
+                raise SettingsError(
+                    f"There are {len(images)} images, but {len(others)} {name}: pass one for each."
+                )
         self.settings = settings
         self.items: list[Item] = []
         self.count = 0
@@ -168,9 +170,11 @@ def _texts(prompt: str | Sequence[str], count: int) -> list[str]:
     """Return one prompt for each of an entry's images."""
     texts = [prompt] * count if isinstance(prompt, str) else prompt
     if not isinstance(texts, Sequence) or any(not isinstance(text, str) for text in texts):
-        raise SettingsError("A prompt is a text.")
+        raise SettingsError("A prompt must be a text.")
     if len(texts) != count:
-        raise SettingsError(f"A batch of {count} images came with {len(texts)} prompts.")
+        raise SettingsError(
+            f"A batch of {count} images has {len(texts)} prompts: pass one, or one for each image."
+        )
     return list(texts)
 
 

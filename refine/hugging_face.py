@@ -83,7 +83,7 @@ def fetch(repo_id: str, local_files_only: bool) -> Path:
     # Without a connection huggingface_hub raises its own, httpx's or requests' errors, by version.
     except (HfHubHTTPError, OSError, *_connection_errors()) as error:
         raise HubError(
-            f"{repo_id} could not be fetched from Hugging Face ({first_line(error)}): check the "
+            f"{repo_id} could not be downloaded from Hugging Face ({first_line(error)}): check the "
             "connection, or download its .safetensors file elsewhere and choose that file (in "
             "ComfyUI: put it into models/checkpoints and choose it)."
         ) from error

@@ -79,7 +79,8 @@ def read_image(image: Image.Image | np.ndarray | Tensor) -> Pixels:
     if isinstance(image, Tensor):
         return _read_tensor(image)
     raise ImageError(
-        f"An image is a PIL image, a numpy array or a torch tensor, not {type(image).__name__}."
+        "An image must be a PIL image, a numpy array or a torch tensor, not "
+        f"{type(image).__name__}."
     )
 
 
@@ -167,13 +168,15 @@ def read_mask(
     elif isinstance(mask, (np.ndarray, Tensor)):
         values = torch.as_tensor(mask).detach().to("cpu", torch.float32)
     else:
-        raise ImageError(f"A mask is an image, array or tensor, not {type(mask).__name__}.")
+        raise ImageError(f"A mask must be an image, array or tensor, not {type(mask).__name__}.")
     shape = tuple(values.shape)
     if values.ndim == 4 and shape[-1] == 1:
         values = values[..., 0]
     values = values[None] if values.ndim == 2 else values
     if values.ndim != 3:
-        raise ImageError(f"A mask has the shape (H, W), (B, H, W) or (B, H, W, 1), not {shape}.")
+        raise ImageError(
+            f"A mask must have the shape (H, W), (B, H, W) or (B, H, W, 1), not {shape}."
+        )
     if values.shape[1:] != (height, width):
         raise ImageError(
             f"The mask is {values.shape[2]} x {values.shape[1]} px, but the image is {width} x "
@@ -182,7 +185,7 @@ def read_mask(
     if values.shape[0] not in (1, count):
         images = "1 image" if count == 1 else f"{count} images"
         raise ImageError(
-            f"{values.shape[0]} masks came with {images}: pass one mask, or one for each image."
+            f"There are {values.shape[0]} masks for {images}: pass one mask, or one for each image."
         )
     if not bool(((values >= 0) & (values <= 1)).all()):
         raise ImageError("A mask must be from 0 (keep) to 1 (refine): scale its values first.")

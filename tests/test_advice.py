@@ -50,8 +50,11 @@ def every_error(server: Server) -> list[errors.LLMError]:
             errors.ServerUnreachable(OLLAMA, "refused"),
             "Start the Ollama app (or run `ollama",
         ),
-        (errors.ModelNotFound("qwen3-vl:8b", OLLAMA), "Fetch it with: ollama pull qwen3-vl:8b"),
-        (errors.NoModel("writing text", OLLAMA), "Fetch one, such as: ollama pull llama3.2"),
+        (errors.ModelNotFound("qwen3-vl:8b", OLLAMA), "Download it with: ollama pull qwen3-vl:8b"),
+        (
+            errors.NoModel("writing text", OLLAMA),
+            "Download one, for example with: ollama pull llama3.2",
+        ),
         (errors.NoVision("llama", OLLAMA), "Choose a model with vision"),
         (
             errors.OutOfMemory("llama", OLLAMA, "x"),
@@ -76,11 +79,11 @@ def every_error(server: Server) -> list[errors.LLMError]:
         ),
         (
             errors.IncompleteAnswer("m", OLLAMA, characters=3, why="it repeats itself"),
-            "Queue again, look into Ollama's log, or raise repeat_penalty in Ollama Options.",
+            "Queue again, check Ollama's log, or raise repeat_penalty in Ollama Options.",
         ),
         (
             errors.IncompleteAnswer("m", OLLAMA, characters=3, why="it broke"),
-            "Queue again, or look into Ollama's log.",
+            "Queue again, or check Ollama's log.",
         ),
     ],
 )

@@ -151,7 +151,7 @@ class _Expander:
             self.problems.append(f"__{name}__ cannot be read ({error.strerror or error}).")
             return ()
         if not lines:
-            self.problems.append(f"__{name}__ is no wildcard file with lines in it.")
+            self.problems.append(f"There is no wildcard file with lines for __{name}__.")
         return lines
 
     def _draw_line(self, lines: Sequence[Line]) -> Line:

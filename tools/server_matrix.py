@@ -38,8 +38,8 @@ INTRO = """# Servers
 
 Written by `python tools/server_matrix.py --write`, which runs `tests/comfyui/test_servers.py`: the
 same graph with LLM Image Refine in a real ComfyUI, on each kind of server. llama-server with one
-model and the embedded engine are real llama.cpp, with the toy vision model and SmolLM2 135M. The
-others are scripted (`tests/faulty_ollama.py`, `tests/scripted_servers.py`).
+model and the embedded engine are real llama.cpp, with the stand-in models toy-vision and SmolLM2
+135M. The others are scripted (`tests/faulty_ollama.py`, `tests/scripted_servers.py`).
 
 - **A batch of eight, two models.** Eight images of different colors, or drawn scenes for llama.cpp.
   Each description must name its image's color, or color, shape and place. llama-server and vLLM

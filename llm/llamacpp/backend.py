@@ -51,8 +51,8 @@ _UNITS_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _DURATION = re.compile(rf"-?(?:{_DURATION_PART.pattern})+")
 _TOY_NOTE = (
-    "is a toy model: it only names drawn shapes, their colors and positions. Download a real model "
-    "with:"
+    "is a stand-in model: it only names drawn shapes, their colors and positions. Download a real "
+    "model with:"
 )
 
 
@@ -287,8 +287,8 @@ class EmbeddedEngine:
             raise NoVision(model.name, self.server)
         if model.is_toy and not has_images:
             raise BadRequest(
-                f"{model.name} is a toy model that can only describe drawn images. Choose a text "
-                "model.",
+                f"{model.name} is a stand-in model that can only describe drawn images. Choose a "
+                "text model.",
                 server=self.server,
                 model=model.name,
             )

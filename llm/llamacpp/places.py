@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 MODELS_VARIABLE = "IMAGE_REFINERY_MODELS"
 BUILT_IN = Path(__file__).parent / "models"
-"""The folder of the toy vision model."""
+"""The folder of the stand-in vision model."""
 
 # llama.cpp's cache before it used Hugging Face's layout: OWNER_REPOSITORY_FILE.
 _CACHED_NAME = re.compile(r"([^_]+)_(.+?[-_.]gguf)_(.+)", re.IGNORECASE)

@@ -31,7 +31,7 @@ def prompts_for(
     if len(prompts) == len(batches):
         return list(prompts)
     raise SettingsError(
-        f"{len(prompts)} prompts came for {count} images. "
+        f"{len(prompts)} prompts are connected, but there are {count} images. "
         "Connect one prompt, or one for each image."
     )
 
@@ -65,7 +65,7 @@ def masks_for(
         both = list(zip(paired, batches, strict=False))
         if len(paired) != len(batches) or any(len(m) not in (1, len(b)) for m, b in both):
             raise SettingsError(
-                f"{len(singles)} masks came for {count} images. "
+                f"{len(singles)} masks are connected, but there are {count} images. "
                 "Connect one mask, or one for each image."
             )
     return [_at_size(mask, batch) for mask, batch in zip(paired, batches, strict=True)]

@@ -54,11 +54,11 @@ FAULTS = [
     ("refused", "Can't reach Ollama at"),
     ("drop", "The connection to Ollama at"),
     ("cut_mid_stream", "broke off after"),
-    ("thinking_only", "its whole budget went into thinking"),
+    ("thinking_only", "it used up num_predict for thinking"),
     ("html", "This is not what Ollama answers"),
     ("signin", "ollama signin"),
-    ("not_found", "Fetch it with: ollama pull llava"),
-    ("oom", "has not enough memory for"),
+    ("not_found", "Download it with: ollama pull llava"),
+    ("oom", "does not have enough memory for"),
 ]
 
 

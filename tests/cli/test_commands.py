@@ -213,12 +213,12 @@ def test_the_toy_says_that_it_is_one(
     monkeypatch.setenv("OLLAMA_BASE_URL", "embedded")
     assert main(["describe", str(ROOT / "examples" / "scene.png")]) == 0
     printed = capsys.readouterr()
-    warnings = [line for line in printed.err.splitlines() if "is a toy model" in line]
+    warnings = [line for line in printed.err.splitlines() if "is a stand-in model" in line]
     assert len(warnings) == 1 and "image-refinery models --pull smolvlm" in warnings[0]
     assert "triangle" in printed.out and "toy-vision is" not in printed.out
     assert main(["doctor"]) == 1
     printed = capsys.readouterr()
-    assert "vision: toy-vision:latest (a toy model)" in printed.out
+    assert "vision: toy-vision:latest (a stand-in model)" in printed.out
     assert "with: image-refinery models --pull smolvlm" in printed.out.partition("To do:")[2]
 
 
@@ -227,7 +227,7 @@ def test_no_other_model_is_called_a_toy(photo: Path, ollama: FaultyOllama, capsy
 
     ollama.models = {"toy-vision:latest": vision_model("toy-vision")}
     assert main(["describe", str(photo)]) == 0
-    assert "is a toy model" not in capsys.readouterr().err, "somebody's own model of that name"
+    assert "is a stand-in model" not in capsys.readouterr().err, "somebody's own model of that name"
 
 
 def test_models_lists_what_the_server_has(capsys: Any) -> None:
@@ -309,7 +309,7 @@ def test_doctor_says_which_refiner_is_used_and_what_comfyui_has(
     folder = tmp_path / "models" / "checkpoints" / "sdxl"
     folder.mkdir(parents=True)
     assert main(["doctor"]) == 0
-    assert f"in {folder.parent}: none here that can refine" in capsys.readouterr().out
+    assert f"in {folder.parent}: no checkpoint that can refine" in capsys.readouterr().out
 
     for name in ("another.SFT", "my-refiner.safetensors"):
         shutil.copy2(TINY, folder / name)
@@ -373,9 +373,11 @@ def test_demo_leaves_pictures_and_a_text(photo: Path, capsys: Any) -> None:
     assert (output / "refined-compare.png").is_file()
     printed = capsys.readouterr()
     assert "A red circle" in printed.out
-    assert "a stand-in of a few MB refines" in printed.err
+    assert "a stand-in model of a few MB" in printed.err
     assert "the demo downloads nothing" in printed.err and "loading stabilityai" not in printed.err
-    assert "a stand-in that knows drawn" not in printed.err + printed.out, "a real vision model"
+    assert "a stand-in model that describes drawn" not in printed.err + printed.out, (
+        "a real vision model"
+    )
 
 
 @pytest.mark.usefixtures("quarter_megapixel")
@@ -389,7 +391,7 @@ def test_demo_says_that_the_vision_model_is_a_stand_in(
     before, described, _ = printed.partition("Describing with toy-vision")
     assert described and "Expect a wrong description of a photo.jpg" in before
     assert "image-refinery models --pull smolvlm\n" in printed
-    caption = "(toy-vision:latest is a stand-in that knows drawn shapes and colors only.)"
+    caption = "(toy-vision:latest is a stand-in model that describes drawn shapes and colors only.)"
     assert caption in Path("demo-output", "demo.txt").read_text("utf-8")
 
 

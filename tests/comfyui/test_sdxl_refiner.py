@@ -227,7 +227,7 @@ def test_prompts_that_cannot_be_paired_are_refused(refinery: ComfyHost, ollama: 
         "4": node("PreviewAny", source=["3", 0]),
     }
     run = finished(refinery, graph)
-    assert "2 prompts came for 3 images" in sentence(run)
+    assert "2 prompts are connected, but there are 3 images" in sentence(run)
 
 
 @pytest.mark.parametrize("how", ["strength 0", "not enabled"])
@@ -337,7 +337,7 @@ def test_a_path_out_of_the_folder_is_no_checkpoint(refinery: ComfyHost):
 
 def test_the_download_without_a_network_is_one_sentence(refinery: ComfyHost):
     run = finished(refinery, single(refinery, checkpoint=DOWNLOAD))
-    assert "could not be fetched from Hugging Face" in sentence(run)
+    assert "could not be downloaded from Hugging Face" in sentence(run)
 
 
 def test_settings_that_leave_no_step_say_which_would(refinery: ComfyHost):

@@ -660,12 +660,12 @@ def test_one_model_for_both_stages(
         assert site.loads() == site.unloads() == {short(site.seeing): 1}
         left = f"{counted(site)}, {left}"
     if isinstance(site, EmbeddedSite):
-        assert "describes drawn images and writes nothing else" in written
-        measured(f"{left}; the toy writes nothing, and the message says so")
+        assert "can only describe drawn images" in written
+        measured(f"{left}; toy-vision writes nothing, and the message says so")
         said(written)
     elif isinstance(site, LlamaServerSite):
         assert written and not written.startswith("Error"), "llama-server cannot tell a toy"
-        measured(f"{left}; the toy describes, whatever it is asked")
+        measured(f"{left}; toy-vision describes, whatever it is asked")
     else:
         assert written == f"Rewritten: {expected}."
         measured(f"right, {left}")

@@ -192,7 +192,7 @@ ERRORS = [
     ("no_done", "broke off"),
     ("empty", "Empty response from model"),
     ("thinking_only", "thinking"),
-    ("oom", "not enough memory"),
+    ("oom", "not have enough memory"),
     ("not_found", "ollama pull llava"),
     ("forbidden", "403"),
     ("html", "OLLAMA_BASE_URL"),

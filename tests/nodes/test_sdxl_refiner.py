@@ -191,7 +191,7 @@ def test_masks_that_fit_no_way_are_refused(node: Any) -> None:
 
     batches = [torch.zeros(3, 8, 6, 3)]
     for masks in ([mask_of(0.1, 0.2)], [mask_of(0.1), mask_of(0.2)], [mask_of(*[0.1] * 4)]):
-        with pytest.raises(SettingsError, match="masks came for 3 images"):
+        with pytest.raises(SettingsError, match="masks are connected, but there are 3 images"):
             masks_for(masks, batches)
 
 
@@ -218,7 +218,7 @@ def test_an_empty_picture_or_mask_is_one_sentence(
     [
         (torch.ones(1, 0, 8), "The mask is 8 x 0 px, but the image is 64 x 64 px: scale the mask"),
         (torch.full((1, 64, 64), 3.0), "A mask must be from 0"),
-        (torch.ones(2, 64, 64), "2 masks came for 1 images"),
+        (torch.ones(2, 64, 64), "2 masks are connected, but there are 1 images"),
     ],
 )
 def test_a_mask_that_does_not_fit_is_refused_before_the_checkpoint_loads(
@@ -243,8 +243,8 @@ def test_alpha_is_kept(node: Any) -> None:
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"prompt": ["a", "b"]}, "2 prompts came for 3 images"),
-        ({"mask": [torch.zeros(1, 8, 8)] * 2}, "2 masks came for 3 images"),
+        ({"prompt": ["a", "b"]}, "2 prompts are connected, but there are 3 images"),
+        ({"mask": [torch.zeros(1, 8, 8)] * 2}, "2 masks are connected, but there are 3 images"),
         ({"strength": [0.1, 0.2]}, "strength got a list of different values"),
         ({"strength": 1.5}, "strength must be a number from 0 to 1"),
         ({"num_inference_steps": 2}, "leave no step to run"),

@@ -81,7 +81,7 @@ def test_missing_names_stay_and_are_shown(node: Any, caplog: pytest.LogCaptureFi
     PromptServer.instance.sent_texts.clear()
     running = type("Running", (node,), {"hidden": type("Hidden", (), {"unique_id": "4"})})
     output = running.execute(text=["__no_such__"])
-    sentence = "__no_such__ is no wildcard file with lines in it."
+    sentence = "There is no wildcard file with lines for __no_such__."
     assert output.result == (["__no_such__"], ["__no_such__"])
     assert output.ui == {"text": ["__no_such__"], "problems": [sentence]}
     assert PromptServer.instance.sent_texts == [("4", sentence)]

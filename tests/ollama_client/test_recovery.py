@@ -286,7 +286,7 @@ def test_out_of_memory_twice_is_said(ollama: FaultyOllama, manager: Manager) -> 
         ollama, settings=StageOptions(free_memory="when needed"), texts=("a", "b", "c")
     )
     assert {type(outcome.error) for outcome in outcomes} == {errors.OutOfMemory}
-    assert "not enough memory" in str(outcomes[0].error)
+    assert "not have enough memory" in str(outcomes[0].error)
     assert chats(ollama) == 2
 
 
@@ -355,7 +355,7 @@ def test_a_full_context_is_said_and_the_answer_kept(
     assert [o.answer and o.answer.context_full for o in outcomes] == [True, True, False]
     assert all(o.text for o in outcomes)
     assert [record.getMessage() for record in caplog.records] == [
-        f"llama3.2:latest, answer {n}: The context was full: a part of what was sent, or the end "
+        f"llama3.2:latest, answer {n}: The context was full: part of the request, or the end "
         "of the answer, is missing."
         for n in (1, 2)
     ]

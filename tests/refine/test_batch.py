@@ -81,7 +81,7 @@ def test_each_row_of_a_batch_may_have_its_own_prompt(refiner: ImageRefiner) -> N
     singles = refiner.refine_batch(list(images.split(1)), settings, prompts=["red", "blue"])
     assert torch.equal(both, torch.cat(singles))
     for prompts in (["red"], [3, "blue"], 3):
-        with pytest.raises(SettingsError, match=r"prompts\.|A prompt is a text"):
+        with pytest.raises(SettingsError, match=r"prompts:|A prompt must be a text"):
             Batch([images], settings, prompts=[prompts])
 
 

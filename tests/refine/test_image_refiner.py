@@ -165,9 +165,9 @@ def test_everything_is_checked_before_anything_is_loaded() -> None:
         refiner.refine_batch([good, "bad.png"])
     with pytest.raises(SettingsError, match="leave no step"):
         refiner.refine(good, strength=0.01)
-    with pytest.raises(SettingsError, match="2 images came with 1 masks"):
+    with pytest.raises(SettingsError, match="There are 2 images, but 1 masks"):
         refiner.refine_batch([good, good], masks=[None])
-    with pytest.raises(SettingsError, match="A prompt is a text"):
+    with pytest.raises(SettingsError, match="A prompt must be a text"):
         refiner.refine_batch([good], prompts=[3])
     with pytest.raises(SettingsError, match="memory_mode must be one of"):
         ImageRefiner("cpu", memory_mode="tiny")

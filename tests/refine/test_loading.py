@@ -83,7 +83,7 @@ def test_a_hub_id_without_network_is_one_sentence(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(HubError, match=r"^somebody/nothing could not be fetched .* check the conn"):
+    with pytest.raises(HubError, match=r"^somebody/nothing could not be downloaded .* check"):
         load_components("somebody/nothing")
     assert no_network
     before = len(no_network)

@@ -188,10 +188,10 @@ def test_masks_of_every_kind() -> None:
         (Image.new("L", (3, 2)), "The mask is 3 x 2 px, but the image is 4 x 6 px: scale the mask"),
         (torch.zeros(5, 4), "The mask is 4 x 5 px, but the image is 4 x 6 px: scale the mask"),
         (torch.zeros(2, 0, 4), "The mask is 4 x 0 px, but"),
-        (torch.zeros(3, 6, 4), "3 masks came with 2 images: pass one mask"),
+        (torch.zeros(3, 6, 4), "There are 3 masks for 2 images: pass one mask"),
         (torch.zeros(6), "shape (H, W), (B, H, W) or (B, H, W, 1), not (6,)"),
         (torch.full((6, 4), 2.0), "A mask must be from 0 (keep) to 1 (refine)"),
-        ("m", "A mask is an image, array or tensor, not str"),
+        ("m", "A mask must be an image, array or tensor, not str"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(mask: object, words: str) -> None:

@@ -144,7 +144,7 @@ def test_json_stays_json_and_its_strings_are_replaced(files: WildcardFiles) -> N
 def test_missing_names_stay_and_are_reported_once(files: WildcardFiles) -> None:
     result = expand("__nope__ __tool/axe__ __nope__ {2$$__nope__}", files, 0)
     assert result.text == "__nope__ axe __nope__ {2$$__nope__}"
-    assert result.problems == ("__nope__ is no wildcard file with lines in it.",)
+    assert result.problems == ("There is no wildcard file with lines for __nope__.",)
 
 
 def test_ten_levels_are_reached(files: WildcardFiles) -> None:

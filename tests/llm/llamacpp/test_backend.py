@@ -77,11 +77,11 @@ def test_a_text_model_refuses_images_before_it_is_loaded(
 def test_the_stand_in_refuses_text_before_it_is_loaded(make_user: Callable[..., Any]) -> None:
     user = make_user(Library())
     with pytest.raises(
-        BadRequest, match=r"^toy-vision:latest is a toy model .* Choose a text model\.$"
+        BadRequest, match=r"^toy-vision:latest is a stand-in model .* Choose a text model\.$"
     ):
         user.chat("toy-vision", "Shorten: a red circle.")
     assert user.ps() == {}
-    assert "toy model" in user.engine.find("toy-vision").note
+    assert "stand-in model" in user.engine.find("toy-vision").note
 
 
 def test_an_embedding_model_refuses_to_chat(make_user: Callable[..., Any], tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_a_schema_that_is_none_is_an_error(shared: Any) -> None:
 
 @pytest.mark.parametrize("think", [True, "low"])
 def test_thinking_is_kept_apart_from_the_answer(shared: Any, think: Any) -> None:
-    with pytest.raises(EmptyAnswer, match="its whole budget went into thinking"):
+    with pytest.raises(EmptyAnswer, match="it used up num_predict for thinking"):
         shared.chat("thinker", think=think)
 
 

@@ -1,4 +1,4 @@
-"""What the toy vision model says of scenes that are not in its training data, as nodes use it.
+"""What the stand-in vision model says of scenes that are not in its training data, as nodes use it.
 
 It is what lets tests check meaning: swapped channels, mirrored images and mixed-up batches show.
 """

@@ -122,7 +122,7 @@ def test_reasoning_may_begin_in_the_prompt(open_kind: Any) -> None:
 def test_an_answer_that_is_only_reasoning_is_empty(open_kind: Any, fault: str) -> None:
     client, server = open_kind("lmstudio")
     server.script("chat", fault)
-    with pytest.raises(EmptyAnswer, match="its whole budget went into thinking") as raised:
+    with pytest.raises(EmptyAnswer, match="it used up num_predict for thinking") as raised:
         chat(client, server)
     assert raised.value.thought and raised.value.done_reason == "length"
 

@@ -63,12 +63,12 @@ CHAT: dict[str, Wanted] = {
     "not_json": (errors.IncompleteAnswer, BROKE_OFF),
     "wrong_types": (errors.WrongForm, "[1,2,3]"),
     # reasoning
-    "reasoning_only": (errors.EmptyAnswer, "its whole budget went into thinking"),
+    "reasoning_only": (errors.EmptyAnswer, "it used up num_predict for thinking"),
     "reasoning_content": WHOLE,
     "reasoning": WHOLE,
     "think_tags": WHOLE,
     "think_no_open": WHOLE,
-    "think_no_close": (errors.EmptyAnswer, "its whole budget went into thinking"),
+    "think_no_close": (errors.EmptyAnswer, "it used up num_predict for thinking"),
     "think_split": "A test.",
     # legal
     "split_lines": WHOLE,
