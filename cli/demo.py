@@ -36,7 +36,7 @@ INSTRUCTIONS = (
     "Extract only the key nouns, adjectives, and important concepts from this description. Return "
     "as a comma-separated list suitable for image generation prompts."
 )
-"""The ready instruction "Keyword extraction"."""
+"""The preset "Keyword extraction"."""
 OPTIONS = {"temperature": 0, "repeat_penalty": 1.0, "num_predict": 160}
 """The most likely word each time, and no penalty for the words of the description."""
 

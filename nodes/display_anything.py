@@ -54,7 +54,7 @@ class DisplayAnything(io.ComfyNode):
                     "hold",
                     display_name="use edited text",
                     default=False,
-                    tooltip="On: output the edited text. Nodes connected to value are skipped.",
+                    tooltip="On: output the edited text. Nodes that feed value do not run.",
                 ),
                 io.String.Input(
                     "held_text",
@@ -73,7 +73,7 @@ class DisplayAnything(io.ComfyNode):
                     is_output_list=True,
                     tooltip="The value, or the edited text.",
                 ),
-                io.String.Output(display_name="text", tooltip="The shown text."),
+                io.String.Output(display_name="text", tooltip="The text that is shown."),
             ],
             hidden=[io.Hidden.unique_id],
         )

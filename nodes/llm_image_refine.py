@@ -31,8 +31,8 @@ class Inputs:
     image: list[torch.Tensor] = llm_inputs.image()
     vision_model: str = llm_inputs.vision_model()
     text_model: str = llm_inputs.text_model(
-        "Model that rewrites the description, where auto chooses one that your server has. The "
-        "vision model here too saves loading a second one."
+        "Model that rewrites the description, or auto to choose one that your server has. Choose "
+        "the vision model again to load only one model."
     )
     user_instructions: list[str] = llm_inputs.text(
         "Tell the text model how to rewrite the description. Leave empty to skip the rewrite.",

@@ -47,8 +47,8 @@ def vision_model() -> Any:
     return _model(
         "vision",
         USUAL_VISION_MODEL,
-        "Model with vision, where auto chooses one that your server has. Connect a String to use "
-        "a model that is not listed.",
+        "Model with vision, or auto to choose one that your server has. Connect a String to use a "
+        "model that is not listed.",
     )
 
 
@@ -204,8 +204,8 @@ def server_input(id: str = "server") -> Any:
         options=host.servers_to_choose(),
         default=SERVER,
         optional=True,
-        tooltip="Server to use: default is the one that runs on this machine, embedded the engine "
-        "inside this pack. Add others in user/image-refinery.toml.",
+        tooltip="Server to use: default is OLLAMA_BASE_URL or a server found on this machine, "
+        "embedded runs models inside this pack. Add others in user/image-refinery.toml.",
     )
 
 

@@ -67,7 +67,7 @@ class LoadImagesFromFolder(io.ComfyNode):
                     "pattern",
                     default="*",
                     optional=True,
-                    tooltip="Load only files whose name fits, such as cat*.png. * matches any "
+                    tooltip="Load only files whose names match, such as cat*.png. * matches any "
                     "text.",
                 ),
                 io.Int.Input(
@@ -151,7 +151,7 @@ class LoadImagesFromFolder(io.ComfyNode):
                 problems.append(str(error))
             bar.update(1)
         if not images:
-            which = f"none of {len(problems)} could be read" if problems else "no file fits"
+            which = f"none of {len(problems)} could be read" if problems else "no file matches"
             raise ValueError(
                 f'No image was loaded from "{folder}" in {_input_folder()}: {which}. Check folder, '
                 "pattern and skip first."

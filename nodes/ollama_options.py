@@ -33,8 +33,8 @@ class OllamaOptions(io.ComfyNode):
             display_name="Ollama Options",
             category="Image Refinery/LLM",
             description=(
-                "Sets further options for LLM Image Refine, LLM Describe or Ollama Process. What "
-                "is not set keeps the default of this pack or of the server."
+                "Sets further options for LLM Image Refine, LLM Describe or Ollama Process. "
+                "Options that you do not set keep the default of this pack or of the server."
             ),
             search_aliases=["ollama settings", "num_ctx", "thinking", "json", "keep alive"],
             inputs=[
@@ -101,8 +101,8 @@ class OllamaOptions(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="Leave empty for free text, or write json for any JSON. A JSON "
-                    "schema, an object in braces, gets JSON of that form.",
+                    tooltip="Leave empty for free text, or write json for any JSON. For JSON of a "
+                    "fixed form, write a JSON schema (an object in braces).",
                 ),
                 host.advanced(
                     io.Int.Input(

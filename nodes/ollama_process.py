@@ -26,8 +26,8 @@ class Inputs:
         "Tell the model what to do with the text. Leave empty to send the text as the whole prompt."
     )
     text_model: str = llm_inputs.text_model(
-        "Model that writes the text, where auto chooses one that your server has. Connect a "
-        "String to use a model that is not listed."
+        "Model that writes the text, or auto to choose one that your server has. Connect a String "
+        "to use a model that is not listed."
     )
     temperature: float = llm_inputs.text_temperature()
     presence_penalty: float = llm_inputs.presence_penalty()

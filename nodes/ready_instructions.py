@@ -35,7 +35,7 @@ class ReadyInstructions(io.ComfyNode):
             display_name="Instruction Presets",
             category="Image Refinery/LLM",
             description=(
-                "Ready instructions to choose and edit, for LLM Image Refine and Ollama Process: "
+                "Instructions to choose and edit, for LLM Image Refine and Ollama Process: "
                 "descriptions, prompts for SDXL and FLUX, tags, captions, alt texts, translations."
             ),
             search_aliases=[

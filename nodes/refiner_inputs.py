@@ -110,7 +110,7 @@ class Inputs:
         100.0,
         0.1,
         "How closely to follow the prompt. 1 or less turns guidance off and halves the time, as "
-        "Turbo and Lightning checkpoints need it.",
+        "Turbo and Lightning checkpoints need.",
         label="cfg",
         round=0.01,
     )
@@ -176,8 +176,8 @@ class Inputs:
     )
     memory_mode: MemoryMode = host.choice(
         ("auto", "gpu", "offload", "low_vram"),
-        "What stays in VRAM: auto leaves it to ComfyUI, gpu keeps whole parts. offload keeps only "
-        "the active part, low_vram at most 1.5 GiB of weights.",
+        "What stays in VRAM: auto lets ComfyUI decide, gpu keeps all parts. offload keeps only the "
+        "active part, low_vram at most 1.5 GiB of it.",
         hide=True,
     )
     unload_after: bool = host.switch(

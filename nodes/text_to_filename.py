@@ -32,8 +32,7 @@ class TextToFilename(io.ComfyNode):
                     multiline=True,
                     default="",
                     tooltip="Text to make a name from, such as a description. Slashes, line "
-                    "breaks and what "
-                    "Windows forbids become spaces.",
+                    "breaks and characters that Windows forbids become spaces.",
                 ),
                 io.Int.Input(
                     "longest_bytes",
@@ -42,8 +41,8 @@ class TextToFilename(io.ComfyNode):
                     min=8,
                     max=LONGEST_BYTES - 15,
                     optional=True,
-                    tooltip="Longest name in bytes, at 1 to 4 per letter. File systems allow 255, "
-                    "and Save Image appends a number and an ending.",
+                    tooltip="Longest name in bytes (1 to 4 per letter). File systems allow 255, "
+                    "and Save Image appends a number and an extension.",
                 ),
                 io.String.Input(
                     "folder",
@@ -56,7 +55,7 @@ class TextToFilename(io.ComfyNode):
             outputs=[
                 io.String.Output(
                     display_name="filename",
-                    tooltip="Folder and name without an ending, for filename_prefix of Save Image.",
+                    tooltip="Folder and name without extension, for filename_prefix of Save Image.",
                 )
             ],
         )

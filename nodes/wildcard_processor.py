@@ -1,4 +1,4 @@
-"""Wildcard Processor: replaces wildcards by random lines of files, and choices by one."""
+"""Wildcard Processor: replaces wildcards with random lines of files, and choices with one."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Inputs:
             multiline=True,
             default="",
             dynamic_prompts=False,
-            tooltip="Text with wildcards: __name__ becomes a random line of name.txt, choices in "
-            "braces one of them. See this node's help for all forms.",
+            tooltip="Text with wildcards: __name__ becomes a random line of name.txt, and choices "
+            "in braces become one of them. See this node's help for all forms.",
         ),
         default_factory=lambda: [""],
     )
@@ -69,8 +69,8 @@ class WildcardProcessor(io.ComfyNode):
             display_name="Wildcard Processor",
             category="Image Refinery/Utilities",
             description=(
-                "Replaces wildcards such as __color__ by random lines of files, and choices in "
-                "braces by one of them. All other text stays unchanged."
+                "Replaces wildcards such as __color__ with random lines of files, and choices in "
+                "braces with one of them. All other text stays unchanged."
             ),
             search_aliases=["wildcards", "dynamic prompts", "random prompt", "variants"],
             is_input_list=True,

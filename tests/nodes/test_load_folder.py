@@ -77,8 +77,8 @@ def test_damaged_files_are_reported_and_left_out(
         ({"folder": "../.."}, "cannot be used"),
         ({"folder": "/etc"}, "cannot be used"),
         ({"folder": "dogs"}, "There is no folder"),
-        ({"pattern": "*.webp"}, "no file fits"),
-        ({"start": 99}, "no file fits"),
+        ({"pattern": "*.webp"}, "no file matches"),
+        ({"start": 99}, "no file matches"),
     ],
 )
 def test_nothing_to_load_is_one_sentence(node: Any, inputs: dict[str, Any], words: str) -> None:
