@@ -178,7 +178,7 @@ def parse_host(text: str) -> str:
         port = _SCHEME_PORTS[scheme] if named else _OLLAMA_PORT
     path = parts.path.rstrip("/")
     if any(sign.isspace() or not sign.isprintable() or sign in "\"'" for sign in host + path):
-        raise _bad_address("has a space, a quotation mark or an invisible sign in it")
+        raise _bad_address("has a space, a quotation mark or an invisible character in it")
     host = _connectable(host)
     netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return f"{scheme}://{netloc}{path}"

@@ -36,7 +36,10 @@ OLDEST = "0.3.64"
 TRELLIS_FROM = "0.34.0"
 
 EXAMPLE_IMAGE = "example.png"  # ships with ComfyUI's repository; other installations may lack it
-FIRST = "**First** choose your image in *Load Image*. A red frame there means only that."
+FIRST = (
+    "**First** choose your image in *Load Image*. A red frame there only means that no image is "
+    "chosen yet."
+)
 FOLDER = "my images"  # not ".": that would caption every image in the input folder
 FIRST_FOLDER = (
     "**First** put a folder of images into ComfyUI's input folder, press R, and choose it in "
@@ -155,8 +158,8 @@ def llm_image_refine_advanced(graph: Graph) -> None:
     graph.column(340)
     note(
         graph, "A new image from an old one",
-        "LLM Image Refine turns the image into a prompt, by the instructions chosen in *Ready "
-        "Instructions*. *Wildcard Processor* appends one of the included styles, and SDXL "
+        "LLM Image Refine turns the image into a prompt, by the preset chosen in *Instruction "
+        "Presets*. *Wildcard Processor* appends one of the included styles, and SDXL "
         "generates the new image. Change the seed in Wildcard Processor for another style.",
         models=(VISION_MODEL, TEXT_MODEL), files=(BASE,), tall=340,
     )  # fmt: skip

@@ -30,7 +30,7 @@ def gpu_remark() -> str:
         return ""
     return (
         f"The embedded engine does not use this machine's {brand} GPU: {reason}. xllamacpp has "
-        f"builds for {brand} GPUs; its page lists their indexes. Install one with: "
+        f"builds for {brand} GPUs, and its page lists the index of each. Install one with: "
         f"{install('xllamacpp --force-reinstall --index-url ADDRESS')}"
     )
 
