@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ._program import pull
+from ._program import install, pull
 from .llm import errors
 from .llm.errors import LLMError
+from .llm.llamacpp.installed import why_unavailable
 from .llm.servers import CONFIG_NAME, DEFAULT_NAME, EMBEDDED
 
 if TYPE_CHECKING:
@@ -74,9 +75,15 @@ def advice(error: LLMError, edge: Edge) -> str:
         case errors.BadRequest() | errors.ServerConfigError():
             return ""
         case errors.NoServer():
+            here = f"Start {product}" if kind else "Start Ollama or LM Studio (or install one)"
+            there = f"name a server on another machine in {CONFIG_NAME}"
+            if why_unavailable():
+                return (
+                    f"{here}, {there}, or install the engine inside this package with: "
+                    f"{install('xllamacpp')}"
+                )
             return (
-                f"Start {product if kind else 'one'}, name one on another machine in "
-                f"{CONFIG_NAME}, or choose the server {EMBEDDED}: the engine inside this package."
+                f"{here}, {there}, or choose the server {EMBEDDED}: the engine inside this package."
             )
         case errors.UnknownServer():
             return f"Check the address, and the kind in {CONFIG_NAME}."

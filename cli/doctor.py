@@ -21,7 +21,7 @@ from ..llm.llamacpp.gpu import gpu_remark
 from ..llm.llamacpp.installed import available, why_unavailable
 from ..llm.llamacpp.library import Library
 from ..llm.probe import find_servers, identify
-from ..llm.servers import config_path, find_server, server_names
+from ..llm.servers import EMBEDDED, config_path, find_server, server_names
 from ..memory.report import readable
 from ..ollama_client import OllamaClient
 from .terminal import TERMINAL, message
@@ -108,8 +108,9 @@ def _server(name: str) -> list[str]:
             loaded, remark = _loaded(backend)
     except NoServer as error:
         print(f'Server "{name}": none found')
-        # The embedded engine is enough.
-        return [] if available() else [f'Server "{name}": {message(error)}']
+        if not available():
+            return [f'Server "{name}": {message(error)}']
+        return [] if EMBEDDED in server_names() else _server(EMBEDDED)  # which is enough
     except LLMError as error:
         print(f'Server "{name}": not usable, see below')
         return [f'Server "{name}": {message(error)}']

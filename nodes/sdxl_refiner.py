@@ -88,12 +88,15 @@ class SDXLRefiner(io.ComfyNode):
                 if settings.strength > 0:
                     result, errors = _refine(cls, given, settings)
             except RefineCancelled:
+                host.show(host.node_id(cls), "cancelled")
                 host.stop()
             except RefineError as error:
                 host.show(host.node_id(cls), f"Error: {error}")  # "loading" is no longer true
                 if given.on_error == ON_ERROR[0]:
                     raise
                 errors = [str(error)]
+        else:
+            host.show(host.node_id(cls), "off: the image passes through")
         texts = [f"Error: {error}" for error in errors]
         if errors:
             host.count_failed_run(cls)

@@ -192,7 +192,17 @@ def quarter_megapixel(monkeypatch: pytest.MonkeyPatch) -> None:
 
     The true sizes are those of refine/test_geometry.py.
     """
+    _shrink_work(monkeypatch, 4)
+
+
+@pytest.fixture
+def sixteenth_megapixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are enlarged to 256 x 256 px: for tests in which no pixel counts."""
+    _shrink_work(monkeypatch, 16)
+
+
+def _shrink_work(monkeypatch: pytest.MonkeyPatch, divisor: int) -> None:
     from image_refinery.refine import geometry
 
     for name in ("MEGAPIXEL", "MIN_WORKING_AREA_PX", "MAX_SINGLE_TILE_AREA_PX"):
-        monkeypatch.setattr(geometry, name, getattr(geometry, name) // 4)
+        monkeypatch.setattr(geometry, name, getattr(geometry, name) // divisor)

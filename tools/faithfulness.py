@@ -308,7 +308,6 @@ MAX_TOKENS = 96
 NODE = {**text_options(TEXT_SAMPLING, 0, StageOptions()), "num_predict": MAX_TOKENS}
 STEADY = {**NODE, **OPTIONS, "num_predict": MAX_TOKENS}
 STORY = "Rewrite this description as one vivid sentence of a story."
-SHORT_SYSTEM = "You rewrite descriptions. You add nothing."
 SHOTS = (
     (
         "A small red circle at the top and a large blue square in the center, on a white "
@@ -328,13 +327,6 @@ def _node(instructions: str) -> Messages:
     return lambda description: rewrite_messages(description, instructions)
 
 
-def _short(instructions: str) -> Messages:
-    return lambda description: [
-        {"role": "system", "content": SHORT_SYSTEM},
-        {"role": "user", "content": f"{instructions}\n\n{description}"},
-    ]
-
-
 def _with_examples(instructions: str) -> Messages:
     """Two solved examples as turns of the chat."""
 
@@ -352,9 +344,7 @@ def _with_examples(instructions: str) -> Messages:
 def variants() -> list[Variant]:
     """Return all variants, the demo's own last."""
     steady, limited = "temperature 0, no penalty", "the same, only the description's words"
-    node = "temperature 0.7, penalty 1.1 (the node's)"
     keywords = READY["Keyword extraction"]
-    names = ("Enhanced description", "Prompt for refining", "SEO alt text", "Keyword extraction")
     return [
         Variant(
             "story (the demo until now)",
@@ -364,9 +354,7 @@ def variants() -> list[Variant]:
         ),
         Variant("story", steady, _node(STORY), STEADY),
         Variant("story", limited, _node(STORY), STEADY, same_words=True),
-        *(Variant(name, steady, _node(READY[name]), STEADY) for name in names),
-        Variant("Keyword extraction", node, _node(keywords), NODE),
-        Variant("Keyword extraction, short system prompt", steady, _short(keywords), STEADY),
+        Variant("Keyword extraction", steady, _node(keywords), STEADY),
         Variant("Keyword extraction, two examples", steady, _with_examples(keywords), STEADY),
         Variant(DEMO, limited, _demo, STEADY, same_words=True),
     ]

@@ -131,7 +131,7 @@ def _end_of(text: str) -> str:
 
 
 class RefineProgress:
-    """Shows the refiner's events on the node; ComfyUI's bar also ends the work on a cancel.
+    """Shows the refiner's events on the node.
 
     Args:
         node_id: The running node's id; None outside a graph.
@@ -146,6 +146,8 @@ class RefineProgress:
 
     def __call__(self, event: Progress) -> None:
         """Show one event."""
+        if interrupted():  # the bar would raise ComfyUI's own exception: no "cancelled" on the node
+            return
         self.say(event.text)
         if event.stage != "refine":
             return

@@ -24,7 +24,7 @@ TINY = ROOT / "tools" / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
 
 
 @pytest.fixture(autouse=True)
-def place(quarter_megapixel: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def place(sixteenth_megapixel: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Work in an empty folder, with the tiny refiner as the default model."""
     monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(TINY))
     monkeypatch.chdir(tmp_path)

@@ -358,8 +358,8 @@ def test_nobody_on_this_machine(ports: Any, free_port: int) -> None:
         f"(127.0.0.1, ports {free_port} and {free_port})."
     )
     assert with_advice(raised.value, EDGE).endswith(
-        "Start one, name one on another machine in image-refinery.toml, or choose the server "
-        "embedded: the engine inside this package."
+        "Start Ollama or LM Studio (or install one), name a server on another machine in "
+        "image-refinery.toml, or choose the server embedded: the engine inside this package."
     )
     assert not raised.value.refused, "no address to ask again"
 
