@@ -89,11 +89,13 @@ def test_the_help_panel_opens_for_every_node(
             **info[node]["input"].get("required", {}),
             **info[node]["input"].get("optional", {}),
         }
+        first, about = next(iter(inputs.items()))
+        label = (about[1] if len(about) > 1 else {}).get("display_name") or first
         page.wait_for_function(
             """([title, name]) => [...document.querySelectorAll("div")].some((panel) =>
                  panel.textContent.includes(title) && panel.textContent.includes(name)
                  && panel.querySelector("table, h1, h2, h3"))""",
-            arg=[title, next(iter(inputs))],
+            arg=[title, label],
             timeout=10_000,
         )
 
