@@ -146,8 +146,7 @@ def advice(error: LLMError, edge: Edge) -> str:
             return _about_empty(error, edge, ollama)
         case errors.IncompleteAnswer():
             log = "" if embedded else f"check {_whose(product)} log"
-            repeats = "repeats" in str(error)
-            penalty = edge.set("raise", "repeat_penalty") if repeats else ""
+            penalty = edge.set("raise", "repeat_penalty") if error.repeats else ""
             return _sentence(again, log, penalty)
         case _:
             return _about_response(error, edge, kind, product)

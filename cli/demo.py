@@ -31,12 +31,9 @@ from .terminal import message
 if TYPE_CHECKING:
     from ..llm.backend import Model
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "scene.png"
-INSTRUCTIONS = (
-    "Extract only the key nouns, adjectives, and important concepts from this description. Return "
-    "as a comma-separated list suitable for image generation prompts."
-)
-"""The preset "Keyword extraction"."""
+_ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = _ROOT / "examples" / "scene.png"
+INSTRUCTIONS = (_ROOT / "instructions" / "Keyword extraction.txt").read_text("utf-8").strip()
 OPTIONS = {"temperature": 0, "repeat_penalty": 1.0, "num_predict": 160}
 """The most likely word each time, and no penalty for the words of the description."""
 

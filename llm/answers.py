@@ -74,8 +74,9 @@ def stream_answer(
     answer = AnswerBuilder(options)
     end: End | None = None
 
-    def incomplete(why: str) -> IncompleteAnswer:
-        return IncompleteAnswer(model, server, characters=len(answer.text), why=why)
+    def incomplete(why: str, *, repeats: bool = False) -> IncompleteAnswer:
+        length = len(answer.text)
+        return IncompleteAnswer(model, server, characters=length, why=why, repeats=repeats)
 
     try:
         with contextlib.closing(stream):
@@ -86,7 +87,7 @@ def stream_answer(
                 if text := answer.add(*part):
                     yield text
                 if end is None and answer.repeats:
-                    raise incomplete("it repeats itself")
+                    raise incomplete("it repeats itself", repeats=True)
                 if end is None and answer.too_long:
                     end = End(done_reason="length")
                     break
@@ -99,7 +100,8 @@ def stream_answer(
     if rest := answer.finish():
         yield rest
     if end is None:
-        raise incomplete("the stream ended early: the server stopped, or the model repeats itself")
+        why = "the stream ended early: the server stopped, or the model repeats itself"
+        raise incomplete(why, repeats=True)
     text, thinking = answer.text.strip(), answer.thinking.strip()
     if not text:
         raise EmptyAnswer(model, server, done_reason=end.done_reason, thought=bool(thinking))

@@ -299,9 +299,16 @@ class EmptyAnswer(LLMError):
 
 
 class IncompleteAnswer(LLMError):
-    """The stream ended before the server said that the answer was complete."""
+    """The stream ended before the server said that the answer was complete.
 
-    def __init__(self, model: str, server: Server, *, characters: int, why: str) -> None:
+    Attributes:
+        characters: how many had arrived.
+        repeats: the model repeats itself, or may do so.
+    """
+
+    def __init__(
+        self, model: str, server: Server, *, characters: int, why: str, repeats: bool = False
+    ) -> None:
         super().__init__(
             f'The answer of "{model}" {server.where} broke off after {characters} characters '
             f"({why.rstrip('.')}).",
@@ -309,6 +316,7 @@ class IncompleteAnswer(LLMError):
             model=model,
         )
         self.characters = characters
+        self.repeats = repeats
 
 
 class UnexpectedResponse(LLMError):

@@ -177,8 +177,7 @@ def _input_folder() -> Path:
 
 
 def _path(folder: str) -> Path:
-    """Return the folder of the folder widget; workflows of version 0.1 call the input folder "
-    ""."."""
+    """Return the folder of the widget; in workflows of version 0.1, "." is the input folder."""
     return inside(_input_folder(), "." if folder == _INPUT_FOLDER else folder)
 
 

@@ -142,7 +142,7 @@ class LocalResidency:
 
     def _move_in(self, component: str) -> None:
         dtype = self._components.dtypes[component]
-        # Only the UNet is worth streaming; the VAE needs the type of its own weights.
+        # Only the UNet is worth streaming; the VAE needs the type of its weights.
         room = LOW_VRAM_BYTES if self.mode == "low_vram" and component == "unet" else None
         for leaf, weights in self._weights[component]:
             size = weights.resting_bytes(dtype)

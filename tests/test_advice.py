@@ -78,7 +78,7 @@ def every_error(server: Server) -> list[errors.LLMError]:
             "variant (such as qwen3:8b-instruct).",
         ),
         (
-            errors.IncompleteAnswer("m", OLLAMA, characters=3, why="it repeats itself"),
+            errors.IncompleteAnswer("m", OLLAMA, characters=3, why="it loops", repeats=True),
             "Queue again, check Ollama's log, or raise repeat_penalty in Ollama Options.",
         ),
         (

@@ -15,15 +15,15 @@ environment.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TextIO
+
+from comfyui_host import load_host
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = ("torch", "numpy", "transformers", "tokenizers", "huggingface-hub", "diffusers")
@@ -32,16 +32,6 @@ SHOWN += ("accelerate", "safetensors", "pillow")
 
 class BrokenEnvironment(Exception):
     """Something no longer works; the message says what."""
-
-
-def _host_module() -> ModuleType:
-    """Import tests/comfyui/host.py, which starts ComfyUI."""
-    spec = importlib.util.spec_from_file_location("host", ROOT / "tests" / "comfyui" / "host.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["host"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(command: Sequence[str | Path], what: str) -> str:
@@ -92,7 +82,7 @@ def install_like_the_manager(python: Path, lines: Sequence[str]) -> None:
 
 def check_start(home: Path, python: Path, base: Path) -> str:
     """Start ComfyUI with the pack; return the pack's line of the import table."""
-    host = _host_module()
+    host = load_host()
     found = host.FoundHost(home, python, ())
     try:
         with host.ComfyHost(found, base) as running:
@@ -139,7 +129,7 @@ def main() -> int:
     parser.add_argument("--requirements", type=Path, default=ROOT / "requirements.txt")
     args = parser.parse_args()
     home = args.comfyui.expanduser().resolve()
-    python = args.python or _host_module().interpreter(home)
+    python = args.python or load_host().interpreter(home)
     lines = requirement_lines(args.requirements)
     broken = 0
     for version in args.transformers:

@@ -29,7 +29,6 @@ from image_refinery.captioning.run import run
 from image_refinery.cli.demo import INSTRUCTIONS, OPTIONS, words_schema
 from image_refinery.llm.backend import Backend, Message, collect
 from image_refinery.llm.servers import EMBEDDED, find_server
-from image_refinery.texts.instructions import ready_instructions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "quality" / "demo.md"
@@ -319,7 +318,6 @@ SHOTS = (
         "medium yellow star at the bottom left, black background",
     ),
 )
-READY = ready_instructions([ROOT / "instructions"])
 
 
 def _node(instructions: str) -> Messages:
@@ -344,7 +342,6 @@ def _with_examples(instructions: str) -> Messages:
 def variants() -> list[Variant]:
     """Return all variants, the demo's own last."""
     steady, limited = "temperature 0, no penalty", "the same, only the description's words"
-    keywords = READY["Keyword extraction"]
     return [
         Variant(
             "story (the demo until now)",
@@ -354,8 +351,8 @@ def variants() -> list[Variant]:
         ),
         Variant("story", steady, _node(STORY), STEADY),
         Variant("story", limited, _node(STORY), STEADY, same_words=True),
-        Variant("Keyword extraction", steady, _node(keywords), STEADY),
-        Variant("Keyword extraction, two examples", steady, _with_examples(keywords), STEADY),
+        Variant("Keyword extraction", steady, _node(INSTRUCTIONS), STEADY),
+        Variant("Keyword extraction, two examples", steady, _with_examples(INSTRUCTIONS), STEADY),
         Variant(DEMO, limited, _demo, STEADY, same_words=True),
     ]
 

@@ -16,16 +16,15 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
+from comfyui_host import load_host
+from image_refinery.cli.demo import EXAMPLE, INSTRUCTIONS
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "docs" / "images" / "llm-image-refine.png"
-SCENE = ROOT / "examples" / "scene.png"
 SHOWN = ("green circle", "red star", "orange triangle", "pale blue background")
-INSTRUCTIONS = (ROOT / "instructions" / "Keyword extraction.txt").read_text("utf-8").strip()
 
 BUILD = """([image, instructions]) => {
   app.graph.clear();
@@ -66,22 +65,12 @@ TEXTS = """() => app.graph.nodes
 CLIP = {"x": 95, "y": 95, "width": 1215, "height": 850}
 
 
-def load_host() -> Any:
-    """Import tests/comfyui/host.py, which starts a ComfyUI."""
-    spec = importlib.util.spec_from_file_location("host", ROOT / "tests" / "comfyui" / "host.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["host"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def take(page: Page, url: str, output: Path) -> list[str]:
     """Run the graph, save the screenshot, and return the description and the refined text."""
     page.goto(url)
     page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=120_000)
     page.wait_for_function("!!window.LiteGraph?.registered_node_types?.RefineryLLMImageRefine")
-    page.evaluate(BUILD, [SCENE.name, INSTRUCTIONS])
+    page.evaluate(BUILD, [EXAMPLE.name, INSTRUCTIONS])
     page.wait_for_timeout(1500)
     page.evaluate("async () => { await app.queuePrompt(0, 1); }")
     page.wait_for_function(f"() => ({TEXTS})().every((text) => text)", timeout=180_000)
@@ -115,7 +104,7 @@ def main() -> int:
     ):
         settings = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
         running.post("/settings", settings).raise_for_status()
-        running.save_input(Image.open(SCENE).convert("RGB"), SCENE.name)
+        running.save_input(Image.open(EXAMPLE).convert("RGB"), EXAMPLE.name)
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1500, "height": 1100})
         texts = take(page, running.url, output)

@@ -56,13 +56,14 @@ def number(
     hide: bool = False,
     **more: Any,
 ) -> Any:
-    """Return a field for a number widget; whole numbers for a whole default."""
+    """Return a field for a number widget; whole numbers for whole limits."""
 
     def make(id: str) -> Any:
         limits: dict[str, Any] = {"default": default, "min": low, "max": high} | more
-        if isinstance(default, int):
+        if isinstance(low, int):
             return io.Int.Input(id, **limits, optional=True, tooltip=tooltip)
-        return io.Float.Input(id, **limits, step=0.01, round=0.001, optional=True, tooltip=tooltip)
+        limits = {"step": 0.01, "round": 0.001} | limits
+        return io.Float.Input(id, **limits, optional=True, tooltip=tooltip)
 
     return _field(make, label, hide, {_MIN: low, _MAX: high}, default=default)
 
