@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -48,6 +49,7 @@ def _load(name: str, file: Path, folder: Path | None = None) -> None:
 _load("image_refinery", ROOT / "__init__.py", ROOT)
 _load("faulty_ollama", TESTS / "faulty_ollama.py")
 _load("scripted_servers", TESTS / "scripted_servers.py")
+_load("llama_server", TESTS / "llama_server.py")
 _load("comfy_stub_path", TESTS / "comfy_stub" / "stub_path.py")
 
 
@@ -184,6 +186,13 @@ def checkpoints(comfy: None) -> Path:
     shutil.copytree(weights / "tiny_refiner", folder / "tiny_refiner", dirs_exist_ok=True)
     shutil.copy2(weights / "tiny_refiner.safetensors", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def scenes() -> ModuleType:
+    """tools/toy_vision/scenes.py, which draws scenes and describes them."""
+    _load("toy_vision_scenes", ROOT / "tools" / "toy_vision" / "scenes.py")
+    return sys.modules["toy_vision_scenes"]
 
 
 @pytest.fixture

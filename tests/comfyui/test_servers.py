@@ -21,14 +21,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import faulty_ollama
 import pytest
 import scripted_servers
 from host import PACK, ComfyHost, EventLog, FoundHost, Graph, Run, free_port, node
-from image_refinery.llm.llamacpp import worker
+from llama_server import llama_server
 from PIL import Image
 
 COLORS = ("red", "green", "blue", "yellow", "white", "black", "purple", "cyan")
@@ -43,7 +42,6 @@ SOON_S = 1.0
 GONE_S = 20.0
 HOURS_S = 3600.0
 STORY = "Write a long story about this image, with many details."
-SCENES = PACK / "tools" / "toy_vision" / "scenes.py"
 API = PACK / "tests" / "workflows" / "api"
 
 Record = Callable[[str], None]
@@ -396,52 +394,6 @@ def workers(parent: int) -> list[int]:
             if b"worker.py" in command and int(stat[1]) == parent and stat[0] != "Z":
                 found.append(int(entry.name))
     return sorted(found)
-
-
-@contextmanager
-def llama_server(
-    python: Path, file: Path, mmproj: Path | None, alias: str, num_ctx: int, log: Path
-) -> Iterator[str]:
-    """Serve one model with llama.cpp's own server, whose API needs the key "a-key"."""
-    settings = {
-        "model": str(file),
-        "mmproj": str(mmproj) if mmproj else None,
-        "alias": alias,
-        "api_key": "a-key",
-        "num_ctx": num_ctx,
-        "num_gpu": 0,
-        "num_batch": None,
-        "num_thread": 1,
-        "use_mmap": True,
-    }
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            [str(python), str(worker.__file__)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        process.stdin.write(json.dumps(settings).encode() + b"\n")
-        process.stdin.flush()
-        yield json.loads(process.stdout.readline())["listening"]
-    finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def scenes() -> ModuleType:
-    name = "toy_vision_scenes"
-    spec = importlib.util.spec_from_file_location(name, SCENES)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,8 @@ It is what lets tests check meaning: swapped channels, mirrored images and mixed
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,22 +19,10 @@ from image_refinery.llm.llamacpp.registry import Registry
 
 pytestmark = pytest.mark.embedded
 
-SCENES_FILE = Path(__file__).resolve().parents[3] / "tools" / "toy_vision" / "scenes.py"
 TARGET = 0.95
 FEW = 60  # enough to tell the target from chance
 
 Pixels = Any
-
-
-@pytest.fixture(scope="module")
-def scenes() -> ModuleType:
-    name = "toy_vision_scenes"
-    spec = importlib.util.spec_from_file_location(name, SCENES_FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

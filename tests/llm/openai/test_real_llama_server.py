@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
+import os
 import sys
 import threading
 import time
@@ -29,10 +29,10 @@ from image_refinery.llm.errors import (
     ServerUnreachable,
     UnexpectedResponse,
 )
-from image_refinery.llm.llamacpp import worker
 from image_refinery.llm.llamacpp.library import Library, UnknownModel
 from image_refinery.llm.servers import Server
 from image_refinery.memory import StageMemory
+from llama_server import llama_server
 from PIL import Image
 
 pytestmark = [
@@ -58,34 +58,9 @@ def serving(name: str, num_ctx: int) -> Iterator[Server]:
         model = Library().find(name)
     except UnknownModel:
         pytest.skip(f"{name} is not installed")
-    settings = {
-        "model": str(model.path),
-        "mmproj": str(model.mmproj) if model.mmproj else None,
-        "alias": name,
-        "api_key": KEY,
-        "num_ctx": num_ctx,
-        "num_gpu": 0,
-        "num_batch": None,
-        "num_thread": 1,
-        "use_mmap": True,
-    }
-    process = subprocess.Popen(
-        [sys.executable, str(worker.__file__)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        process.stdin.write(json.dumps(settings).encode() + b"\n")
-        process.stdin.flush()
-        url = json.loads(process.stdout.readline())["listening"]
+    files = model.path, model.mmproj
+    with llama_server(Path(sys.executable), *files, name, num_ctx, Path(os.devnull)) as url:
         yield Server(name="box", url=url, kind="", api_key=KEY)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
 
 
 @pytest.fixture(scope="module")
