@@ -49,7 +49,7 @@ MOST_PHOTO_BYTES = 371_000
 """Request bodies for the photo of 1024 x 768 px: 359,816 bytes in both stages, and 3 % for other
 Pillows."""
 
-pytestmark = pytest.mark.usefixtures("comfy")
+pytestmark = pytest.mark.usefixtures("comfy", "nothing_is_kept")
 
 
 # LLM Image Refine
@@ -295,8 +295,11 @@ def test_a_second_run_opens_nothing(refiner: Any, checkpoints: Path, opened: lis
 
 # loading the pack
 
-MAX_CPU_S = 0.050
-"""What loading may cost the thread that loads packs. ComfyUI's own start takes seconds."""
+MAX_CPU_S = 0.150
+"""What loading may cost the thread that loads packs, on a slow or busy machine.
+
+`dev.py bench imports` holds the real limit, 50 ms above an empty pack.
+"""
 HEAVY = {"diffusers", "transformers", "accelerate", "huggingface_hub", "xllamacpp"}
 PROGRAM = """
 import importlib, importlib.util, json, sys, threading, time
@@ -320,15 +323,14 @@ print(json.dumps({"nodes": nodes, "cpu_s": cpu_s, "modules": sorted(sys.modules)
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def loaded() -> list[dict[str, Any]]:
     """The pack loaded over the stub, each time in a new process: its nodes, modules, and CPU time.
 
     The least time counts, so the first that is short enough is the last of at most five.
     """
     command = [sys.executable, "-c", PROGRAM, str(ROOT), str(STUB)]
+    # Without PYTHONDONTWRITEBYTECODE: as for a user, later runs have the byte code of the first.
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    # As for a user, the byte code of the first run is there for the others.
-    env["PYTHONPYCACHEPREFIX"] = str(tmp_path_factory.mktemp("bytecode"))
     runs: list[dict[str, Any]] = []
     for _ in range(5):
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
