@@ -12,9 +12,10 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from threading import Lock
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from ..llm.backend import Answer, Backend, Model, collect, think_value
+from ..llm.backend import Answer, Backend, Message, Model, collect, think_value
 from ..llm.choice import AUTO, choose, instead_of, last_used, remember
 from ..llm.errors import (
     AccessDenied,
@@ -54,6 +55,7 @@ from .job import (
     text_requests,
     vision_requests,
 )
+from .kept import KeptAnswers, answer_key
 from .options import DEFAULT_NUM_PREDICT, StageOptions, context_size
 
 log = logging.getLogger(__name__)
@@ -121,6 +123,7 @@ def run(
     text_backend: Backend | None = None,
     memory: Memory | None = None,
     watcher: Watcher | None = None,
+    kept: KeptAnswers | None = None,
     finished: Callable[[int, Caption], None] | None = None,
 ) -> list[Caption]:
     """Return one caption per image; with `one_question`, one in all.
@@ -131,6 +134,7 @@ def run(
     Args:
         backend: server of the vision model.
         text_backend: server of the text model; None: the same.
+        kept: answers of earlier runs. A model of which all are there is not loaded.
         finished: called with the index of an image and its caption after the image's last stage;
             from several threads if `settings.parallel` is above 1.
 
@@ -147,7 +151,7 @@ def run(
         described = int(job.vision.options.get("num_predict", 0)) * _CHARS_PER_TOKEN
         chars = 2 * _longest(job.instructions) + described
         steps.append(_Step(text_backend or backend, job.text, "completion", chars))
-    work = _Run(job, steps, memory, watcher or Watcher())
+    work = _Run(job, steps, memory, watcher or Watcher(), kept)
     with work.models():
         if job.text is None:
             descriptions = work.stage(
@@ -183,6 +187,7 @@ def process(
     *,
     memory: Memory | None = None,
     watcher: Watcher | None = None,
+    kept: KeptAnswers | None = None,
 ) -> list[Result]:
     """Return one result per text: the model's answer to the text and its instructions.
 
@@ -193,7 +198,7 @@ def process(
     """
     chars = max(len(text) + len(instructions) for text, instructions in text_pairs(job))
     step = _Step(backend, job.stage, "completion", chars)
-    work = _Run(job, [step], memory, watcher or Watcher())
+    work = _Run(job, [step], memory, watcher or Watcher(), kept)
     with work.models():
         return work.stage("process", work.steps[0], text_requests(job))
 
@@ -218,11 +223,17 @@ class _Run:
     """The state of one run: the servers' models, and which of them this run has loaded."""
 
     def __init__(
-        self, rules: Rules, steps: Sequence[_Step], memory: Memory | None, watcher: Watcher
+        self,
+        rules: Rules,
+        steps: Sequence[_Step],
+        memory: Memory | None,
+        watcher: Watcher,
+        kept: KeptAnswers | None,
     ) -> None:
         self.rules = rules
         self.memory = memory
         self.watcher = watcher
+        self.kept = kept
         self.keep_alive_s = rules.keep_loaded_s or RUN_KEEP_ALIVE_S
         self.installed: dict[Server, Sequence[Model]] = {}
         self.loaded: list[tuple[Backend, Model]] = []
@@ -257,13 +268,25 @@ class _Run:
         requests: Sequence[Request],
         report: Callable[[int, Result], None] = lambda index, result: None,
     ) -> list[Result]:
-        """Load the model and send each request; return one result for each.
+        """Send each request whose answer is not kept; return one result for each.
 
         Calls `report` with the index of each request and its result.
         """
         if not requests:
             return []
         fatal: LLMError | None = None
+        loading = Lock()
+
+        def load() -> None:
+            nonlocal fatal
+            with loading:
+                if fatal:
+                    raise fatal
+                try:
+                    self._load(step, model)
+                except LLMError as error:
+                    fatal = error
+                    raise
 
         def finish(number: int, result: Result) -> Result:
             self.watcher.finished(number, result)
@@ -276,7 +299,7 @@ class _Run:
             try:
                 if error := fatal or request.error:
                     raise error
-                answer = self._chat(step, model, number, request, images)
+                answer = self._answer(step, model, number, request, images, load)
             except LLMError as error:
                 if self.rules.stop_on_error or isinstance(error, _FATAL_ERRORS):
                     fatal = fatal or error
@@ -288,7 +311,7 @@ class _Run:
         numbers = range(len(requests))
         with EncodedAhead([request.images for request in requests], stage.settings) as images:
             try:
-                model = self._load(step, requests)
+                model = self._usable(step, requests)
             except LLMError as error:
                 if self.rules.stop_on_error:
                     raise
@@ -300,10 +323,14 @@ class _Run:
                     results = list(threads.map(send, numbers))
         if self.rules.stop_on_error and fatal:
             raise fatal
+        if kept := sum(result.answer is not None and result.answer.kept for result in results):
+            self._note(
+                f"{kept} of {len(requests)} answers ({title}) were kept from earlier requests."
+            )
         return results
 
-    def _load(self, step: _Step, requests: Sequence[Request]) -> Model:
-        """Return the step's model; load it unless it is loaded already, or is a cloud model."""
+    def _usable(self, step: _Step, requests: Sequence[Request]) -> Model:
+        """Return the step's model, if it can do what the step asks for."""
         if all(request.error for request in requests) and (error := requests[0].error):
             raise error
         backend, settings = step.backend, step.stage.settings
@@ -319,8 +346,13 @@ class _Run:
             self._note(
                 f"{capital(backend.server.title)} does not take {', '.join(ignored)}: left out."
             )
+        return model
+
+    def _load(self, step: _Step, model: Model) -> None:
+        """Load a model, unless this run has loaded it, or it is a cloud model."""
+        backend, settings = step.backend, step.stage.settings
         if model.remote_host or any(step.uses(b.server, other.name) for b, other in self.loaded):
-            return model
+            return
         if self.memory is not None:
             self.memory.before(backend, model, settings, cancelled=self.watcher.cancelled)
         self.loaded.append((backend, model))
@@ -336,7 +368,6 @@ class _Run:
             ),
             model,
         )
-        return model
 
     def _with_model(self, step: _Step) -> _Step:
         """Return the step; if its model is "auto" and the server answers, with a chosen model."""
@@ -398,18 +429,34 @@ class _Run:
         models = self._list(step)
         return [self._request(step, lambda m=m: show(m, self.watcher.cancelled)) for m in models]
 
-    def _chat(
-        self, step: _Step, model: Model, number: int, request: Request, images: EncodedAhead
+    def _answer(
+        self,
+        step: _Step,
+        model: Model,
+        number: int,
+        request: Request,
+        images: EncodedAhead,
+        load: Callable[[], None],
     ) -> Answer:
-        """Return the answer to a request; retry a too long one with smaller images."""
+        """Return the kept answer to a request; without one, load the model and ask it."""
         settings = step.stage.settings
-        try:
-            answer = self._send(step, model, number, request, images.take(number))
-        except ContextTooLong:
-            if not request.images or settings.max_image_side <= RETRY_SIDE_PX:
-                raise
-            smaller = replace(settings, max_image_side=RETRY_SIDE_PX)
-            answer = self._send(step, model, number, request, encode_all(request.images, smaller))
+        encoded = images.take(number)
+        answer = key = None
+        if self.kept is not None:
+            key = answer_key(
+                model,
+                step.backend.server,
+                _with_images(request.messages, encoded),
+                options=_chosen_options(step.stage),
+                think=think_value(model, settings.think_value, step.backend.server),
+                format=settings.format,
+            )
+            answer = self.kept.get(key)
+        if answer is None:
+            load()
+            answer = self._chat(step, model, number, request, encoded)
+            if self.kept is not None and key is not None:
+                self.kept.put(key, answer)
         remember(step.backend.server.url, step.capability, model.name)
         if answer.remark:
             log.warning("%s, answer %d: %s", model.name, number + 1, answer.remark)
@@ -417,13 +464,21 @@ class _Run:
             answer = replace(answer, text=prompts.clean(answer.text))
         return replace(answer, model=model.name)
 
-    def _send(
+    def _chat(
         self, step: _Step, model: Model, number: int, request: Request, images: list[str]
     ) -> Answer:
+        """Return the model's answer to a request; retry a too long one with smaller images."""
+        settings = step.stage.settings
+        try:
+            return self._send(step, model, number, _with_images(request.messages, images))
+        except ContextTooLong:
+            if not request.images or settings.max_image_side <= RETRY_SIDE_PX:
+                raise
+        smaller = encode_all(request.images, replace(settings, max_image_side=RETRY_SIDE_PX))
+        return self._send(step, model, number, _with_images(request.messages, smaller))
+
+    def _send(self, step: _Step, model: Model, number: int, messages: list[Message]) -> Answer:
         backend, settings = step.backend, step.stage.settings
-        messages = list(request.messages)
-        if images:
-            messages[-1] = {**messages[-1], "images": images}
         return self._request(
             step,
             lambda: collect(
@@ -470,7 +525,7 @@ class _Run:
 
         A server reloads the model if num_ctx changes.
         """
-        options = {"num_predict": DEFAULT_NUM_PREDICT} | dict(step.stage.options)
+        options = _chosen_options(step.stage)
         if options.get("num_ctx") is not None:
             return options
         sizes = [
@@ -484,6 +539,17 @@ class _Run:
             if other is step or other.uses(step.backend.server, model.name)
         ]
         return options | {"num_ctx": max(sizes)}
+
+
+def _chosen_options(stage: Stage) -> dict[str, Any]:
+    """Return the options that are sent, but for a num_ctx that the run computes."""
+    return {"num_predict": DEFAULT_NUM_PREDICT} | dict(stage.options)
+
+
+def _with_images(messages: Sequence[Message], images: list[str]) -> list[Message]:
+    if not images:
+        return list(messages)
+    return [*messages[:-1], {**messages[-1], "images": images}]
 
 
 def _briefly(error: LLMError) -> str:

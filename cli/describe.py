@@ -15,6 +15,7 @@ from .. import memory
 from .._advice import remark
 from .._backends import open_backends
 from ..captioning.job import Caption, Job, Result, Stage
+from ..captioning.kept import KeptAnswers, open_answers
 from ..captioning.options import (
     TEXT_SAMPLING,
     VISION_SAMPLING,
@@ -84,14 +85,16 @@ def describe(options: argparse.Namespace) -> int:
     )
     done = _Done(paths, files, options)
     try:
-        run_on_files(
-            paths,
-            job,
-            server=options.server,
-            edge=DESCRIBE,
-            described=done.described,
-            finished=done.finished,
-        )
+        with open_answers() as kept:
+            run_on_files(
+                paths,
+                job,
+                server=options.server,
+                edge=DESCRIBE,
+                kept=kept,
+                described=done.described,
+                finished=done.finished,
+            )
     except Cancelled:
         done.print()
         return cancelled(done.summary())
@@ -211,6 +214,7 @@ def run_on_files(
     *,
     server: str = "",
     edge: Edge = TERMINAL,
+    kept: KeptAnswers | None = None,
     described: Callable[[int, Result], None] | None = None,
     finished: Callable[[int, Caption], None] | None = None,
 ) -> list[Caption]:
@@ -219,6 +223,7 @@ def run_on_files(
     Args:
         server: where models are that do not name their own server ("llava @ box").
         edge: where a remark about an answer is read.
+        kept: answers of earlier runs.
         described: called with the index of each file that is described.
         finished: called with the index of each file when it is done, and its caption.
     """
@@ -248,6 +253,7 @@ def run_on_files(
             text_backend=backends[-1],
             memory=memory.StageMemory(),
             watcher=watcher,
+            kept=kept,
             finished=report,
         )
 

@@ -77,6 +77,7 @@ class Answer:
         done_reason: "stop", "length" (cut at num_predict or at the context), or None.
         context_full: prompt and answer filled num_ctx, so that the server dropped a part of the
             prompt, or the end of the answer is missing.
+        kept: it is from an earlier run.
     """
 
     text: str
@@ -90,6 +91,7 @@ class Answer:
     prompt_s: float | None = None
     answer_s: float | None = None
     context_full: bool = False
+    kept: bool = False
 
     @property
     def remark(self) -> str:

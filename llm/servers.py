@@ -263,6 +263,18 @@ def server_names(config: Path | None = None) -> list[str]:
     return [DEFAULT_NAME, *(name for name in names if name != DEFAULT_NAME)]
 
 
+def keeps_answers(config: Path | None = None) -> bool:
+    """Return whether finished answers may be kept: `keep_answers` in image-refinery.toml.
+
+    Raises:
+        ServerConfigError: it is neither true nor false, or the file cannot be read.
+    """
+    keep = _read(config or config_path()).get("keep_answers", True)
+    if not isinstance(keep, bool):
+        raise ServerConfigError(f"keep_answers in {CONFIG_NAME} must be true or false.")
+    return keep
+
+
 def config_path() -> Path:
     """Return the path of image-refinery.toml: for a pack in custom_nodes, ComfyUI's user folder."""
     if PACK.parent.name == "custom_nodes":

@@ -82,9 +82,18 @@ class LLMDescribe(llm_inputs.AsksServer):
             if problem:
                 raise problem
             job = _job(given, one_question)
-            with host.open_backends(given.server, given.vision_model) as (backend,):
-                pixels = [convert.pixels(single) for single in images]
-                captions = run(backend, pixels, job, memory=StageMemory(), watcher=node_run.watcher)
+            with (
+                host.kept_answers() as kept,
+                host.open_backends(given.server, given.vision_model) as (backend,),
+            ):
+                captions = run(
+                    backend,
+                    [convert.pixels(single) for single in images],
+                    job,
+                    memory=StageMemory(),
+                    watcher=node_run.watcher,
+                    kept=kept,
+                )
                 results = [caption.description for caption in captions]
         if node_run.error:
             results = [Result(error=node_run.error)] * (1 if one_question else len(images))

@@ -122,7 +122,10 @@ class LLMImageRefine(llm_inputs.AsksServer):
                 raise problem
             job = _job(given, one_question)
             models = given.vision_model, given.text_model
-            with host.open_backends(given.server, *models) as (seeing, writing):
+            with (
+                host.kept_answers() as kept,
+                host.open_backends(given.server, *models) as (seeing, writing),
+            ):
                 captions = run(
                     seeing,
                     [convert.pixels(single) for single in images],
@@ -130,6 +133,7 @@ class LLMImageRefine(llm_inputs.AsksServer):
                     text_backend=writing,
                     memory=StageMemory(),
                     watcher=node_run.watcher,
+                    kept=kept,
                 )
         if node_run.error:
             failed = Result(error=node_run.error)

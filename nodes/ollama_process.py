@@ -93,8 +93,13 @@ class OllamaProcess(llm_inputs.AsksServer):
             if problem:
                 raise problem
             job = _job(given)
-            with host.open_backends(given.server, given.text_model) as (backend,):
-                results = process(backend, job, memory=StageMemory(), watcher=node_run.watcher)
+            with (
+                host.kept_answers() as kept,
+                host.open_backends(given.server, given.text_model) as (backend,),
+            ):
+                results = process(
+                    backend, job, memory=StageMemory(), watcher=node_run.watcher, kept=kept
+                )
         if node_run.error:
             count = max(len(given.text), len(given.instructions))
             results = [Result(error=node_run.error)] * count

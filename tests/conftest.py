@@ -103,6 +103,27 @@ def diffusers_is_not_searched_for_garbage() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def no_answer_is_kept_for_the_next_test(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[None]:
+    """Answers are kept in this test's folder, and those of the nodes are removed after it."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    yield
+    paths = sys.modules.get("folder_paths")
+    if paths is not None and str(paths.__file__).startswith(str(TESTS)):
+        for file in Path(paths.get_user_directory(), "image-refinery").glob("answers*"):
+            file.unlink()
+
+
+@pytest.fixture
+def nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request is sent, for tests that count requests about equal images."""
+    from image_refinery.captioning.kept import KeptAnswers
+
+    monkeypatch.setattr(KeptAnswers, "get", lambda answers, key: None)
+
+
+@pytest.fixture(autouse=True)
 def no_look_for_models_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A look reads the address when it begins: a late one would ask the next test's server.
 

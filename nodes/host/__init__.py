@@ -1,6 +1,6 @@
 """All that touches ComfyUI: its schemas, folders, progress, interruption and model management."""
 
-from .folders import PACK_FOLDER, config_file, own_folder
+from .folders import PACK_FOLDER, config_file, kept_answers, own_folder
 from .inputs import (
     BadInput,
     advanced,
@@ -31,6 +31,7 @@ __all__ = [
     "count_failed_run",
     "failed_runs",
     "interrupted",
+    "kept_answers",
     "models_to_choose",
     "node_id",
     "number",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import folder_paths
 from ...llm.servers import CONFIG_NAME
 
 if TYPE_CHECKING:
+    from ...captioning.kept import KeptAnswers
     from ...llm.llamacpp.places import Place
 
 PACK_FOLDER = Path(__file__).resolve().parents[2]
@@ -33,5 +35,12 @@ def gguf_places() -> list[Place]:
 
 
 def own_folder(name: str) -> Path:
-    """A folder for the user's files of this pack, beside the folders of ComfyUI's users."""
+    """A folder or file of the user's for this pack, beside the folders of ComfyUI's users."""
     return Path(folder_paths.get_user_directory()) / "image-refinery" / name
+
+
+def kept_answers() -> AbstractContextManager[KeptAnswers | None]:
+    """The answers of earlier runs; None if the user does not want them kept."""
+    from ...captioning.kept import FILE_NAME, open_answers
+
+    return open_answers(own_folder(FILE_NAME), config=config_file())

@@ -443,7 +443,7 @@ def test_ctrl_c_stops_the_server_and_unloads(photo: Path, ollama: FaultyOllama) 
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, nothing_is_kept: None) -> Path:
     top = tmp_path / "set"
     (top / "inner").mkdir(parents=True)
     for name in ("10.png", "2.png", "inner/3.png"):

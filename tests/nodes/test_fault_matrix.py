@@ -300,6 +300,7 @@ def _prepare(ollama: FaultyOllama, case: Case) -> None:
             ollama.models[key] = replace(model, **change[case.fault])
 
 
+@pytest.mark.usefixtures("nothing_is_kept")  # the next run asks again
 @pytest.mark.parametrize(("case", "node", "on_error"), list(_combinations()))
 def test_fault(
     ollama: FaultyOllama,

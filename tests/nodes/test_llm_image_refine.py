@@ -294,6 +294,7 @@ def test_cancel_ends_the_node_at_once_and_clears_the_flag(node: Any, ollama: Fau
     assert ollama.unloads["llava:latest"] == 2
 
 
+@pytest.mark.usefixtures("nothing_is_kept")
 def test_progress_and_tokens_are_shown_on_the_node(
     node: Any, ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
