@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..llm.backend import Message, Think
+    from ..llm.http import Json
     from .job import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """One request as it is sent, without the server's address and key.
+
+    Attributes:
+        server: its name.
+        messages: with their images.
+        options: by Ollama's names, without those that the server does not support.
+        think: None: not sent.
+        format: None: not sent.
+    """
+
+    server: str
+    model: str
+    messages: Sequence[Message]
+    options: Mapping[str, Any]
+    think: Think | None = None
+    format: str | Json | None = None
 
 
 class Watcher:
@@ -23,6 +47,9 @@ class Watcher:
 
     def loading(self, model: str) -> None:
         """Called before the server loads a model."""
+
+    def sent(self, index: int, request: Sent) -> None:
+        """Called before request `index` of the stage is sent; again if it is sent changed."""
 
     def token(self, index: int, piece: str) -> None:
         """Called for each chunk of the answer to request `index` of the stage."""

@@ -39,7 +39,7 @@ from ..llm.retry import with_retries
 from ..llm.servers import Server
 from . import prompts
 from .encoding import EncodedAhead, encode_all
-from .events import Watcher
+from .events import Sent, Watcher
 from .images import RETRY_SIDE_PX
 from .job import (
     Caption,
@@ -479,14 +479,26 @@ class _Run:
 
     def _send(self, step: _Step, model: Model, number: int, messages: list[Message]) -> Answer:
         backend, settings = step.backend, step.stage.settings
+        options = self._options(step, model)
+        think = think_value(model, settings.think_value, backend.server)
+        left_out = backend.ignored({**options, "think": think})
+        sent = Sent(
+            server=f"{backend.server.name} ({backend.server.product})",
+            model=model.name,
+            messages=messages,
+            options={name: value for name, value in options.items() if name not in left_out},
+            think=None if "think" in left_out else think,
+            format=settings.format,
+        )
+        self.watcher.sent(number, sent)
         return self._request(
             step,
             lambda: collect(
                 backend.chat(
                     model.name,
                     messages,
-                    options=self._options(step, model),
-                    think=think_value(model, settings.think_value, backend.server),
+                    options=options,
+                    think=think,
                     format=settings.format,
                     keep_alive=None if model.remote_host else self.keep_alive_s,
                     timeout_s=settings.timeout_s,

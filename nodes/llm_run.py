@@ -85,6 +85,8 @@ def running(node: type[io.ComfyNode], on_error: str, stages: int = 1) -> Iterato
             host.show(host.node_id(node), _message(run.error))
             error.args = (with_advice(run.error, host.PAGE),)
             raise
+    finally:
+        run.watcher.show_sent()
 
 
 def to_texts(results: Sequence[Result]) -> list[str]:

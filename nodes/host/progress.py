@@ -14,10 +14,12 @@ from ...captioning.events import Watcher
 from ...texts.characters import whole_characters
 from . import convert
 from .running import interrupted
+from .sent import SentLog, send_log
 
 if TYPE_CHECKING:
     import torch
 
+    from ...captioning.events import Sent
     from ...captioning.job import Result
     from ...refine.progress import Progress
 
@@ -33,7 +35,7 @@ PAGE = Edge(again="queue again", options="Ollama Options")
 
 
 class NodeWatcher(Watcher):
-    """Shows a run on its node: a bar, and the text as it grows.
+    """Shows a run on its node: a bar, the text as it grows, and on request what was sent.
 
     Args:
         node_id: The running node's id; None outside a graph.
@@ -53,6 +55,7 @@ class NodeWatcher(Watcher):
         self._since = 0.0
         self._shown_at = 0.0
         self.notes: list[str] = []
+        self._sent = SentLog()
 
     def cancelled(self) -> bool:
         if self._waiting and time.monotonic() - self._shown_at >= 1.0:
@@ -63,11 +66,15 @@ class NodeWatcher(Watcher):
         self._title, self._count, self._done = f"{title} with {model}", count, 0
         self._texts.clear()
         self._stage += 1
+        self._sent.stage(self._title, count)
         self._show_progress()
         self._wait(self._title)
 
     def loading(self, model: str) -> None:
         self._wait(f"loading {model}")
+
+    def sent(self, index: int, request: Sent) -> None:
+        self._sent.add(index, request)
 
     def token(self, index: int, piece: str) -> None:
         self._waiting = ""
@@ -95,6 +102,10 @@ class NodeWatcher(Watcher):
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+    def show_sent(self) -> None:
+        """Give the page what was sent, for when its user asks."""
+        send_log(self._node_id, self._sent)
 
     def show_cancelled(self) -> None:
         """Show how far the run came, in place of the last live text."""
@@ -155,11 +166,12 @@ class RefineProgress:
         shown = None if preview is None else ("JPEG", preview, _PREVIEW_SIDE_PX)
         self._bar.update_absolute(event.done, event.total, shown)
 
-    def finished(self, last: torch.Tensor | None) -> None:
+    def finished(self, last: torch.Tensor | None, advice: str = "") -> None:
         """Show the time taken, and the last result in place of a preview.
 
         Args:
             last: an image (1, H, W, C), float 0 to 1; None: there is none.
+            advice: one sentence to show as well, or "".
         """
         from PIL import Image
 
@@ -167,11 +179,12 @@ class RefineProgress:
             shown = Image.fromarray(convert.pixels(last[..., :3].expand(-1, -1, -1, 3))())
             self._bar.update_absolute(self._bar.total, preview=("JPEG", shown, _PREVIEW_SIDE_PX))
         images = "the image" if self._images == 1 else f"{self._images} images"
-        self.say(f"refined {images} in {time.monotonic() - self._began:.1f} s")
+        done = f"refined {images} in {time.monotonic() - self._began:.1f} s"
+        self.say(*filter(None, (done, advice)))
 
-    def say(self, text: str) -> None:
+    def say(self, *lines: str) -> None:
         """Show a text on the node."""
-        show(self._node_id, text)
+        show(self._node_id, *lines)
 
 
 def show(node_id: str | None, *lines: str) -> None:

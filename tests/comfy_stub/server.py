@@ -8,6 +8,11 @@ class PromptServer:
         self.client_id: str | None = None
         self.sent_texts: list[tuple[str, str]] = []
         """(node id, text) of every send_progress_text, in order."""
+        self.events: list[tuple[str, object, str | None]] = []
+        """(event, data, client) of every send_sync, in order."""
+
+    def send_sync(self, event: str, data: object, sid: str | None = None) -> None:
+        self.events.append((event, data, sid))
 
     def send_progress_text(self, text: str, node_id: str, sid: str | None = None) -> None:
         text.encode("utf-8")  # as the real one does: a half of a surrogate pair is an error

@@ -56,6 +56,7 @@ WANTED = [
     "comfy_execution.utils:CurrentNodeContext.__init__",
     "comfy_execution.utils:ExecutionContext",
     "server:PromptServer.send_progress_text",
+    "server:PromptServer.send_sync",
     "folder_paths:get_input_directory",
     "folder_paths:get_output_directory",
     "folder_paths:get_temp_directory",
