@@ -143,7 +143,7 @@ def _refine(
             )
             # An image that could not be refined may have no pixels to show.
             last = next(one for one in reversed(results) if len(one))
-            progress.finished(None if errors else last[-1:])
+            progress.finished(None if errors else last[-1:], batch.advice)
         finally:
             if given.unload_after:
                 kept.unload_refiner(refiner)

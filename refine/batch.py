@@ -24,6 +24,7 @@ from .pixels import (
     read_mask,
     to_planes,
 )
+from .prompts import weights_advice
 from .settings import SEEDS, RefineSettings
 from .work import Plan, plan_work
 
@@ -114,6 +115,13 @@ class Batch:
             pixels = self._read(image, mask, texts, numbers) if settings.strength > 0 else None
             self._entries.append(_Entry(image, pixels, numbers))
             self.count = numbers.stop
+
+    @property
+    def advice(self) -> str:
+        """One sentence about the prompts for their author, or ""."""
+        return weights_advice(
+            [*(item.prompt for item in self.items), self.settings.negative_prompt]
+        )
 
     def join(self, refined: dict[int, Tensor]) -> list[Any]:
         """Return one object per entry, of the entry's type.

@@ -79,6 +79,7 @@ class ImageRefiner:
         self._lock = threading.RLock()
         self._stages: Stages | None = None
         self._prompts: PromptCache = {}
+        self._advised = False
 
     def refine(
         self,
@@ -171,6 +172,9 @@ class ImageRefiner:
         """
         if not batch.items:
             return batch.join({})
+        if batch.advice and not self._advised:
+            log.warning("%s", batch.advice)
+            self._advised = True
         report = on_progress or _ignore
         check = _raise_if(should_stop)
         with self._lock:

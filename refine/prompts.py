@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,10 @@ from .components import Components
 
 CHUNK = 75
 """A text encoder reads 77 tokens; two of them mark the beginning and the end."""
+
+_WEIGHT = re.compile(r"(?<!\\)\((?!\d+:)(?:[^()\\]|\\.)+:\s*[-+]?(?:\d?\.\d+|\d\.?)\s*\)")
+"""ComfyUI's syntax for a weight (`token_weights` in its comfy/sd1_clip.py). Parentheses behind a
+backslash are text, and so is what is a ratio or a time rather than a weight: (16:9), (at 10:30)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,19 @@ def split_tokens(tokenizer: Any, text: str) -> list[list[int]]:
     tokens = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     chunks = [tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK)] or [[]]
     return [_complete(tokenizer, chunk) for chunk in chunks]
+
+
+def weights_advice(prompts: Iterable[str]) -> str:
+    """Return one sentence if a prompt contains weights, else "".
+
+    >>> weights_advice(["a (cat:1.3)"])
+    'Weights such as (word:1.3) are read as plain text: write the prompt without them.'
+    >>> weights_advice([r"a cat (16:9), 10:30, \\(asleep:1.3\\)"])
+    ''
+    """
+    if any(_WEIGHT.search(prompt) for prompt in prompts):
+        return "Weights such as (word:1.3) are read as plain text: write the prompt without them."
+    return ""
 
 
 def encode_prompts(

@@ -468,3 +468,17 @@ def test_cancel_while_the_checkpoint_is_loading(node: Any, monkeypatch: pytest.M
     release.set()
     assert ended.wait(60), "what was begun ends behind the node"
     execute(node, image())
+
+
+def test_weights_in_a_prompt_are_told_on_the_node(
+    node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server import PromptServer
+
+    monkeypatch.setattr(node, "hidden", type("Hidden", (), {"unique_id": "41"}))
+    for prompt, told in (("a (cat:1.3)", True), ("a cat, 16:9", False)):
+        PromptServer.instance.sent_texts.clear()
+        execute(node, image(batch=2), prompt=prompt, num_inference_steps=4)
+        last = [text for id, text in PromptServer.instance.sent_texts if id == "41"][-1]
+        assert last.startswith("refined 2 images in ")
+        assert last.count("Weights such as (word:1.3)") == told

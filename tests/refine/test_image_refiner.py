@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from image_refinery.refine import ImageError, ImageRefiner, RefineSettings, SettingsError
+from image_refinery.refine.prompts import weights_advice
 from PIL import Image, ImageDraw
 
 Draw = Callable[[int, tuple[int, int]], Image.Image]
@@ -225,3 +226,31 @@ def test_the_tiles_of_a_large_picture_show_no_seam(refiner: ImageRefiner, draw: 
         assert len(inner) == count
         ratios = [steepness[e] / np.median(steepness[e - 16 : e + 17]) for e in inner]
         assert max(ratios) < 1.5, (axis, ratios)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("a (cat:1.3) on snow", True),
+        ("(a cat, snow : .8)", True),
+        ("((cat:2), snow:0.5)", True),
+        (r"(cat \(asleep\):1.25)", True),
+        ("(cat:-1)", True),
+        ("", False),
+        ("((cat))", False),
+        (r"a cat \(asleep:1.3\)", False),
+        ("(16:9), (at 10:30), ratio: 1.3", False),
+        ("<lora:cat:1.3>", False),
+    ],
+)
+def test_weights_are_found(prompt: str, told: bool) -> None:
+    assert bool(weights_advice(["a dog", prompt])) is told
+
+
+def test_weights_are_logged_once(
+    refiner: ImageRefiner, draw: Draw, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        refiner.refine(draw(0, (64, 64)), prompt="a cat", negative_prompt="(fog:1.3)", **SMALL)
+    assert caplog.text.count("Weights such as (word:1.3)") == 1
+    assert "fog" not in caplog.text
