@@ -54,6 +54,7 @@ class LLMDescribe(llm_inputs.AsksServer):
                 *("describe image", "img2txt"),
             ],
             is_input_list=True,
+            has_intermediate_output=True,
             inputs=host.widgets(Inputs),
             outputs=llm_inputs.described_outputs(),
             hidden=[io.Hidden.unique_id],

@@ -76,6 +76,7 @@ class LLMImageRefine(llm_inputs.AsksServer):
                 *("prompt", "image to prompt", "img2txt"),
             ],
             is_input_list=True,
+            has_intermediate_output=True,
             inputs=host.widgets(Inputs),
             outputs=[
                 *llm_inputs.described_outputs(),

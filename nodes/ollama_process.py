@@ -61,6 +61,7 @@ class OllamaProcess(llm_inputs.AsksServer):
                 *("lm studio", "llama.cpp", "openai"),
             ],
             is_input_list=True,
+            has_intermediate_output=True,
             inputs=host.widgets(Inputs),
             outputs=[
                 io.String.Output(
