@@ -123,6 +123,16 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     _add_models(add("models", _models, "list the installed models, or download one"))
+    words = add("words", _words, "print the words that ComfyUI saved in an image")
+    words.usage = "%(prog)s [OPTION ...] FILE [FILE ...]"
+    words.add_argument(
+        "images",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="images that ComfyUI saved (PNG or WebP), or workflows (.json)",
+    )
+    words.add_argument("--json", action="store_true", help="print one line of JSON per file")
     add(
         "doctor",
         _doctor,
@@ -349,6 +359,12 @@ def _doctor(options: argparse.Namespace) -> int:
     from .doctor import doctor
 
     return doctor()
+
+
+def _words(options: argparse.Namespace) -> int:
+    from .words import words
+
+    return words(options)
 
 
 def _demo(options: argparse.Namespace) -> int:

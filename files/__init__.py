@@ -16,6 +16,7 @@ from .images import (
     open_image,
     with_8_bits,
 )
+from .words import read_words
 
 __all__ = [
     "EXISTING",
@@ -30,6 +31,7 @@ __all__ = [
     "inside",
     "normalized",
     "open_image",
+    "read_words",
     "same_name_message",
     "subfolders",
     "with_8_bits",

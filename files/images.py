@@ -39,7 +39,7 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         UnreadableImage: the file cannot be read.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return normalized(file)
 
 
@@ -49,12 +49,13 @@ def check_image(path: Path) -> None:
     Raises:
         UnreadableImage: the file cannot be read.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         _check_range(file.mode, file.format)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image file, and raise UnreadableImage for whatever is wrong with it in the block."""
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -33,6 +33,10 @@ class Inputs:
     on_error: str = llm_inputs.on_error()
     server: str = llm_inputs.server()
     options: StageOptions = llm_inputs.options("Connect Ollama Options for the description.")
+    use_recorded_words: bool = llm_inputs.use_recorded_words()
+
+
+WORDS = {"description": "vision_model"}
 
 
 class LLMDescribe(llm_inputs.AsksServer):
@@ -57,7 +61,7 @@ class LLMDescribe(llm_inputs.AsksServer):
             has_intermediate_output=True,
             inputs=host.widgets(Inputs),
             outputs=llm_inputs.described_outputs(),
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -73,37 +77,41 @@ class LLMDescribe(llm_inputs.AsksServer):
         from ..captioning.job import Result
         from ..captioning.run import run
         from ..memory import StageMemory
-        from .llm_run import models_of, running, to_texts
+        from .llm_run import models_of, record, recorded, running, to_texts
 
         given, problem = host.read(Inputs, values)
         images = convert.single_images(given.image)
         one_question = given.batch_mode == llm_inputs.BATCH_MODES[1]
+        count = 1 if one_question else len(images)
         results: list[Result] = []
         with running(cls, given.on_error) as node_run:
             if problem:
                 raise problem
-            job = _job(given, one_question)
-            with (
-                host.kept_answers() as kept,
-                host.open_backends(given.server, given.vision_model) as (backend,),
-            ):
-                captions = run(
-                    backend,
-                    [convert.pixels(single) for single in images],
-                    job,
-                    memory=StageMemory(),
-                    watcher=node_run.watcher,
-                    kept=kept,
-                )
+            if given.use_recorded_words:
+                (results,) = recorded(cls, node_run, count, WORDS)
+            else:
+                job = _job(given, one_question)
+                with (
+                    host.kept_answers() as kept,
+                    host.open_backends(given.server, given.vision_model) as (backend,),
+                ):
+                    captions = run(
+                        backend,
+                        [convert.pixels(single) for single in images],
+                        job,
+                        memory=StageMemory(),
+                        watcher=node_run.watcher,
+                        kept=kept,
+                    )
                 results = [caption.description for caption in captions]
         if node_run.error:
-            results = [Result(error=node_run.error)] * (1 if one_question else len(images))
+            results = [Result(error=node_run.error)] * count
 
         noun = "set of images" if one_question else "image"
         failure = node_run.finish("described", noun, results)
         descriptions = to_texts(results)
         ui = {"description": descriptions, "text": descriptions, "models": models_of(results)}
-        ui |= failure
+        ui |= failure | record(cls, {"description": results}, WORDS)
         return io.NodeOutput(given.image if one_question else images, descriptions, ui=ui)
 
 

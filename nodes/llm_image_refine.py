@@ -21,7 +21,7 @@ from .host import convert
 if TYPE_CHECKING:
     import torch
 
-    from ..captioning.job import Caption, Job
+    from ..captioning.job import Job, Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,11 @@ class Inputs:
     server: str = llm_inputs.server()
     vision_options: StageOptions = llm_inputs.options("Connect Ollama Options for the description.")
     text_options: StageOptions = llm_inputs.options("Connect Ollama Options for the rewrite.")
+    use_recorded_words: bool = llm_inputs.use_recorded_words()
+
+
+WORDS = {"description": "vision_model", "refined_output": "text_model"}
+"""The outputs that are recorded, and the entries for the models that wrote them."""
 
 
 class LLMImageRefine(llm_inputs.AsksServer):
@@ -86,7 +91,7 @@ class LLMImageRefine(llm_inputs.AsksServer):
                     tooltip="Rewritten description, one per image.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -108,49 +113,54 @@ class LLMImageRefine(llm_inputs.AsksServer):
         An error becomes the text of its image, or ends the workflow where on_error says so.
         The images are output unchanged.
         """
-        from ..captioning.job import Caption, Result
+        from ..captioning.job import Result
         from ..captioning.run import run
         from ..memory import StageMemory
-        from .llm_run import models_of, running, to_texts
+        from .llm_run import models_of, record, recorded, running, to_texts
 
         given, problem = host.read(Inputs, values)
         images = convert.single_images(given.image)
         one_question = given.batch_mode == llm_inputs.BATCH_MODES[1]
-        captions: list[Caption] = []
+        count = 1 if one_question else len(images)
+        described: list[Result] = []
+        final: list[Result] = []
         rewrites = any(text.strip() for text in given.user_instructions)
         with running(cls, given.on_error, stages=1 + rewrites) as node_run:
             if problem:
                 raise problem
-            job = _job(given, one_question)
-            models = given.vision_model, given.text_model
-            with (
-                host.kept_answers() as kept,
-                host.open_backends(given.server, *models) as (seeing, writing),
-            ):
-                captions = run(
-                    seeing,
-                    [convert.pixels(single) for single in images],
-                    job,
-                    text_backend=writing,
-                    memory=StageMemory(),
-                    watcher=node_run.watcher,
-                    kept=kept,
-                )
+            if given.use_recorded_words:
+                described, final = recorded(cls, node_run, count, WORDS)
+            else:
+                job = _job(given, one_question)
+                models = given.vision_model, given.text_model
+                with (
+                    host.kept_answers() as kept,
+                    host.open_backends(given.server, *models) as (seeing, writing),
+                ):
+                    captions = run(
+                        seeing,
+                        [convert.pixels(single) for single in images],
+                        job,
+                        text_backend=writing,
+                        memory=StageMemory(),
+                        watcher=node_run.watcher,
+                        kept=kept,
+                    )
+                described = [caption.description for caption in captions]
+                final = [caption.final for caption in captions]
         if node_run.error:
-            failed = Result(error=node_run.error)
-            count = 1 if one_question else len(images)
-            captions = [Caption(description=failed, refined=failed)] * count
+            described = final = [Result(error=node_run.error)] * count
 
-        described = [caption.description for caption in captions]
-        final = [caption.final for caption in captions]
-        # A failed description is its own rewrite, also where none was asked for.
-        rewrote = any(caption.refined and caption.refined.answer for caption in captions)
+        rewrote = any(
+            last.answer and last is not first for first, last in zip(described, final, strict=True)
+        )
         verb = "described and rewrote" if rewrote else "described"
         noun = "set of images" if one_question else "image"
         failure = node_run.finish(verb, noun, final, described)
         descriptions, refined = to_texts(described), to_texts(final)
         ui = {"description": descriptions, "refined_output": refined, "text": refined}
         ui |= {"models": models_of(described, final), **failure}
+        ui |= record(cls, {"description": described, "refined_output": final}, WORDS)
         shown = given.image if one_question else images
         return io.NodeOutput(shown, descriptions, refined, ui=ui)
 

@@ -222,6 +222,15 @@ def options(tooltip: str) -> Any:
     )
 
 
+def use_recorded_words() -> Any:
+    """Whether the words that a workflow or image brought are output."""
+    tooltip = (
+        "Output the words that this workflow or image brought, without asking a server. They are "
+        "those of the last run of this node."
+    )
+    return host.switch(False, tooltip, label="use recorded words", hide=True)
+
+
 def described_outputs() -> list[Any]:
     """The images, and a description of each."""
     return [

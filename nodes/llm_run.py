@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from comfy_api.latest import io
@@ -15,6 +15,7 @@ from comfy_api.latest import io
 from .. import memory
 from .._advice import remark, with_advice
 from ..captioning.job import Result
+from ..llm.backend import Answer
 from ..llm.errors import BadRequest, Cancelled, LLMError
 from . import host
 from .llm_inputs import ON_ERROR, ErrorText
@@ -98,6 +99,60 @@ def models_of(*stages: Sequence[Result]) -> list[str]:
     """Return the names of the models that answered, for the history of the run."""
     names = [result.answer.model for stage in stages for result in stage if result.answer]
     return list(dict.fromkeys(names))
+
+
+def recorded(
+    node: type[io.ComfyNode], run: NodeRun, count: int, outputs: Mapping[str, str]
+) -> list[list[Result]]:
+    """Return the results that a workflow brought for a node.
+
+    Args:
+        count: how many texts each output needs.
+        outputs: the names of outputs, and of the entries that have their models' names.
+
+    Raises:
+        BadInput: there are none, or of another number.
+    """
+    words = host.recorded_words(node)
+    stages: list[list[Result]] = []
+    for output, model in outputs.items():
+        texts = words.get(output)
+        if not texts:
+            raise host.BadInput(
+                "There are no recorded words for this node. Open an image or a workflow that has "
+                "them, or turn use recorded words off."
+            )
+        there = [text for text in texts if text is not None]
+        if len(there) != count:
+            raise host.BadInput(
+                f"The recorded words are {len(there)} texts, but {count} are needed. Turn use "
+                "recorded words off to ask the model."
+            )
+        name = (words.get(model) or [""])[0] or ""
+        stages.append([Result(answer=Answer(text=t, model=name, kept=True)) for t in there])
+    run.watcher.note("These words were recorded in this workflow. No server was asked.")
+    return stages
+
+
+def record(
+    node: type[io.ComfyNode], stages: Mapping[str, Sequence[Result]], outputs: Mapping[str, str]
+) -> dict[str, list[host.Words]]:
+    """Put the words of a run into what is saved of it, unless none has come.
+
+    Args:
+        stages: results by the names of outputs.
+        outputs: as `recorded`.
+
+    Returns:
+        The words for the page: part of the node's `ui`.
+    """
+    if not any(result.answer for results in stages.values() for result in results):
+        return {}
+    words: host.Words = {}
+    for output, results in stages.items():
+        words[output] = [result.text if result.answer else None for result in results]
+        words[outputs[output]] = [*models_of(results)]
+    return {"words": [host.record_words(node, words)]}
 
 
 def _message(error: LLMError) -> ErrorText:

@@ -40,6 +40,10 @@ class Inputs:
     clean_output: bool = llm_inputs.clean_output("the text")
     server: str = llm_inputs.server()
     options: StageOptions = llm_inputs.options("Connect Ollama Options for the request.")
+    use_recorded_words: bool = llm_inputs.use_recorded_words()
+
+
+WORDS = {"text": "text_model"}
 
 
 class OllamaProcess(llm_inputs.AsksServer):
@@ -70,7 +74,7 @@ class OllamaProcess(llm_inputs.AsksServer):
                     tooltip="Text by the model, one for each input text.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -86,28 +90,32 @@ class OllamaProcess(llm_inputs.AsksServer):
         from ..captioning.job import Result
         from ..captioning.run import process
         from ..memory import StageMemory
-        from .llm_run import models_of, running, to_texts
+        from .llm_run import models_of, record, recorded, running, to_texts
 
         given, problem = host.read(Inputs, values)
+        count = max(len(given.text), len(given.instructions))
         results: list[Result] = []
         with running(cls, given.on_error) as node_run:
             if problem:
                 raise problem
-            job = _job(given)
-            with (
-                host.kept_answers() as kept,
-                host.open_backends(given.server, given.text_model) as (backend,),
-            ):
-                results = process(
-                    backend, job, memory=StageMemory(), watcher=node_run.watcher, kept=kept
-                )
+            if given.use_recorded_words:
+                (results,) = recorded(cls, node_run, count, WORDS)
+            else:
+                job = _job(given)
+                with (
+                    host.kept_answers() as kept,
+                    host.open_backends(given.server, given.text_model) as (backend,),
+                ):
+                    results = process(
+                        backend, job, memory=StageMemory(), watcher=node_run.watcher, kept=kept
+                    )
         if node_run.error:
-            count = max(len(given.text), len(given.instructions))
             results = [Result(error=node_run.error)] * count
 
         failure = node_run.finish("wrote", "text", results)
         written = to_texts(results)
         ui = {"text": written, "models": models_of(results), **failure}
+        ui |= record(cls, {"text": results}, WORDS)
         return io.NodeOutput(written, ui=ui)
 
 

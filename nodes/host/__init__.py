@@ -17,6 +17,7 @@ from .progress import PAGE, NodeWatcher, RefineProgress, show
 from .running import count_failed_run, failed_runs, interrupted, node_id, stop
 from .schemas import schema
 from .servers import models_to_choose, open_backend, open_backends, servers_to_choose
+from .words import Words, record_words, recorded_words
 
 __all__ = [
     "PACK_FOLDER",
@@ -24,6 +25,7 @@ __all__ = [
     "BadInput",
     "NodeWatcher",
     "RefineProgress",
+    "Words",
     "advanced",
     "check_choices",
     "choice",
@@ -40,6 +42,8 @@ __all__ = [
     "own_folder",
     "read",
     "read_rows",
+    "record_words",
+    "recorded_words",
     "schema",
     "servers_to_choose",
     "show",

@@ -153,3 +153,12 @@ def open_help(page: Any) -> Callable[[str], None]:
         button.dispatch_event("click")  # above a tall node it may lie outside of the window
 
     return press
+
+
+@pytest.fixture(autouse=True)
+def no_answer_is_kept_from_another_test(request: pytest.FixtureRequest) -> None:
+    """Each test begins without kept answers, in the ComfyUI that they share."""
+    if "comfyui" in request.fixturenames:
+        base = request.getfixturevalue("comfyui").base
+        for file in (base / "user" / "image-refinery").glob("answers.db*"):
+            file.unlink()

@@ -63,3 +63,12 @@ def ollama(ollama_port) -> Iterator["faulty_ollama.FaultyOllama"]:
     """A scripted Ollama where ComfyUI expects one: llava sees, llama3.2 writes."""
     with faulty_ollama.FaultyOllama(port=ollama_port) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def no_answer_is_kept_from_another_test(request: pytest.FixtureRequest) -> None:
+    """Each test begins without kept answers, in the ComfyUI that they share."""
+    if "comfyui" in request.fixturenames:
+        base = request.getfixturevalue("comfyui").base
+        for file in (base / "user" / "image-refinery").glob("answers.db*"):
+            file.unlink()

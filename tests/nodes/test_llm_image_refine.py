@@ -65,6 +65,7 @@ OWN_INPUTS = [
     "server",
     "vision_options",
     "text_options",
+    "use_recorded_words",
 ]
 
 

@@ -1,0 +1,35 @@
+// The words of a node's last run become a property of the node, so that workflows and images that
+// are saved later have them too. A workflow or an image that brings words shows them on its nodes.
+// Other packs' nodes are left alone.
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+
+const KEY = "image_refinery";
+const NODES = ["RefineryLLMImageRefine", "RefineryLLMDescribe", "RefineryOllamaProcess"];
+const MAX_CHARS = 300;
+
+function show(node) {
+  const { refined_output, text, description } = node.properties[KEY];
+  const words = [refined_output ?? text ?? description].flat().filter(Boolean).join("\n");
+  if (!words) return;
+  const end = words.length > MAX_CHARS ? " ..." : "";
+  const shown = `Recorded words:\n${words.slice(0, MAX_CHARS)}${end}`;
+  api.dispatchCustomEvent("progress_text", { nodeId: String(node.id), text: shown });
+}
+
+app.registerExtension({
+  name: "imagerefinery.words",
+
+  nodeCreated(node) {
+    if (!NODES.includes(node.comfyClass)) return;
+    const executed = node.onExecuted;
+    node.onExecuted = function (output) {
+      executed?.apply(this, arguments);
+      if (output?.words) node.properties[KEY] = output.words[0];
+    };
+  },
+
+  loadedGraphNode(node) {
+    if (NODES.includes(node.comfyClass) && node.properties[KEY]) setTimeout(() => show(node));
+  },
+});
