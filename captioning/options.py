@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from .images import MAX_SIDE_PX, MIN_SIDE_PX
 from .json_schema import check_schema
+
+if TYPE_CHECKING:
+    from ..texts import Preset
 
 FREE_MEMORY = ("always", "when needed", "never")
 SEED_MASK = 0x7FFF_FFFF
@@ -87,6 +90,24 @@ class StageOptions:
     def think_value(self) -> bool | str:
         """`think` as the API takes it."""
         return {"off": False, "on": True}.get(self.think, self.think)
+
+
+def with_preset(options: StageOptions, preset: Preset) -> StageOptions:
+    """Return the options. What they leave unset comes from a preset.
+
+    Raises:
+        ValueError: the preset's header cannot be used.
+    """
+    if preset.problem:
+        raise ValueError(preset.problem)
+    limit = {} if preset.num_predict is None else {"num_predict": preset.num_predict}
+    format = preset.format if options.format is None else options.format
+    try:
+        return replace(options, model_options=limit | dict(options.model_options), format=format)
+    except ValueError as error:
+        raise ValueError(
+            f'The header of the preset "{preset.name}" cannot be used: {error}'
+        ) from None
 
 
 def vision_options(sampling: Mapping[str, Any], seed: int, stage: StageOptions) -> dict[str, Any]:

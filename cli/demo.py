@@ -23,6 +23,7 @@ from ..llm.llamacpp.installed import why_unavailable
 from ..llm.servers import EMBEDDED, find_server
 from ..memory import StageMemory
 from ..refine import RefineError
+from ..texts import ready_instructions
 from .describe import make_job, run_on_files, source
 from .progress import watching
 from .refine_demo import refine_demo
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = _ROOT / "examples" / "scene.png"
-INSTRUCTIONS = (_ROOT / "instructions" / "Keyword extraction.txt").read_text("utf-8").strip()
+INSTRUCTIONS = ready_instructions([_ROOT / "instructions"])["Keyword extraction"]
 OPTIONS = {"temperature": 0, "repeat_penalty": 1.0, "num_predict": 160}
 """The most likely word each time, and no penalty for the words of the description."""
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .filenames import safe_filename as safe_filename
+    from .instructions import Preset as Preset
+    from .instructions import presets as presets
     from .instructions import ready_instructions as ready_instructions
     from .wildcard_files import WildcardFiles as WildcardFiles
     from .wildcards import Expanded as Expanded
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Expanded": "wildcards",
+    "Preset": "instructions",
     "WildcardFiles": "wildcard_files",
     "expand": "wildcards",
+    "presets": "instructions",
     "ready_instructions": "instructions",
     "safe_filename": "filenames",
     "without_comments": "wildcards",
@@ -25,8 +29,10 @@ _HOMES = {
 
 __all__ = [
     "Expanded",
+    "Preset",
     "WildcardFiles",
     "expand",
+    "presets",
     "ready_instructions",
     "safe_filename",
     "without_comments",

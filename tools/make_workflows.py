@@ -104,9 +104,9 @@ def note(graph: Graph, title: str, text: str, *, models: Iterable[str], files: I
 
 
 def instructions(graph: Graph, name: str) -> Node:
-    """Add Instruction Presets with one of the pack's texts chosen."""
-    file = ROOT / "instructions" / f"{name}.txt"
-    text = file.read_text(encoding="utf-8").strip()
+    """Add Prompt Presets with one of the pack's texts chosen."""
+    texts = importlib.import_module("image_refinery.texts")  # of this checkout: see pack_types
+    text = texts.ready_instructions([ROOT / "instructions"])[name]
     return graph.add("RefineryReadyInstructions", pick=name, text=text, tall=190)
 
 
