@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from image_refinery.texts import ready_instructions
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ EXAMPLES: dict[str, list[Any]] = {
         shows(0, "instructions"),
         values={
             "pick": "Comic panel",
-            "text": (ROOT / "instructions" / "Comic panel.txt").read_text("utf-8").strip(),
+            "text": ready_instructions([ROOT / "instructions"])["Comic panel"],
         },
     ),
     "RefineryWildcardProcessor": example(
