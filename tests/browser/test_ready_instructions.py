@@ -1,4 +1,4 @@
-"""Instruction Presets in the page: choosing fills the field, loading leaves it, R reads anew."""
+"""Prompt Presets in the page: choosing fills the field, loading leaves it, R reads anew."""
 
 from __future__ import annotations
 
