@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .. import memory
 from .._advice import remark
 from .._backends import open_backends
+from .._program import PACK
 from ..captioning.job import Caption, Job, Result, Stage
 from ..captioning.kept import KeptAnswers, open_answers
 from ..captioning.options import (
@@ -22,6 +24,7 @@ from ..captioning.options import (
     StageOptions,
     text_options,
     vision_options,
+    with_preset,
 )
 from ..captioning.run import run
 from ..files import (
@@ -36,18 +39,35 @@ from ..files import (
 )
 from ..llm.choice import AUTO
 from ..llm.errors import Cancelled, LLMError, UnusableImage
-from ..llm.servers import split_model
+from ..llm.servers import config_path, split_model
+from ..texts import presets
 from .progress import watching
-from .terminal import DESCRIBE, FILES_READ, TERMINAL, cancelled, message
+from .terminal import DESCRIBE, FILES_READ, TERMINAL, WRONG_ARGUMENTS, cancelled, message
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from .._advice import Edge
+    from ..texts import Preset
 
 
 def describe(options: argparse.Namespace) -> int:
-    """Describe and rewrite `options.images`; 0 if every one went well, else 1."""
+    """Describe and rewrite `options.images`; 0 if every one went well, else 1 or 2."""
+    try:
+        preset = None if options.preset is None else _find_preset(options.preset)
+        job = make_job(
+            vision_model=options.vision_model,
+            text_model=options.text_model,
+            instructions=options.instructions,
+            preset=preset,
+            vision_prompt=options.vision_prompt,
+            seed=options.seed,
+            num_predict=options.num_predict,
+            keep_loaded_s=60.0 * options.keep_loaded_minutes,
+        )
+    except ValueError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return WRONG_ARGUMENTS
     paths = _files(options.images, recursive=options.recursive)
     if options.txt:  # a file that is named twice gets one caption
         paths = list({os.path.abspath(path): path for path in paths}.values())
@@ -74,15 +94,6 @@ def describe(options: argparse.Namespace) -> int:
             why = "" if found else f" {FILES_READ}"
             print(f"There is nothing to describe.{why}", file=sys.stderr)
         return 0 if options.skip_existing and not refused else 1
-    job = make_job(
-        vision_model=options.vision_model,
-        text_model=options.text_model,
-        instructions=options.instructions,
-        vision_prompt=options.vision_prompt,
-        seed=options.seed,
-        num_predict=options.num_predict,
-        keep_loaded_s=60.0 * options.keep_loaded_minutes,
-    )
     done = _Done(paths, files, options)
     try:
         with open_answers() as kept:
@@ -102,6 +113,24 @@ def describe(options: argparse.Namespace) -> int:
         print(f"{done.written} captions written.", file=sys.stderr)
     done.print()
     return 1 if refused or done.problems else 0
+
+
+def _find_preset(name: str) -> Preset:
+    """Return a preset: the user's own, which are beside image-refinery.toml, or the pack's.
+
+    Raises:
+        ValueError: there is none of this name, in any case of its letters.
+    """
+    own = config_path().parent
+    if own.name != "image-refinery":  # ComfyUI's user folder holds those of other packs, too
+        own /= "image-refinery"
+    found = presets([own / "instructions", PACK / "instructions"])
+    names = {known.lower(): known for known in found}
+    if name.lower() in names:
+        return found[names[name.lower()]]
+    meant = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f'Did you mean "{names[meant[0]]}"?' if meant else f"There are: {', '.join(found)}."
+    raise ValueError(f'There is no preset "{name}". {hint}')
 
 
 def _files(named: Sequence[Path], *, recursive: bool) -> list[Path]:
@@ -203,7 +232,7 @@ class _Done:
         captions = self._captions.values()
         described = sum(caption.description.error is None for caption in captions)
         summary = f"{described} of {count} images described"
-        if self._options.instructions:
+        if self._options.instructions or self._options.preset:
             summary += f", {sum(_is_rewritten(caption) for caption in captions)} rewritten"
         return f"{summary}."
 
@@ -267,19 +296,34 @@ def make_job(
     vision_model: str | None = None,
     text_model: str | None = None,
     instructions: str = "",
+    preset: Preset | None = None,
     vision_prompt: str = "",
     seed: int = 0,
     num_predict: int | None = None,
     keep_loaded_s: float = 0.0,
 ) -> Job:
-    """Return the job with the node's defaults; a model that is not named is chosen by the run."""
+    """Return the job with the node's defaults; a model that is not named is chosen by the run.
+
+    Args:
+        preset: for the rewrite, what `instructions` and `num_predict` leave open.
+
+    Raises:
+        ValueError: the preset's header cannot be used.
+    """
     more = {} if num_predict is None else {"num_predict": num_predict}
-    settings = StageOptions(model_options=more)
+    settings = text_settings = StageOptions(model_options=more)
+    if preset:
+        instructions = instructions or preset.text
+        text_settings = with_preset(settings, preset)
     return Job(
         vision=Stage(
             model=vision_model or AUTO, options=vision_options(VISION_SAMPLING, seed, settings)
         ),
-        text=Stage(model=text_model or AUTO, options=text_options(TEXT_SAMPLING, seed, settings))
+        text=Stage(
+            model=text_model or AUTO,
+            options=text_options(TEXT_SAMPLING, seed, text_settings),
+            settings=text_settings,
+        )
         if instructions
         else None,
         instructions=[instructions],

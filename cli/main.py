@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
             "describe",
             _describe,
             "describe images with a vision model",
-            " With --instructions, a text model rewrites each description.",
+            " With --instructions or --preset, a text model rewrites each description.",
         )
     )
     _add_refine(
@@ -155,6 +155,12 @@ def _add_describe(describe: argparse.ArgumentParser) -> None:
         default="",
         metavar="TEXT",
         help='how to rewrite each description, such as "Tags only."',
+    )
+    describe.add_argument(
+        "--preset",
+        metavar="NAME",
+        help='rewrite by a prompt preset, such as "Tag list"; --instructions replaces its text, '
+        "--num-predict its length",
     )
     describe.add_argument(
         "--vision-prompt",

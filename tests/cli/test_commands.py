@@ -70,6 +70,54 @@ def test_describe_and_rewrite_as_json_lines(photo: Path, ollama: FaultyOllama, c
     assert ollama.unloads == {"llava:latest": 1, "llama3.2:latest": 1}
 
 
+def test_a_preset_gives_the_rewrite_its_text_length_and_form(
+    photo: Path, ollama: FaultyOllama, capsys: Any
+) -> None:
+    assert main(["describe", str(photo), "--preset", "tag list as json"]) == 0
+    describing, rewriting = (r.body for r in ollama.requests if r.kind == "chat")
+    assert "format" not in describing and describing["options"]["num_predict"] == 512
+    assert list(rewriting["format"]["properties"]) == ["tags"]
+    assert rewriting["options"]["num_predict"] == 900
+    assert "lower-case tags" in rewriting["messages"][-1]["content"]
+    assert "---" not in rewriting["messages"][-1]["content"]
+
+
+def test_options_that_are_typed_win_over_a_preset(photo: Path, ollama: FaultyOllama) -> None:
+    arguments = ["--instructions", "Shorten.", "--num-predict", "9"]
+    assert main(["describe", str(photo), "--preset", "JSON prompt", *arguments]) == 0
+    (*_, rewriting) = (r.body for r in ollama.requests if r.kind == "chat")
+    assert rewriting["options"]["num_predict"] == 9
+    assert rewriting["messages"][-1]["content"].endswith("Instructions: Shorten.")
+    assert "prompt" in rewriting["format"]["properties"]
+
+
+def test_a_preset_of_one_s_own_is_beside_the_configuration(
+    photo: Path, ollama: FaultyOllama, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in (
+        tmp_path / "image-refinery" / "image-refinery.toml",
+        tmp_path / "user" / "image-refinery.toml",
+    ):
+        monkeypatch.setattr("image_refinery.cli.describe.config_path", lambda file=file: file)
+        own = tmp_path / ("user/image-refinery" if "user" in file.parts else "image-refinery")
+        (own / "instructions").mkdir(parents=True)
+        (own / "instructions" / "haiku.txt").write_text("---\nnum_predict: 33\n---\nA haiku.")
+        assert main(["describe", str(photo), "--preset", "haiku"]) == 0
+        (*_, rewriting) = (r.body for r in ollama.requests if r.kind == "chat")
+        assert rewriting["options"]["num_predict"] == 33
+    (own / "instructions" / "haiku.txt").write_text("---\nnum_predict: x\n---\nA haiku.")
+    assert main(["describe", str(photo), "--preset", "haiku"]) == 2
+    assert 'Error: The header of the preset "haiku" cannot be used' in capsys.readouterr().err
+
+
+def test_a_wrong_preset_is_corrected(photo: Path, ollama: FaultyOllama, capsys: Any) -> None:
+    assert main(["describe", str(photo), "--preset", "prompt for flux2"]) == 2
+    assert capsys.readouterr().err.endswith('Did you mean "Prompt for FLUX.2"?\n')
+    assert main(["describe", str(photo), "--preset", "xyzzy"]) == 2
+    assert "There are: Alt text, Alt text as JSON, " in capsys.readouterr().err
+    assert not [r for r in ollama.requests if r.kind == "chat"]
+
+
 def test_bad_files_are_named_and_the_others_go_on(photo: Path, capsys: Any) -> None:
     cut = photo.with_name("cut.jpg")
     cut.write_bytes(photo.read_bytes()[:400])
