@@ -91,6 +91,23 @@ def test_a_text_is_processed_and_named(comfyui: ComfyHost, ollama: FaultyOllama)
     assert "tags separated by commas" in asked
 
 
+def test_a_preset_s_options_reach_the_server_below_those_that_are_connected(
+    comfyui: ComfyHost, ollama: FaultyOllama
+) -> None:
+    ran(comfyui, {
+        "1": node("RefineryOllamaOptions", num_predict=-1, num_ctx=8192, format=""),
+        "2": node("RefineryReadyInstructions", pick="Tag list as JSON", text="Tags.",
+                  options=["1", 0]),
+        "3": node("RefineryOllamaProcess", text="A ball", instructions=["2", 0],
+                  options=["2", 1], text_model="llama3.2", seed=next(COUNT)),
+        "4": display(["3", 0]),
+    })  # fmt: skip
+    body = next(r for r in ollama.requests if r.kind == "chat").body
+    assert body["messages"][-1]["content"].endswith("Instructions: Tags.")
+    assert body["options"]["num_predict"] == 900 and body["options"]["num_ctx"] == 8192
+    assert body["format"]["required"] == ["tags"]
+
+
 def test_nothing_runs_before_a_text_that_is_held(comfyui: ComfyHost, ollama: FaultyOllama) -> None:
     graph = {
         "1": node("RefineryOllamaProcess", text="x", instructions="y", text_model="llama3.2",
