@@ -1,4 +1,4 @@
-// Ready Instructions: picking a name puts its text into the field below. Other nodes are left alone.
+// Prompt Presets: picking a name puts its text into the field below. Other nodes are left alone.
 import { app } from "../../../scripts/app.js";
 
 const NODE = "RefineryReadyInstructions";
