@@ -77,8 +77,8 @@ class ReadyInstructions(io.ComfyNode):
                 ),
                 OptionsType.Output(
                     display_name="options",
-                    tooltip="Connect to text_options or options. Holds the preset's num_predict "
-                    "and format, if it has them.",
+                    tooltip="Connect to text_options, options or vision_options. Holds the "
+                    "preset's num_predict and format, if it has them.",
                 ),
             ],
         )
