@@ -32,14 +32,16 @@ class SentLog:
     def add(self, index: int, request: Sent) -> None:
         """Keep a request, in place of an earlier one of the same index."""
         sent = self._stages[-1].sent
-        if index in sent or len(sent) < MAX_REQUESTS:
+        if sent.get(index) or len(sent) < MAX_REQUESTS:
             sent[index] = _request_text(request)
         else:
             sent[index] = ""
 
     def text(self) -> str:
         """Return what was sent; "" if that was nothing."""
-        return "\n\n".join(stage.text() for stage in self._stages if stage.sent)
+        if not any(stage.sent for stage in self._stages):
+            return ""
+        return "\n\n".join(stage.text() for stage in self._stages)
 
 
 class _Stage:

@@ -69,7 +69,8 @@ def test_both_stages_as_the_server_got_them(
 def test_three_requests_are_shown_and_all_are_counted(execute: Any, events: list[Any]) -> None:
     for settings in (StageOptions(), StageOptions(parallel=4)):
         events.clear()
-        execute(image=IMAGE.repeat(8, 1, 1, 1), user_instructions="", vision_options=settings)
+        images = torch.rand(8, 300, 400, 3)  # unlike each other: an answer is kept
+        execute(image=images, user_instructions="", vision_options=settings)
         text = text_of(events)
         assert "describe with llava: 8 of 8 sent" in text
         assert text.count("[1 image, ") == text.count(" of 8 ---") == 3
@@ -79,6 +80,21 @@ def test_three_requests_are_shown_and_all_are_counted(execute: Any, events: list
 def test_images_of_one_request(execute: Any, events: list[Any]) -> None:
     execute(image=IMAGE.repeat(5, 1, 1, 1), batch_mode="one text for all images")
     assert "[5 images, the first 400 x 300 JPEG, " in text_of(events)
+
+
+def test_a_run_with_kept_answers_sends_less(
+    execute: Any, events: list[Any], ollama: FaultyOllama
+) -> None:
+    execute(user_instructions="Shorten it.", seed=71)
+    events.clear()
+    execute(user_instructions="Lengthen it.", seed=71)
+    text = text_of(events)
+    assert "describe with llava: 0 of 1 sent" in text
+    assert "rewrite with llama3.2: 1 of 1 sent" in text
+    events.clear()
+    execute(user_instructions="Lengthen it.", seed=71)
+    assert text_of(events) == ""
+    assert sum(request.kind == "chat" for request in ollama.requests) == 3
 
 
 def test_a_run_that_stops_tells_as_well(

@@ -6,7 +6,7 @@ import { findNode } from "./find_node.js";
 
 const NODES = ["RefineryLLMImageRefine", "RefineryLLMDescribe", "RefineryOllamaProcess"];
 const NOT_RUN = "Run the node first. ComfyUI does not run a node again whose inputs are unchanged.";
-const NOTHING = "Nothing was sent: no request of the last run reached a server.";
+const NOTHING = "Nothing was sent: the last run used kept answers, or ended before its first request.";
 const texts = new WeakMap(); // what each node sent in its last run
 
 const style = document.createElement("style");
