@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..llm.backend import Answer, Message
 from ..llm.errors import LLMError, NoPrompt, UnusableImage
-from . import prompts
+from . import placeholders, prompts
 from .options import StageOptions
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class Job(Rules):
             entry); a blank one skips stage two for its image.
         custom_prompts: for stage one, paired in the same way; blank: the default request.
         one_question: all images in one request, one description.
+        about: for each image, the values of the placeholders in instructions and custom prompts
+            (`placeholders.NAMES`); an empty list: there are none.
     """
 
     vision: Stage
@@ -69,6 +71,11 @@ class Job(Rules):
     instructions: Sequence[str] = ("",)
     custom_prompts: Sequence[str] = ("",)
     one_question: bool = False
+    about: Sequence[Mapping[str, str]] = ()
+
+    def filled(self, text: str, index: int) -> str:
+        """Return a prompt of image `index`, with its placeholders filled."""
+        return placeholders.fill(text, self.about[index]) if index < len(self.about) else text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +148,11 @@ def vision_requests(images: Sequence[ImageSource], job: Job) -> list[Request]:
     groups = [list(images)] if job.one_question else [[image] for image in images]
     custom = spread(job.custom_prompts, len(groups))
     return [
-        Request(index=index, messages=prompts.vision_messages(custom[index]), images=group)
+        Request(
+            index=index,
+            messages=prompts.vision_messages(job.filled(custom[index], index)),
+            images=group,
+        )
         if group
         else Request(
             index=index,
@@ -157,7 +168,7 @@ def rewrite_requests(descriptions: Sequence[Result], job: Job) -> list[Request]:
     return [
         Request(
             index=index,
-            messages=prompts.rewrite_messages(result.text, instructions[index]),
+            messages=prompts.rewrite_messages(result.text, job.filled(instructions[index], index)),
             clean=job.clean,
         )
         for index, result in enumerate(descriptions)

@@ -54,6 +54,7 @@ def answer_key(
     options: Mapping[str, Any],
     think: bool | str | None,
     format: str | Mapping[str, Any] | None,
+    rules: Sequence[Sequence[str]] = (),
 ) -> bytes:
     """Return a digest of all that an answer depends on.
 
@@ -61,10 +62,11 @@ def answer_key(
         messages: with their images as they are sent.
         options: those that were chosen by the user or the pack; a num_ctx that a run computes
             would change with the length of another stage's prompt.
+        rules: other settings that change an answer.
     """
     # Without a digest, a model of the same name on another server is another model.
     where = [model.remote_host, model.digest] if model.digest else [server.url]
-    parts = [_FORMAT, model.name, where, messages, options, think, format]
+    parts = [_FORMAT, model.name, where, messages, options, think, format, rules]
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).digest()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,8 @@ class StageOptions:
         free_memory: when ComfyUI's models make room: "always", "when needed" or "never".
         timeout_s: how long the first byte of an answer may take, in seconds; None: the client's.
         parallel: requests at a time; the server must allow as many.
+        must, must_not: words or phrases that an answer must or must not contain. An answer that
+            breaks this is sent back once, to be corrected.
 
     Raises:
         ValueError: a value is out of range.
@@ -65,6 +67,8 @@ class StageOptions:
     free_memory: str = "always"
     timeout_s: float | None = None
     parallel: int = 1
+    must: Sequence[str] = ()
+    must_not: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.think not in THINK_LEVELS:

@@ -37,7 +37,7 @@ from ..llm.errors import (
 from ..llm.http import CancelCheck
 from ..llm.retry import with_retries
 from ..llm.servers import Server
-from . import prompts
+from . import prompts, wording
 from .encoding import EncodedAhead, encode_all
 from .events import Sent, Watcher
 from .images import RETRY_SIDE_PX
@@ -211,6 +211,13 @@ class _Step(NamedTuple):
     capability: str
     chars: int
     images: int = 0
+
+    @property
+    def most_chars(self) -> int:
+        """The longest request's text, in characters, with an answer that goes back once."""
+        rules = self.stage.settings.must or self.stage.settings.must_not
+        answer = int(self.stage.options.get("num_predict", 0)) * _CHARS_PER_TOKEN
+        return _PROMPT_CHARS + self.chars + (answer if rules else 0)
 
     def uses(self, server: Server, model: str) -> bool:
         """Whether it uses this model of this server."""
@@ -450,16 +457,20 @@ class _Run:
                 options=_chosen_options(step.stage),
                 think=think_value(model, settings.think_value, step.backend.server),
                 format=settings.format,
+                rules=[settings.must, settings.must_not],
             )
             answer = self.kept.get(key)
         if answer is None:
             load()
             answer = self._chat(step, model, number, request, encoded)
+            answer = self._repaired(step, model, number, request, encoded, answer)
             if self.kept is not None and key is not None:
                 self.kept.put(key, answer)
         remember(step.backend.server.url, step.capability, model.name)
         if answer.remark:
             log.warning("%s, answer %d: %s", model.name, number + 1, answer.remark)
+        if problem := wording.broken(answer.text, settings.must, settings.must_not):
+            self._note(f"Text {number + 1} {problem}. The model did not correct it.")
         if request.clean and settings.format is None:
             answer = replace(answer, text=prompts.clean(answer.text))
         return replace(answer, model=model.name)
@@ -476,6 +487,30 @@ class _Run:
                 raise
         smaller = encode_all(request.images, replace(settings, max_image_side=RETRY_SIDE_PX))
         return self._send(step, model, number, _with_images(request.messages, smaller))
+
+    def _repaired(
+        self,
+        step: _Step,
+        model: Model,
+        number: int,
+        request: Request,
+        images: list[str],
+        answer: Answer,
+    ) -> Answer:
+        """Return an answer, after one more request if it breaks the rules for its words."""
+        settings = step.stage.settings
+        problem = wording.broken(answer.text, settings.must, settings.must_not)
+        if not problem:
+            return answer
+        messages = [
+            *_with_images(request.messages, images),
+            Message(role="assistant", content=answer.text),
+            Message(role="user", content=wording.repair_request(problem)),
+        ]
+        try:
+            return self._send(step, model, number, messages)
+        except LLMError:
+            return answer  # an answer that breaks a rule is better than none
 
     def _send(self, step: _Step, model: Model, number: int, messages: list[Message]) -> Answer:
         backend, settings = step.backend, step.stage.settings
@@ -542,7 +577,7 @@ class _Run:
             return options
         sizes = [
             context_size(
-                characters=_PROMPT_CHARS + other.chars,
+                characters=other.most_chars,
                 images=other.images,
                 num_predict=int(other.stage.options.get("num_predict", 0)),
                 longest=model.context_length,

@@ -26,9 +26,11 @@ from ..captioning.options import (
     vision_options,
     with_preset,
 )
+from ..captioning.placeholders import used_in
 from ..captioning.run import run
 from ..files import (
     UnreadableImage,
+    about_file,
     caption_file,
     caption_files,
     check_image,
@@ -94,6 +96,8 @@ def describe(options: argparse.Namespace) -> int:
             why = "" if found else f" {FILES_READ}"
             print(f"There is nothing to describe.{why}", file=sys.stderr)
         return 0 if options.skip_existing and not refused else 1
+    if used_in([*job.instructions, *job.custom_prompts]):
+        job = replace(job, about=[about_file(path) for path in paths])
     done = _Done(paths, files, options)
     try:
         with open_answers() as kept:

@@ -154,7 +154,8 @@ def _add_describe(describe: argparse.ArgumentParser) -> None:
         "--instructions",
         default="",
         metavar="TEXT",
-        help='how to rewrite each description, such as "Tags only."',
+        help='how to rewrite each description, such as "Tags only."; {name}, {folder}, {tags} (the '
+        "caption that is there), {width} and {height} are filled for each image",
     )
     describe.add_argument(
         "--preset",

@@ -1,5 +1,6 @@
 """Folders of images and their caption files; names never lead outside a given folder."""
 
+from .about import about_file
 from .captions import (
     EXISTING,
     caption_file,
@@ -23,6 +24,7 @@ __all__ = [
     "OutsideFolder",
     "UnknownRange",
     "UnreadableImage",
+    "about_file",
     "caption_file",
     "caption_files",
     "check_image",

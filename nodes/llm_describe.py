@@ -34,6 +34,7 @@ class Inputs:
     server: str = llm_inputs.server()
     options: StageOptions = llm_inputs.options("Connect Ollama Options for the description.")
     use_recorded_words: bool = llm_inputs.use_recorded_words()
+    names: list[str] = llm_inputs.names()
 
 
 WORDS = {"description": "vision_model"}
@@ -77,7 +78,7 @@ class LLMDescribe(llm_inputs.AsksServer):
         from ..captioning.job import Result
         from ..captioning.run import run
         from ..memory import StageMemory
-        from .llm_run import models_of, record, recorded, running, to_texts
+        from .llm_run import about_images, models_of, record, recorded, running, to_texts
 
         given, problem = host.read(Inputs, values)
         images = convert.single_images(given.image)
@@ -90,7 +91,9 @@ class LLMDescribe(llm_inputs.AsksServer):
             if given.use_recorded_words:
                 (results,) = recorded(cls, node_run, count, WORDS)
             else:
-                job = _job(given, one_question)
+                prompts = given.custom_vision_prompt
+                about = about_images(images, given.names, prompts, node_run)
+                job = _job(given, one_question, about)
                 with (
                     host.kept_answers() as kept,
                     host.open_backends(given.server, given.vision_model) as (backend,),
@@ -115,7 +118,7 @@ class LLMDescribe(llm_inputs.AsksServer):
         return io.NodeOutput(given.image if one_question else images, descriptions, ui=ui)
 
 
-def _job(given: Inputs, one_question: bool) -> Job:
+def _job(given: Inputs, one_question: bool, about: list[dict[str, str]]) -> Job:
     from ..captioning.job import Job
 
     sampling = {"temperature": given.temperature, "top_p": given.top_p, "top_k": given.top_k}
@@ -128,6 +131,7 @@ def _job(given: Inputs, one_question: bool) -> Job:
         ),
         custom_prompts=given.custom_vision_prompt,
         one_question=one_question,
+        about=about,
         keep_loaded_s=60.0 * given.keep_loaded_minutes,
         stop_on_error=given.on_error == llm_inputs.ON_ERROR[1],
     )

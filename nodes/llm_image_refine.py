@@ -56,6 +56,7 @@ class Inputs:
     vision_options: StageOptions = llm_inputs.options("Connect Ollama Options for the description.")
     text_options: StageOptions = llm_inputs.options("Connect Ollama Options for the rewrite.")
     use_recorded_words: bool = llm_inputs.use_recorded_words()
+    names: list[str] = llm_inputs.names()
 
 
 WORDS = {"description": "vision_model", "refined_output": "text_model"}
@@ -116,7 +117,7 @@ class LLMImageRefine(llm_inputs.AsksServer):
         from ..captioning.job import Result
         from ..captioning.run import run
         from ..memory import StageMemory
-        from .llm_run import models_of, record, recorded, running, to_texts
+        from .llm_run import about_images, models_of, record, recorded, running, to_texts
 
         given, problem = host.read(Inputs, values)
         images = convert.single_images(given.image)
@@ -131,7 +132,9 @@ class LLMImageRefine(llm_inputs.AsksServer):
             if given.use_recorded_words:
                 described, final = recorded(cls, node_run, count, WORDS)
             else:
-                job = _job(given, one_question)
+                prompts = [*given.user_instructions, *given.custom_vision_prompt]
+                about = about_images(images, given.names, prompts, node_run)
+                job = _job(given, one_question, about)
                 models = given.vision_model, given.text_model
                 with (
                     host.kept_answers() as kept,
@@ -165,7 +168,7 @@ class LLMImageRefine(llm_inputs.AsksServer):
         return io.NodeOutput(shown, descriptions, refined, ui=ui)
 
 
-def _job(given: Inputs, one_question: bool) -> Job:
+def _job(given: Inputs, one_question: bool, about: list[dict[str, str]]) -> Job:
     from ..captioning.job import Job
 
     seeing = {
@@ -196,6 +199,7 @@ def _job(given: Inputs, one_question: bool) -> Job:
         instructions=given.user_instructions,
         custom_prompts=given.custom_vision_prompt,
         one_question=one_question,
+        about=about,
         keep_loaded_s=60.0 * given.keep_loaded_minutes,
         clean=given.clean_output,
         stop_on_error=given.on_error == llm_inputs.ON_ERROR[1],

@@ -222,6 +222,20 @@ def options(tooltip: str) -> Any:
     )
 
 
+def names() -> Any:
+    """The images' files, for the placeholders of texts."""
+    return host.widget(
+        lambda id: io.String.Input(
+            id,
+            optional=True,
+            force_input=True,
+            tooltip="Connect names of Load Images From Folder to use the images' names, folders "
+            "and existing captions in the texts. The help page lists the placeholders.",
+        ),
+        default_factory=list,
+    )
+
+
 def use_recorded_words() -> Any:
     """Whether the words that a workflow or image brought are output."""
     tooltip = (

@@ -9,16 +9,24 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import folder_paths
 from comfy_api.latest import io
 
 from .. import memory
 from .._advice import remark, with_advice
 from ..captioning.job import Result
+from ..captioning.placeholders import used_in
+from ..files import OutsideFolder, UnreadableImage, about_file, inside
 from ..llm.backend import Answer
 from ..llm.errors import BadRequest, Cancelled, LLMError
 from . import host
 from .llm_inputs import ON_ERROR, ErrorText
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +69,9 @@ class NodeRun:
             log.warning("%s: %s", self._node.__name__, error)
         summary = _summary(verb, noun, results, time.monotonic() - self._started)
         # What many results share is shown once.
-        lines = [summary, *dict.fromkeys([*errors, *remarks, *self.watcher.notes])]
-        host.show(host.node_id(self._node), *lines[:_SHOWN_LINES])
+        tokens = host.token_line([result.text for result in results if result.answer])
+        lines = [summary, *dict.fromkeys([*errors, *remarks, *self.watcher.notes, tokens])]
+        host.show(host.node_id(self._node), *filter(None, lines[:_SHOWN_LINES]))
         return {"failed": lines[:2]} if errors else {}
 
 
@@ -99,6 +108,40 @@ def models_of(*stages: Sequence[Result]) -> list[str]:
     """Return the names of the models that answered, for the history of the run."""
     names = [result.answer.model for stage in stages for result in stage if result.answer]
     return list(dict.fromkeys(names))
+
+
+def about_images(
+    images: Sequence[torch.Tensor], names: Sequence[str], prompts: Sequence[str], run: NodeRun
+) -> list[dict[str, str]]:
+    """Return the values of the placeholders in prompts, for each image.
+
+    Args:
+        images: each (1, H, W, C).
+        names: of their files inside ComfyUI's input folder; blank: not known.
+
+    Raises:
+        BadInput: a file cannot be read, or the names are not as many as the images.
+    """
+    used = used_in(prompts)
+    if not used:
+        return []
+    sizes = [{"width": str(one.shape[2]), "height": str(one.shape[1])} for one in images]
+    if not any(name.strip() for name in names):
+        for name in sorted(used - {"width", "height"}):
+            run.watcher.note(f"{{{name}}} was left as it is: connect names to fill it in.")
+        return sizes
+    if len(names) != len(images):
+        raise host.BadInput(
+            f"names has {len(names)} entries for {len(images)} images. Connect both outputs of the "
+            "same Load Images From Folder."
+        )
+    folder = Path(folder_paths.get_input_directory())
+    try:
+        return [
+            about_file(inside(folder, name)) | size for name, size in zip(names, sizes, strict=True)
+        ]
+    except (UnreadableImage, OutsideFolder) as error:
+        raise host.BadInput(f"names: {error}") from error
 
 
 def recorded(

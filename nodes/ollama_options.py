@@ -106,6 +106,16 @@ class Inputs:
         "they wait in its queue.",
         hide=True,
     )
+    must_words: str = _text(
+        "Words or phrases that the answer must contain, one per line, such as a trigger word. An "
+        "answer without them is sent back once, to be corrected.",
+        hide=True,
+    )
+    must_not_words: str = _text(
+        "Words or phrases that the answer must not contain, one per line, such as image. An answer "
+        "with them is sent back once, to be corrected.",
+        hide=True,
+    )
 
 
 class OllamaOptions(io.ComfyNode):
@@ -154,8 +164,14 @@ class OllamaOptions(io.ComfyNode):
             free_memory=given.free_memory,
             timeout_s=None if given.timeout_s == _UNSET else float(given.timeout_s),
             parallel=given.parallel,
+            must=_lines(given.must_words),
+            must_not=_lines(given.must_not_words),
         )
         return io.NodeOutput(options)
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line for one in text.splitlines() if (line := one.strip()))
 
 
 def _format(text: str) -> str | dict[str, Any] | None:

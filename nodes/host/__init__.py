@@ -17,6 +17,7 @@ from .progress import PAGE, NodeWatcher, RefineProgress, show
 from .running import count_failed_run, failed_runs, interrupted, node_id, stop
 from .schemas import schema
 from .servers import models_to_choose, open_backend, open_backends, servers_to_choose
+from .tokens import token_line
 from .words import Words, record_words, recorded_words
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "show",
     "stop",
     "switch",
+    "token_line",
     "widget",
     "widgets",
 ]

@@ -33,7 +33,8 @@ def visible_widgets(node: Any) -> list[str]:
     shown: list[str] = []
     for one in node.define_schema().inputs:
         settings = one.as_dict()
-        if WIDGETS & set(one.get_io_type().split(",")) and not settings.get("advanced"):
+        hidden = settings.get("advanced") or settings.get("forceInput")
+        if WIDGETS & set(one.get_io_type().split(",")) and not hidden:
             shown.append(one.id)
             if settings.get("control_after_generate"):
                 shown.append("control_after_generate")

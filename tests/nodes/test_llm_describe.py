@@ -195,3 +195,43 @@ def test_a_cancelled_node_says_how_far_it_came(
     with pytest.raises(management.InterruptProcessingException):
         said(node, monkeypatch, image(batch=6))
     assert PromptServer.instance.sent_texts[-1][1] == "describe with llava: cancelled after 1 of 6"
+
+
+def test_placeholders_know_the_size_and_say_what_they_do_not_know(
+    node: Any, ollama: FaultyOllama
+) -> None:
+    from server import PromptServer
+
+    PromptServer.instance.sent_texts.clear()
+    hidden = type("Hidden", (), {"unique_id": "44"})
+    running = type(node.__name__, (node,), {"hidden": hidden})
+    running.execute(
+        image=[torch.rand(1, 40, 60, 3)],
+        vision_model=["llava"],
+        custom_vision_prompt=["{width} x {height} of {name}"],
+    )
+    (chat,) = ollama.of("chat")
+    assert chat.body["messages"][-1]["content"] == "60 x 40 of {name}"
+    shown = PromptServer.instance.sent_texts[-1][1]
+    assert "{name} was left as it is: connect names to fill it in." in shown
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["../secret.png"], "names: "),
+        (["missing.png"], "names: "),
+        (["a.png", "b.png"], "names has 2 entries for 1 images"),
+    ],
+)
+def test_names_that_are_no_files_of_ours_are_one_sentence(
+    node: Any, ollama: FaultyOllama, names: list[str], says: str
+) -> None:
+    output = node.execute(
+        image=[torch.rand(1, 40, 60, 3)],
+        vision_model=["llava"],
+        custom_vision_prompt=["{tags}"],
+        names=names,
+    )
+    (text,) = output.result[1]
+    assert text.startswith(f"Error: {says}") and not ollama.of("chat")

@@ -66,6 +66,7 @@ OWN_INPUTS = [
     "vision_options",
     "text_options",
     "use_recorded_words",
+    "names",
 ]
 
 
