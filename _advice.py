@@ -51,8 +51,18 @@ class Edge(NamedTuple):
 
 
 def with_advice(error: LLMError, edge: Edge) -> str:
-    """Return the error's message, followed by advice."""
-    return f"{error} {advice(error, edge)}".strip()
+    """Return the error's message, followed by advice and its code."""
+    return with_code(error, f"{error} {advice(error, edge)}".strip())
+
+
+def with_code(error: Exception, text: str = "") -> str:
+    """Return an error's message, or `text`, followed by its code; docs/errors.md lists the codes.
+
+    >>> with_code(LLMError("It failed."))
+    'It failed. (R309)'
+    """
+    code: str = getattr(error, "code", "")
+    return f"{text or error} ({code})" if code else text or str(error)
 
 
 def remark(answer: Answer, edge: Edge) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .._advice import advice
 from .._backends import open_backend, open_backends
 from ..captioning.job import Result, Stage, TextJob
 from ..captioning.options import TEXT_SAMPLING, StageOptions, text_options
@@ -27,7 +28,7 @@ from ..texts import ready_instructions
 from .describe import make_job, run_on_files, source
 from .progress import watching
 from .refine_demo import refine_demo
-from .terminal import message
+from .terminal import TERMINAL, failed, message
 
 if TYPE_CHECKING:
     from ..llm.backend import Model
@@ -87,14 +88,14 @@ def demo(path: Path | None, output: Path) -> int:
     _draw(image, texts).save(output / "demo.png")
     print("\n".join(lines))
     written = [output / "demo.png", output / "demo.txt"]
-    failed = any(text.result.error for text in texts)
+    wrong = any(text.result.error for text in texts)
     try:
         written += refine_demo(image, output, is_example=path is None)
     except RefineError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        failed = True
+        failed(error)
+        wrong = True
     print("Written:", *(f"  {name}" for name in written), sep="\n")
-    return 1 if failed else 0
+    return 1 if wrong else 0
 
 
 def text_job(description: str, *, limited: bool) -> TextJob:
@@ -152,7 +153,7 @@ def _best_server() -> tuple[str, Sequence[Model]]:
             return "", models
         reason = f"{capital(title)} has no vision model."
     except LLMError as error:
-        reason = message(error)
+        reason = f"{error} {advice(error, TERMINAL)}"
     if missing := why_unavailable():
         raise ServerConfigError(f"{reason} {missing}")
     print(f"{reason}\nThe demo uses the embedded engine.", file=sys.stderr)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import memory
-from .._advice import remark
+from .._advice import remark, with_code
 from .._backends import open_backends
 from .._program import PACK
 from ..captioning.job import Caption, Job, Result, Stage
@@ -29,6 +29,9 @@ from ..captioning.options import (
 from ..captioning.placeholders import used_in
 from ..captioning.run import run
 from ..files import (
+    NameTaken,
+    NoImages,
+    NotWritten,
     UnreadableImage,
     about_file,
     caption_file,
@@ -75,8 +78,12 @@ def describe(options: argparse.Namespace) -> int:
         paths = list({os.path.abspath(path): path for path in paths}.values())
     named = dict(zip(paths, caption_files(paths, full_names=options.full_names), strict=True))
     refused = {
-        path: f"{same_name_message(str(path), str(caption_file(path)))}, or use --full-names to "
-        f"write {path.name}.txt."
+        path: with_code(
+            NameTaken(
+                f"{same_name_message(str(path), str(caption_file(path)))}, or use --full-names to "
+                f"write {path.name}.txt."
+            )
+        )
         for path in paths
         if options.txt and named[path] is None
     }
@@ -93,8 +100,10 @@ def describe(options: argparse.Namespace) -> int:
         _print_error(path, reason, as_json=options.json)
     if not paths:
         if not refused:
-            why = "" if found else f" {FILES_READ}"
-            print(f"There is nothing to describe.{why}", file=sys.stderr)
+            nothing = "There is nothing to describe."
+            if not found:
+                nothing = with_code(NoImages(f"{nothing} {FILES_READ}"))
+            print(nothing, file=sys.stderr)
         return 0 if options.skip_existing and not refused else 1
     if used_in([*job.instructions, *job.custom_prompts]):
         job = replace(job, about=[about_file(path) for path in paths])
@@ -152,7 +161,7 @@ def _unreadable(path: Path) -> str:
     try:
         check_image(path)
     except UnreadableImage as error:
-        return str(error)
+        return with_code(error)
     return ""
 
 
@@ -209,7 +218,8 @@ class _Done:
                 keep_line_breaks=options.keep_line_breaks,
             )
         except OSError as error:
-            self.problems.append(f"{file} cannot be written ({error.strerror or error}).")
+            reason = f"{file} cannot be written ({error.strerror or error})."
+            self.problems.append(with_code(NotWritten(reason)))
         else:
             self.written += 1
 

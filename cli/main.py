@@ -6,6 +6,7 @@ import argparse
 import difflib
 import logging
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Cancelled, KeyboardInterrupt):
         return cancelled()
     except LLMError as error:
-        return failed(message(error))
+        print(f"Error: {message(error)}", file=sys.stderr)
+        return FAILED
     except BrokenPipeError:
         return FAILED  # the reader of stdout has gone, as with `| head`
 
@@ -133,11 +135,16 @@ def _parser() -> argparse.ArgumentParser:
         help="images that ComfyUI saved (PNG or WebP), or workflows (.json)",
     )
     words.add_argument("--json", action="store_true", help="print one line of JSON per file")
-    add(
+    doctor = add(
         "doctor",
         _doctor,
         "check packages, GPU, servers and models",
         " Prints what is missing and what to do.",
+    )
+    doctor.add_argument(
+        "--report",
+        action="store_true",
+        help="print a report for an issue: no paths, addresses, keys or names of people",
     )
     demo = add("demo", _demo, "describe, rewrite and refine an example image or yours")
     demo.add_argument(
@@ -349,9 +356,9 @@ def _refine(options: argparse.Namespace) -> int:
     except RefineCancelled:
         return cancelled()
     except HubError as error:
-        return failed(f"{error} Name a file here with --model FILE.")
+        return failed(error, f"{error} Name a file here with --model FILE.")
     except SettingsError as error:
-        return failed(str(error).replace("num_inference_steps", "--steps"))
+        return failed(error, str(error).replace("num_inference_steps", "--steps"))
     except RefineError as error:
         return failed(error)
 
@@ -365,7 +372,7 @@ def _models(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from .doctor import doctor
 
-    return doctor()
+    return doctor(safe=options.report)
 
 
 def _words(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from ..llm.llamacpp.library import Library, models_folder
 from ..llm.llamacpp.pull import PullError, pull
 from ..llm.servers import Server, find_server
 from ..memory.report import readable
-from .terminal import message
+from .terminal import failed, message
 
 _NOT_IN_OLLAMAS_LIBRARY = ("smolvlm", "smolvlm2")
 
@@ -73,8 +73,7 @@ def _pull_embedded(name: str) -> int:
     try:
         full = pull(name)
     except PullError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+        return failed(error)
     print(f"{full} is in {models_folder()}. Use it with --server embedded.")
     return 0
 

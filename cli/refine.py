@@ -18,6 +18,9 @@ from tqdm import tqdm
 
 from .._version import __version__
 from ..files import (
+    NameTaken,
+    NoImages,
+    NotWritten,
     UnreadableImage,
     check_image,
     find_images,
@@ -56,9 +59,9 @@ def refine(options: argparse.Namespace) -> int:
     )
     paths = _files(options.images)
     if not paths:
-        return failed(f"There is nothing to refine. {FILES_READ}")
+        return failed(NoImages(f"There is nothing to refine. {FILES_READ}"))
     if options.output.is_file():
-        return failed(f"{options.output} is a file. Choose a folder with --output.")
+        return failed(NotWritten(f"{options.output} is a file. Choose a folder with --output."))
     # Whatever can be found is found before the checkpoint loads, which may be a long download.
     targets = target_files(paths, options.output)
     files = [
@@ -70,7 +73,7 @@ def refine(options: argparse.Namespace) -> int:
         files = [file for file in files if file.target not in existing]
         print(f"{len(existing)} of {len(paths)} are refined already.", file=sys.stderr)
     elif existing and not options.overwrite:
-        return failed(_about_existing(existing))
+        return failed(NameTaken(_about_existing(existing)))
     mask = None if options.mask is None else _mask(options.mask)
     usable = [file for file in files if _is_usable(file.path, mask)]
     if not usable:
@@ -111,10 +114,10 @@ def _refine_file(
     except UnreadableImage as error:
         failed(error)
     except (ImageError, NotFiniteError) as error:  # of this image alone
-        failed(f"{path}: {error}")
+        failed(error, f"{path}: {error}")
     except OSError as error:
         # Pillow's own errors have no strerror.
-        failed(f"{target} cannot be written ({error.strerror or error}).")
+        failed(NotWritten(f"{target} cannot be written ({error.strerror or error})."))
     else:
         return True
     return False
@@ -229,7 +232,7 @@ def _is_usable(path: Path, mask: Image.Image | None) -> bool:
     except UnreadableImage as error:
         failed(error)
     except ImageError as error:
-        failed(f"{path}: {error}")
+        failed(error, f"{path}: {error}")
     else:
         return True
     return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .._advice import Edge, with_advice
+from .._advice import Edge, with_advice, with_code
 from ..files.folders import IMAGE_SUFFIXES
 from ..llm.errors import LLMError
 
@@ -16,13 +16,13 @@ FILES_READ = f"Files that are read: {', '.join(sorted(IMAGE_SUFFIXES))}."
 
 
 def message(error: LLMError, edge: Edge = TERMINAL) -> str:
-    """Return an error's sentence, and what to do about it at a terminal."""
+    """Return an error's sentence, what to do about it at a terminal, and its code."""
     return with_advice(error, edge)
 
 
-def failed(reason: object) -> int:
-    """Print an error; return the exit code."""
-    print(f"Error: {reason}", file=sys.stderr)
+def failed(error: Exception, text: str = "") -> int:
+    """Print an error's message, or `text`, and its code; return the exit code."""
+    print(f"Error: {with_code(error, text)}", file=sys.stderr)
     return FAILED
 
 

@@ -3,12 +3,22 @@
 from .about import about_file
 from .captions import (
     EXISTING,
+    NameTaken,
+    NotWritten,
     caption_file,
     caption_files,
     same_name_message,
     write_caption,
 )
-from .folders import OutsideFolder, count_links_out, find_images, inside, subfolders
+from .folders import (
+    NoFolder,
+    NoImages,
+    OutsideFolder,
+    count_links_out,
+    find_images,
+    inside,
+    subfolders,
+)
 from .images import (
     UnknownRange,
     UnreadableImage,
@@ -21,6 +31,10 @@ from .words import read_words
 
 __all__ = [
     "EXISTING",
+    "NameTaken",
+    "NoFolder",
+    "NoImages",
+    "NotWritten",
     "OutsideFolder",
     "UnknownRange",
     "UnreadableImage",

@@ -15,6 +15,18 @@ _FOLDS_CASE = sys.platform in ("win32", "darwin")
 _ENDS_A_SENTENCE = ".,;:!?\u3002\uff0c\uff01\uff1f"
 
 
+class NotWritten(ValueError):
+    """A file cannot be written."""
+
+    code = "R506"
+
+
+class NameTaken(ValueError):
+    """A file of that name exists already, or belongs to another image of the run."""
+
+    code = "R507"
+
+
 def caption_file(image: Path) -> Path:
     """
     >>> caption_file(Path("cats/one.two.png")).as_posix()

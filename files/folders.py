@@ -21,6 +21,20 @@ IMAGE_SUFFIXES = frozenset(
 class OutsideFolder(ValueError):
     """A name leads outside the folder that it must stay in."""
 
+    code = "R502"
+
+
+class NoFolder(NotADirectoryError):
+    """There is no such folder."""
+
+    code = "R504"
+
+
+class NoImages(ValueError):
+    """There is no image to work on."""
+
+    code = "R505"
+
 
 def inside(folder: Path, name: str) -> Path:
     """Return the path of `name` in `folder`; "" and "." are the folder itself.
@@ -54,10 +68,10 @@ def find_images(
             folders. Only for a folder chosen by the user of this machine, never by a workflow.
 
     Raises:
-        NotADirectoryError: the folder does not exist.
+        NoFolder: the folder does not exist.
     """
     if not folder.is_dir():
-        raise NotADirectoryError(f"There is no folder {folder}.")
+        raise NoFolder(f"There is no folder {folder}.")
     found = [
         path
         for path in _named(folder, pattern, recursive, follow_links)

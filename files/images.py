@@ -28,6 +28,8 @@ _RANGE_65535 = ("PNG", "PPM")
 class UnreadableImage(Exception):
     """A file is missing, damaged, or not an image; the message names it."""
 
+    code = "R503"
+
 
 class UnknownRange(ValueError):
     """The range of an image's values is unknown: 0 to 1, to 255, or another one."""

@@ -29,8 +29,11 @@
 
     Cancelled                  the caller asked to stop; not an LLMError
 
+Each class has a `code`, such as R101, which docs/errors.md explains: R1.. servers and connections,
+R2.. models, R3.. requests and answers. (The refiner has R4.., files and inputs of nodes R5...)
+
 The message says what failed and why. What to do about it depends on the interface: a node names a
-widget, the command line names a command. Both add it with `_advice.advice`.
+widget, the command line names a command. Both add it, and the code, with `_advice.with_advice`.
 """
 
 from __future__ import annotations
@@ -84,10 +87,13 @@ class LLMError(Exception):
     """Base of every error that this package and the clients of servers raise on purpose.
 
     Attributes:
+        code: of the class, see docs/errors.md.
         server: the server, or None.
         model: the model, or "".
         cause: what went wrong in a few words, to be quoted in another message.
     """
+
+    code = "R309"
 
     def __init__(
         self, sentence: str, *, server: Server | None = None, model: str = "", cause: str = ""
@@ -101,17 +107,25 @@ class LLMError(Exception):
 class ServerConfigError(LLMError):
     """The address, the name or the configuration file of a server cannot be used."""
 
+    code = "R110"
+
 
 class BadRequest(LLMError):
     """The request cannot be sent as it is; nothing was sent."""
+
+    code = "R301"
 
 
 class UnusableImage(BadRequest):
     """The image cannot be read, or has no pixels."""
 
+    code = "R302"
+
 
 class NoPrompt(BadRequest):
     """There is no text to send."""
+
+    code = "R303"
 
 
 class ServerUnreachable(LLMError):
@@ -121,6 +135,8 @@ class ServerUnreachable(LLMError):
         refused: the machine is there, but nothing listens on the port (yet).
     """
 
+    code = "R101"
+
     def __init__(self, server: Server, reason: str, *, refused: bool = False) -> None:
         super().__init__(f"Can't reach {server.title} ({reason}).", server=server)
         self.refused = refused
@@ -128,6 +144,8 @@ class ServerUnreachable(LLMError):
 
 class NoServer(ServerUnreachable):
     """No server was found on this machine, at none of the usual ports."""
+
+    code = "R102"
 
     def __init__(self, server: Server, ports: Sequence[int]) -> None:
         *most, last = map(str, ports)
@@ -144,6 +162,8 @@ class NoServer(ServerUnreachable):
 class UnknownServer(LLMError):
     """Something answers at the address, but not like any known server."""
 
+    code = "R103"
+
     def __init__(self, server: Server) -> None:
         super().__init__(
             f"The server at {server.url} is not a language-model server that this pack supports.",
@@ -154,6 +174,8 @@ class UnknownServer(LLMError):
 class ConnectionBroke(LLMError):
     """The connection was closed or reset before any part of the answer arrived."""
 
+    code = "R104"
+
     def __init__(self, server: Server, reason: str) -> None:
         cause = f"the connection broke: {reason}"
         super().__init__(
@@ -163,6 +185,8 @@ class ConnectionBroke(LLMError):
 
 class ServerTimeout(LLMError):
     """The server accepted the request and then sent nothing for `seconds`."""
+
+    code = "R105"
 
     def __init__(self, server: Server, doing: str, seconds: float) -> None:
         super().__init__(
@@ -180,6 +204,8 @@ class ModelNotFound(LLMError):
         instead: names of suitable installed models, three at most.
     """
 
+    code = "R201"
+
     instead: Sequence[str] = ()
 
     def __init__(self, model: str, server: Server) -> None:
@@ -195,6 +221,8 @@ class NoModel(ModelNotFound):
         task: such as "describing images".
     """
 
+    code = "R202"
+
     def __init__(self, task: str, server: Server) -> None:
         LLMError.__init__(self, f"No model for {task} is installed {server.where}.", server=server)
         self.task = task
@@ -202,6 +230,8 @@ class NoModel(ModelNotFound):
 
 class NotInLibrary(ModelNotFound):
     """The library that the server pulls from does not have the model."""
+
+    code = "R203"
 
     def __init__(self, model: str, server: Server, said: str) -> None:
         LLMError.__init__(
@@ -215,6 +245,8 @@ class NotInLibrary(ModelNotFound):
 class NoVision(LLMError):
     """The request has an image, but the model does not take images."""
 
+    code = "R204"
+
     def __init__(self, model: str, server: Server) -> None:
         super().__init__(
             f'The model "{model}" {server.where} does not take images.',
@@ -225,6 +257,8 @@ class NoVision(LLMError):
 
 class NoThinking(LLMError):
     """Thinking was requested from a model that does not support it."""
+
+    code = "R205"
 
     def __init__(self, model: str, server: Server) -> None:
         super().__init__(
@@ -237,6 +271,8 @@ class NoThinking(LLMError):
 class ServerBusy(LLMError):
     """The server's queue is full (`status` 503), or a rate limit was reached (429)."""
 
+    code = "R109"
+
     def __init__(self, model: str, server: Server, said: str, *, status: int = 503) -> None:
         for_model = f' for "{model}"' if model else ""
         super().__init__(
@@ -247,6 +283,8 @@ class ServerBusy(LLMError):
 
 class OutOfMemory(LLMError):
     """The model does not fit into the memory of the server."""
+
+    code = "R207"
 
     def __init__(self, model: str, server: Server, said: str) -> None:
         super().__init__(
@@ -259,6 +297,8 @@ class OutOfMemory(LLMError):
 
 class LoadFailed(LLMError):
     """The server could not load the model."""
+
+    code = "R206"
 
     def __init__(self, model: str, server: Server, why: str) -> None:
         super().__init__(
@@ -275,6 +315,8 @@ class EmptyAnswer(LLMError):
         done_reason: why the answer ended, by the server's name for it, or None.
         thought: whether the model produced thinking.
     """
+
+    code = "R304"
 
     def __init__(
         self, model: str, server: Server, *, done_reason: str | None, thought: bool
@@ -306,6 +348,8 @@ class IncompleteAnswer(LLMError):
         repeats: the model repeats itself, or may do so.
     """
 
+    code = "R305"
+
     def __init__(
         self, model: str, server: Server, *, characters: int, why: str, repeats: bool = False
     ) -> None:
@@ -326,6 +370,8 @@ class UnexpectedResponse(LLMError):
         status: the HTTP status; 200 for an error line within a stream.
         said: the server's own message in full.
     """
+
+    code = "R307"
 
     def __init__(self, server: Server, status: int, said: str, *, model: str = "") -> None:
         phrase = "" if status == HTTPStatus.OK else " " + status_phrase(status)
@@ -348,6 +394,8 @@ class AccessDenied(UnexpectedResponse):
         key_withheld: a key is configured, but was not sent: the connection is not encrypted.
     """
 
+    code = "R106"
+
     signin_url = ""
     key_withheld = False
 
@@ -355,13 +403,19 @@ class AccessDenied(UnexpectedResponse):
 class ContextTooLong(UnexpectedResponse):
     """The request is longer than the context of the model."""
 
+    code = "R306"
+
 
 class Redirected(UnexpectedResponse):
     """The server redirects to another address: `said`."""
 
+    code = "R107"
+
 
 class WrongForm(UnexpectedResponse):
     """The response is not the JSON that the API specifies."""
+
+    code = "R308"
 
     def __init__(self, server: Server, said: str) -> None:
         super().__init__(server, 200, said)
@@ -374,6 +428,8 @@ class EndpointMissing(UnexpectedResponse):
         api: the API that it has instead: "ollama" for other parts of Ollama's API, "openai" for
             OpenAI's API, else "".
     """
+
+    code = "R108"
 
     def __init__(self, server: Server, status: int, said: str, path: str, api: str) -> None:
         what = {

@@ -75,7 +75,7 @@ class FreeMemory(io.ComfyNode):
         from .. import memory
         from .host.kept import free_refiner
 
-        said = _unload_models(server) if ollama_models else []
+        said = _unload_models(cls, server) if ollama_models else []
         if host.interrupted():
             host.stop()
         if comfyui_models:
@@ -88,7 +88,7 @@ class FreeMemory(io.ComfyNode):
         return io.NodeOutput(value, ui={"text": said})
 
 
-def _unload_models(server: str) -> list[str]:
+def _unload_models(node: type[io.ComfyNode], server: str) -> list[str]:
     from .. import memory
 
     try:
@@ -101,5 +101,6 @@ def _unload_models(server: str) -> list[str]:
     except Cancelled:
         host.stop()
     except LLMError as error:
+        host.note_error(node, error)
         return [with_advice(error, host.PAGE)]
     return freed or [f"{backend.server.product or 'The server'} had no models loaded"]

@@ -60,11 +60,14 @@ class NodeRun:
         Returns:
             What the page marks the node for: part of the node's `ui`.
         """
-        errors = [_message(result.error) for result in results if result.error]
+        failed = [result.error for result in results if result.error]
+        errors = [_message(error) for error in failed]
         everything = [result for stage in (*earlier, results) for result in stage]
         remarks = [remark(r.answer, host.PAGE) for r in everything if r.answer and r.answer.remark]
         if errors:
             host.count_failed_run(self._node)
+        for error in {error.code: error for error in failed}.values():
+            host.note_error(self._node, error)
         for error in dict.fromkeys(errors):
             log.warning("%s: %s", self._node.__name__, error)
         summary = _summary(verb, noun, results, time.monotonic() - self._started)
@@ -89,10 +92,15 @@ def running(node: type[io.ComfyNode], on_error: str, stages: int = 1) -> Iterato
         run.watcher.show_cancelled()
         host.stop()
     except (LLMError, host.BadInput) as error:
-        run.error = error if isinstance(error, LLMError) else BadRequest(str(error))
+        if isinstance(error, LLMError):
+            run.error = error
+        else:
+            run.error = BadRequest(str(error))
+            run.error.code = error.code
         if on_error == ON_ERROR[1]:
             # Where the page hides errors behind a button, "describe with ..." would stay.
             host.show(host.node_id(node), _message(run.error))
+            host.note_error(node, run.error)
             error.args = (with_advice(run.error, host.PAGE),)
             raise
     finally:

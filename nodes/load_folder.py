@@ -10,7 +10,10 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
+from .._advice import with_code
 from ..files import (
+    NoFolder,
+    NoImages,
     UnreadableImage,
     count_links_out,
     find_images,
@@ -125,6 +128,7 @@ class LoadImagesFromFolder(io.ComfyNode):
         return float(hash(tuple(states)))
 
     @classmethod
+    @host.shows_errors
     def execute(
         cls,
         folder: str,
@@ -148,11 +152,11 @@ class LoadImagesFromFolder(io.ComfyNode):
                 names.append(path.relative_to(_input_folder()).as_posix())
             except UnreadableImage as error:
                 log.warning("Load Images From Folder skipped a file: %s", error)
-                problems.append(str(error))
+                problems.append(with_code(error))
             bar.update(1)
         if not images:
             which = f"none of {len(problems)} could be read" if problems else "no file matches"
-            raise ValueError(
+            raise NoImages(
                 f'No image was loaded from "{folder}" in {_input_folder()}: {which}. Check folder, '
                 "pattern and skip first."
             )
@@ -190,8 +194,8 @@ def _chosen(
 def _found(folder: str, recursive: bool = False, pattern: str = "*") -> list[Path]:
     try:
         return find_images(_path(folder), pattern=pattern, recursive=recursive)
-    except NotADirectoryError:
-        raise NotADirectoryError(
+    except NoFolder:
+        raise NoFolder(
             f'There is no folder "{folder}" in ComfyUI\'s input folder {_input_folder()}. Put your '
             "images into a folder there, press R, and choose it."
         ) from None

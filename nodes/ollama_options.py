@@ -143,30 +143,35 @@ class OllamaOptions(io.ComfyNode):
         )
 
     @classmethod
+    @host.shows_errors
     def execute(cls, **values: Any) -> io.NodeOutput:
-        """Return the options; a value that cannot be used raises a ValueError that says why."""
+        """Return the options; a value that cannot be used raises BadInput, which says why."""
         given = Inputs(**values)
         numbers = {name: getattr(given, name) for name in _HIGHEST}
         model_options: dict[str, Any] = {k: v for k, v in numbers.items() if v != _UNSET}
         for name, value in model_options.items():  # ComfyUI does not check a linked value
             if not 0 <= value <= _HIGHEST[name]:
-                raise ValueError(
+                raise host.BadInput(
                     f"{name} is {value}, but must be from 0 to {_HIGHEST[name]}, or -1: not set."
                 )
         if stops := [line for line in given.stop.splitlines() if line]:
             model_options["stop"] = stops
-        options = StageOptions(
-            model_options=model_options,
-            think=given.think,
-            format=_format(given.format),
-            max_image_side=given.max_image_side,
-            lossless=given.lossless,
-            free_memory=given.free_memory,
-            timeout_s=None if given.timeout_s == _UNSET else float(given.timeout_s),
-            parallel=given.parallel,
-            must=_lines(given.must_words),
-            must_not=_lines(given.must_not_words),
-        )
+        form = _format(given.format)
+        try:
+            options = StageOptions(
+                model_options=model_options,
+                think=given.think,
+                format=form,
+                max_image_side=given.max_image_side,
+                lossless=given.lossless,
+                free_memory=given.free_memory,
+                timeout_s=None if given.timeout_s == _UNSET else float(given.timeout_s),
+                parallel=given.parallel,
+                must=_lines(given.must_words),
+                must_not=_lines(given.must_not_words),
+            )
+        except ValueError as error:
+            raise host.BadInput(str(error)) from None
         return io.NodeOutput(options)
 
 
@@ -183,9 +188,9 @@ def _format(text: str) -> str | dict[str, Any] | None:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise ValueError(
+        raise host.BadInput(
             f"format is neither empty, nor the word json, nor a JSON schema ({error})."
         ) from None
     if not isinstance(value, dict):
-        raise ValueError("format must be a JSON schema, which is an object in braces.")
+        raise host.BadInput("format must be a JSON schema, which is an object in braces.")
     return value

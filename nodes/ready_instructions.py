@@ -96,6 +96,7 @@ class ReadyInstructions(io.ComfyNode):
         return hash((text or preset.text, options))
 
     @classmethod
+    @host.shows_errors
     def execute(cls, pick: str, text: str, options: StageOptions | None = None) -> io.NodeOutput:
         """Return the text, or that of the file, and the options with the preset's."""
         options = options or StageOptions()
@@ -105,7 +106,7 @@ class ReadyInstructions(io.ComfyNode):
                 text if text.strip() else preset.text, with_preset(options, preset)
             )
         if not text.strip():
-            raise ValueError(
+            raise host.BadInput(
                 f'There is no preset "{pick}" here, and text is empty. Choose another preset, '
                 f"write the text, or add {pick}.txt to {host.own_folder(_INSTRUCTIONS)}."
             )

@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 import folder_paths
 from comfy_api.latest import io
 
-from ..files import EXISTING, caption_file, caption_files, inside, same_name_message, write_caption
+from .._advice import with_code
+from ..files import (
+    EXISTING,
+    NameTaken,
+    NotWritten,
+    caption_file,
+    caption_files,
+    inside,
+    same_name_message,
+    write_caption,
+)
 from . import host
 from .llm_inputs import ErrorText
 
@@ -106,24 +116,26 @@ class SaveCaption(io.ComfyNode):
     def validate_inputs(cls, name: list[str | None] | None = None) -> bool | str:
         """Refuse an empty name before anything runs; a linked one is None here."""
         empty = any(one is not None and not one.strip() for one in name or ())
-        return _NAME_IS_EMPTY if empty else True
+        return with_code(host.BadInput(_NAME_IS_EMPTY)) if empty else True
 
     @classmethod
+    @host.shows_errors
     def check_lazy_status(cls, **values: list[Any]) -> list[str]:
         """Check the names first, so that a bad one is refused before a model writes the text."""
-        _plan(cls, host.read_rows(Inputs, values))
+        _plan(host.read_rows(Inputs, values))
         return ["text"]
 
     @classmethod
+    @host.shows_errors
     def execute(cls, **values: list[Any]) -> io.NodeOutput:
         """Write every text that is no error, and report what happened to each.
 
         Raises:
-            ValueError: a name leads out of its folder, or files could not be written. The other
-                files are written.
+            BadInput, OutsideFolder: a name cannot be used.
+            NotWritten: files could not be written. The other files are written.
         """
         rows = host.read_rows(Inputs, values)
-        captions = _plan(cls, rows)
+        captions = _plan(rows)
         texts = [row.text for row in rows]
         counts = {"written": 0, "skipped": 0, "refused": 0}
         lines: list[str] = []
@@ -132,7 +144,7 @@ class SaveCaption(io.ComfyNode):
         for caption, one in zip(captions, texts, strict=True):
             try:
                 outcome, line = _save(caption, one)
-            except ValueError as error:
+            except NotWritten as error:
                 failed.append(str(error))
                 continue
             counts[outcome] += 1
@@ -142,8 +154,7 @@ class SaveCaption(io.ComfyNode):
         summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         if failed:
             more = f" ({len(failed)} could not be written, {summary}.)" if len(texts) > 1 else ""
-            host.show(host.node_id(cls), f"Error: {failed[0]}{more}")
-            raise ValueError(f"{failed[0]}{more}")
+            raise NotWritten(f"{failed[0]}{more}")
         host.show(host.node_id(cls), f"{summary}.", *refused[:1])
         ui = {"text": lines, "summary": [summary]}
         return io.NodeOutput(texts, [caption.shown for caption in captions], ui=ui)
@@ -163,26 +174,22 @@ class _Caption(NamedTuple):
     file: Path | None
 
 
-def _plan(node: type[io.ComfyNode], rows: list[Inputs]) -> list[_Caption]:
+def _plan(rows: list[Inputs]) -> list[_Caption]:
     """Return one caption for each row.
 
     Raises:
-        ValueError: a name or a choice cannot be used.
+        BadInput, OutsideFolder: a name or a choice cannot be used.
     """
-    try:
-        images = [_image(row) for row in rows]
-        files = caption_files(images, full_names=rows[0].same_name == _SAME_NAME[1])
-        return [_caption(*each) for each in zip(rows, images, files, strict=True)]
-    except ValueError as error:
-        host.show(host.node_id(node), f"Error: {error}")
-        raise
+    images = [_image(row) for row in rows]
+    files = caption_files(images, full_names=rows[0].same_name == _SAME_NAME[1])
+    return [_caption(*each) for each in zip(rows, images, files, strict=True)]
 
 
 def _image(row: Inputs) -> Path:
     if row.place not in _PLACES:  # older hosts do not check the value of a combo
-        raise ValueError(f'save to is "{row.place}", but must be one of {list(_PLACES)}.')
+        raise host.BadInput(f'save to is "{row.place}", but must be one of {list(_PLACES)}.')
     if not row.name.strip():
-        raise ValueError(_NAME_IS_EMPTY)
+        raise host.BadInput(_NAME_IS_EMPTY)
     name = f"{row.subfolder}/{row.name}" if row.subfolder.strip() else row.name
     return inside(_folder(row.place), name)
 
@@ -205,12 +212,13 @@ def _save(caption: _Caption, text: str) -> tuple[str, str]:
     """Write one caption; return "written", "skipped" or "refused", and a line about it.
 
     Raises:
-        ValueError: the file cannot be written.
+        NotWritten: the file cannot be written.
     """
     shown, row = caption.shown, caption.row
     if caption.file is None:
-        return "refused", (
-            f'{same_name_message(row.name, shown)}, or set "if names clash" to "{_SAME_NAME[1]}".'
+        clash = same_name_message(row.name, shown)
+        return "refused", with_code(
+            NameTaken(f'{clash}, or set "if names clash" to "{_SAME_NAME[1]}".')
         )
     if isinstance(text, ErrorText):
         return "refused", f"{shown} was not written. {text}"
@@ -224,11 +232,13 @@ def _save(caption: _Caption, text: str) -> tuple[str, str]:
             keep_line_breaks=row.keep_line_breaks,
         )
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise NotWritten(
             f"Cannot append to {shown}, which is not UTF-8. Save it as UTF-8, or choose overwrite."
         ) from error
+    except ValueError as error:  # of `existing`, which older hosts do not check
+        raise host.BadInput(str(error)) from None
     except OSError as error:
-        raise ValueError(
+        raise NotWritten(
             f"Cannot write {shown} into ComfyUI's {row.place} folder: "
             f"{error.strerror or error}. Try another name or subfolder."
         ) from error

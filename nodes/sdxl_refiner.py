@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from .._advice import with_code
 from . import host
 from .host import convert
 from .host.checkpoints import DOWNLOAD, DOWNLOADED_MODEL
@@ -76,25 +77,28 @@ class SDXLRefiner(io.ComfyNode):
     @classmethod
     def execute(cls, **values: list[Any]) -> io.NodeOutput:
         """Refine every image; with strength 0, or not enabled, return the very same objects."""
-        from ..refine import RefineCancelled, RefineError, SettingsError
+        from ..refine import RefineCancelled, RefineError
 
         given, problem = host.read(Inputs, values)
         result, errors = given.image, []
         if given.enabled:
             try:
                 if problem:
-                    raise SettingsError(str(problem))
+                    raise problem
                 settings = given.settings()
                 if settings.strength > 0:
                     result, errors = _refine(cls, given, settings)
             except RefineCancelled:
                 host.show(host.node_id(cls), "cancelled")
                 host.stop()
-            except RefineError as error:
-                host.show(host.node_id(cls), f"Error: {error}")  # "loading" is no longer true
+            except (RefineError, host.BadInput) as error:
+                host.note_error(cls, error)
+                message = with_code(error)
+                host.show(host.node_id(cls), f"Error: {message}")  # "loading" is no longer true
                 if given.on_error == ON_ERROR[0]:
+                    error.args = (message,)
                     raise
-                errors = [str(error)]
+                errors = [message]
         else:
             host.show(host.node_id(cls), "off: the image passes through")
         texts = [f"Error: {error}" for error in errors]
@@ -118,7 +122,8 @@ def _refine(
 
     def keep_original(number: int, error: RefineError) -> None:
         log.warning("SDXL Refiner returns image %d unchanged: %s", number + 1, error)
-        errors[number] = str(error)
+        errors[number] = with_code(error)
+        host.note_error(node, error)
 
     batch = Batch(
         given.image,

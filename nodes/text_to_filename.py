@@ -61,10 +61,14 @@ class TextToFilename(io.ComfyNode):
         )
 
     @classmethod
+    @host.shows_errors
     def execute(cls, text: str, longest_bytes: int = 120, folder: str = "") -> io.NodeOutput:
         """Return one name; the widget's range leaves room for what Save Image appends."""
         parts = [part for part in folder.replace("\\", "/").split("/") if part.strip(" .")]
         # An error message names no file.
         last = "error" if isinstance(text, ErrorText) else text
-        names = [safe_filename(part, longest_bytes=longest_bytes) for part in (*parts, last)]
+        try:
+            names = [safe_filename(part, longest_bytes=longest_bytes) for part in (*parts, last)]
+        except ValueError as error:  # longest_bytes came over a connection
+            raise host.BadInput(str(error)) from None
         return io.NodeOutput("/".join(names))

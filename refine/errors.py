@@ -11,6 +11,7 @@ RefineError
 
 RefineCancelled is not a RefineError: the caller asked to stop.
 
+Each class has a code from R401 on, which docs/errors.md explains. Nodes and commands show it.
 Every message is one sentence that says what failed, why, and what to do.
 """
 
@@ -20,33 +21,49 @@ from __future__ import annotations
 class RefineError(Exception):
     """Base of everything that the refiner raises on purpose."""
 
+    code = ""
+
 
 class SettingsError(RefineError, ValueError):
     """A setting is out of range, or the settings leave no step to run."""
+
+    code = "R401"
 
 
 class ImageError(RefineError, ValueError):
     """The image or the mask is of a kind, shape or range that cannot be refined."""
 
+    code = "R402"
+
 
 class CheckpointError(RefineError):
     """The weights are missing, damaged, or belong to a model that cannot refine images."""
+
+    code = "R403"
 
 
 class VocabularyError(CheckpointError):
     """The CLIP vocabulary, which a single checkpoint file lacks, was not found."""
 
+    code = "R404"
+
 
 class HubError(CheckpointError):
     """Hugging Face could not be reached, or it refuses the download."""
+
+    code = "R405"
 
 
 class DeviceMemoryError(RefineError):
     """Memory ran out even in the mode that needs the least."""
 
+    code = "R406"
+
 
 class NotFiniteError(RefineError):
     """The model produced NaN or infinity instead of an image."""
+
+    code = "R407"
 
 
 class RefineCancelled(Exception):

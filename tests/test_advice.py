@@ -100,7 +100,8 @@ def test_each_place_names_only_what_it_has(server: Server) -> None:
         assert "Ollama Options" not in at_terminal and "queue" not in at_terminal.lower()
         assert "run the command again" not in on_page.lower()
         assert len(on_page) > len(str(error)), "there is always something to do"
-        assert on_page.endswith((".", "llava", "smolvlm", "llama3.2"))
+        said, code = on_page.removesuffix(f" ({error.code})"), on_page[-6:]
+        assert said.endswith((".", "llava", "smolvlm", "llama3.2")) and code == f"({error.code})"
 
 
 def test_the_embedded_engine_is_not_called_ollama() -> None:

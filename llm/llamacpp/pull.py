@@ -12,9 +12,13 @@ from .places import MODELS_VARIABLE, models_folder
 class PullError(Exception):
     """The model could not be downloaded; the message says why and what to do."""
 
+    code = "R208"
+
 
 class NotPullable(PullError):
     """The name is not one of `PULLABLE`."""
+
+    code = "R209"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """All that touches ComfyUI: its schemas, folders, progress, interruption and model management."""
 
+from .errors import note_error, recent_errors, shows_errors
 from .folders import PACK_FOLDER, config_file, kept_answers, own_folder
 from .inputs import (
     BadInput,
@@ -37,17 +38,20 @@ __all__ = [
     "kept_answers",
     "models_to_choose",
     "node_id",
+    "note_error",
     "number",
     "open_backend",
     "open_backends",
     "own_folder",
     "read",
     "read_rows",
+    "recent_errors",
     "record_words",
     "recorded_words",
     "schema",
     "servers_to_choose",
     "show",
+    "shows_errors",
     "stop",
     "switch",
     "token_line",

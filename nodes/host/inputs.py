@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from comfy_api.latest import io
 
+from ..._advice import with_code
 from .renamed_values import current_value
 
 T = TypeVar("T")
@@ -20,7 +21,9 @@ _INPUT, _MIN, _MAX, _OPTIONS, _LABEL = "input", "min", "max", "options", "label"
 
 
 class BadInput(ValueError):
-    """A value that came over a connection cannot be used."""
+    """The value of an input cannot be used."""
+
+    code = "R501"
 
 
 def advanced(made: Any) -> Any:
@@ -115,7 +118,7 @@ def check_choices(inputs: type[Any], **given: Sequence[Any] | None) -> bool | st
     for field in dataclasses.fields(inputs):
         for value in given.get(field.name) or ():
             if value is not None and current_value(field.name, value) not in _options(field):
-                return _not_in_list(field, value)
+                return with_code(BadInput(_not_in_list(field, value)))
     return True
 
 

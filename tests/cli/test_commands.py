@@ -251,7 +251,9 @@ def test_no_server_is_one_sentence(
     assert main(["describe", str(photo)]) == 1
     printed = capsys.readouterr()
     assert printed.err.startswith("Error: Can't reach the server at ") and not printed.out
-    assert printed.err.count(". ") == 1 and "ollama serve" in printed.err, "what to do"
+    assert (
+        printed.err.removesuffix(" (R101)\n").count(". ") == 1 and "ollama serve" in printed.err
+    ), "what to do"
 
 
 def test_the_toy_says_that_it_is_one(
@@ -305,10 +307,10 @@ def test_models_and_doctor_name_the_place_of_each_embedded_model(
 def test_doctor_tells_about_a_gpu_that_the_engine_does_not_use(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from image_refinery.cli import doctor
+    from image_refinery import _setup
 
-    monkeypatch.setattr(doctor, "why_unavailable", lambda: "")
-    monkeypatch.setattr(doctor, "gpu_remark", lambda: "Install a build for it.")
+    monkeypatch.setattr(_setup, "why_unavailable", lambda: "")
+    monkeypatch.setattr(_setup, "gpu_remark", lambda: "Install a build for it.")
     assert main(["doctor"]) == 0
     assert "\n  Install a build for it.\n" in capsys.readouterr().out
 
@@ -631,15 +633,15 @@ def test_a_missing_file_is_found_before_a_model_loads(
 ) -> None:
     assert main(["describe", "nothere.png", "--json"]) == 1
     printed = capsys.readouterr()
-    assert printed.err == "Error: nothere.png does not exist.\n"
+    assert printed.err == "Error: nothere.png does not exist. (R503)\n"
     assert json.loads(printed.out) == {
         "image": "nothere.png",
-        "error": "nothere.png does not exist.",
+        "error": "nothere.png does not exist. (R503)",
     }
     assert ollama.requests == []
     assert main(["describe", "nothere.png", str(photo)]) == 1
     printed = capsys.readouterr()
-    assert printed.err.splitlines()[0] == "Error: nothere.png does not exist."
+    assert printed.err.splitlines()[0] == "Error: nothere.png does not exist. (R503)"
     assert f"== {photo}" not in printed.out and "A red circle" in printed.out
 
 

@@ -109,7 +109,7 @@ def test_16_bit_gray_is_refined_and_float_tiffs_are_refused_for_users(
     first = capsys.readouterr().err.splitlines()[0]
     assert first == (
         "Error: float.tif holds 32-bit float values, whose range is unknown. "
-        "Save it as an 8-bit image."
+        "Save it as an 8-bit image. (R503)"
     )
 
 
@@ -172,12 +172,12 @@ def test_a_missing_file_is_found_before_the_checkpoint_loads(
     assert main(["refine", "nothere.jpg", "notes.png"]) == 1
     assert loads == []
     assert capsys.readouterr().err.splitlines() == [
-        "Error: nothere.jpg does not exist.",
-        "Error: notes.png is not an image that Pillow can read.",
+        "Error: nothere.jpg does not exist. (R503)",
+        "Error: notes.png is not an image that Pillow can read. (R503)",
     ]
     assert main(["refine", "nothere.jpg", str(photo), "--steps", "4"]) == 1
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "Error: nothere.jpg does not exist." and len(loads) == 1
+    assert said[0] == "Error: nothere.jpg does not exist. (R503)" and len(loads) == 1
     with Image.open("refined/a photo-refined.png") as refined:
         about = json.loads(refined.text[METADATA_KEY])
     assert about["seed"] == 1, "that of its place"
@@ -191,7 +191,7 @@ def test_a_mask_of_another_size_is_refused_before_the_checkpoint_loads(
     assert loads == []
     assert capsys.readouterr().err.splitlines() == [
         f"Error: {photo}: The mask is 40 x 60 px, but the image is 80 x 48 px: scale the mask to "
-        "the size of the image."
+        "the size of the image. (R402)"
     ]
 
 
@@ -264,7 +264,7 @@ def test_existing_results_are_kept_unless_they_may_be_overwritten(
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err == (
         f"Error: {target} exists already. Add --skip-existing to leave out such images, or "
-        "--overwrite to replace the files.\n"
+        "--overwrite to replace the files. (R507)\n"
     )
     assert main([*words, "--skip-existing"]) == 0
     assert capsys.readouterr().err == "1 of 1 are refined already.\n"
@@ -294,7 +294,8 @@ def test_an_output_that_is_a_file_is_refused_before_the_checkpoint_loads(
     photo: Path, capsys: Any, loads: list[str]
 ) -> None:
     assert main(["refine", str(photo), "-o", str(photo)]) == 1
-    assert capsys.readouterr().err == f"Error: {photo} is a file. Choose a folder with --output.\n"
+    said = f"Error: {photo} is a file. Choose a folder with --output. (R506)\n"
+    assert capsys.readouterr().err == said
     assert loads == []
 
 

@@ -96,9 +96,9 @@ def test_other_values_are_refused_before_and_in_a_run(nodes: dict[str, Any]) -> 
     from image_refinery.nodes.host import read
     from image_refinery.nodes.refiner_inputs import Inputs
 
-    said = 'working_size is "huge", but must be one of "auto", "keep size".'
+    said = 'working_size is "huge", but must be one of "auto", "keep size". (R501)'
     assert nodes["RefinerySDXLRefiner"].validate_inputs(working_size=["huge"]) == said
     given, problem = read(Inputs, {"image": [], "working_size": ["huge"]})
-    assert str(problem) == said and given.working_size == "auto"
+    assert f"{problem} (R501)" == said and given.working_size == "auto"
     _, problem = read(Inputs, {"image": [], "on_error": ["give the message"]})
     assert "on_error" in str(problem), "that was a value of the LLM nodes only"

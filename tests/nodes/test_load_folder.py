@@ -68,7 +68,8 @@ def test_damaged_files_are_reported_and_left_out(
     output = node.execute(folder="cats")
     assert output.result[1] == ["cats/2.jpg", "cats/10.png"]
     (problem,) = output.ui["problems"]
-    assert "1.png is not an image" in problem and problem in caplog.text
+    assert "1.png is not an image" in problem and problem.endswith("(R503)")
+    assert problem.removesuffix(" (R503)") in caplog.text
 
 
 @pytest.mark.parametrize(

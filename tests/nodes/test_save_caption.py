@@ -88,7 +88,7 @@ def test_an_error_s_message_is_no_caption(node: Any, tmp_path: Path) -> None:
 
     (message,) = to_texts([Result(error=NoPrompt("nothing to ask"))])
     output = save(node, text=message)
-    assert output.result[0] == ["Error: nothing to ask"]
+    assert output.result[0] == ["Error: nothing to ask (R303)"]
     assert "was not written" in output.ui["text"][0]
     assert not (tmp_path / "input").exists()
     save(node, text="Error: a sign that says 404")
@@ -171,7 +171,7 @@ def test_a_bad_name_is_refused_before_the_text_is_written_by_a_model(
     from image_refinery.nodes import host
 
     shown: list[str] = []
-    monkeypatch.setattr(host, "show", lambda _, *lines: shown.extend(lines))
+    monkeypatch.setattr(host.errors, "show", lambda _, *lines: shown.extend(lines))
     assert node.validate_inputs(name=[" "]).startswith("name is empty")
     assert node.validate_inputs(name=["a.png"]) is True
     assert node.validate_inputs(name=(None,)) is True, "linked: not known before the run"
