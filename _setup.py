@@ -239,7 +239,7 @@ class _Look(NamedTuple):
             section.say(f'Server "{name}": not usable, see below', f"Server {called}: not usable")
             self._problem(section, name, error)
             return section
-        count = "1 model" if len(models) == 1 else f"{len(models)} models"
+        count = _count(models)
         section.say(
             f'Server "{name}": {title}, {count}', f"Server {called}: {scrub(product)}, {count}"
         )
@@ -280,6 +280,10 @@ class _Look(NamedTuple):
             return (), with_advice(error, self.edge)
 
 
+def _count(models: Sequence[object]) -> str:
+    return "1 model" if len(models) == 1 else f"{len(models)} models"
+
+
 def _remark(model: Model) -> str:
     if model.note:
         return " (a stand-in model)"
@@ -293,7 +297,7 @@ def engine(places: Sequence[Place] = ()) -> Section:
         section.say(f"Embedded engine: {reason}", "Embedded engine: not installed")
         return section
     models = Library(extra=places).models()
-    section.say(f"Embedded engine: ready, with {len(models)} models")
+    section.say(f"Embedded engine: ready, with {_count(models)}")
     for model in models:
         section.say(f"  {model.name}: {model.place}", "")
     if remark := gpu_remark():

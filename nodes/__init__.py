@@ -2,8 +2,10 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .check_setup import CheckSetup
 from .display_anything import DisplayAnything
 from .free_memory import FreeMemory
+from .host.setup import add_report_route
 from .llm_describe import LLMDescribe
 from .llm_image_refine import LLMImageRefine
 from .load_folder import LoadImagesFromFolder
@@ -17,9 +19,10 @@ from .wildcard_processor import WildcardProcessor
 
 
 class ImageRefineryExtension(ComfyExtension):
-    """The list of nodes that ComfyUI asks for."""
+    """The list of nodes that ComfyUI asks for, and a route for the report of Check Setup."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        add_report_route()  # not in on_load, which 0.3.64 does not call
         return [
             LLMImageRefine,
             SDXLRefiner,
@@ -33,4 +36,5 @@ class ImageRefineryExtension(ComfyExtension):
             LoadImagesFromFolder,
             SaveCaption,
             TextToFilename,
+            CheckSetup,
         ]

@@ -1,6 +1,7 @@
 """Write the texts of the nodes' schemas where people read them: python tools/make_locales.py
 
-These are locales/en/nodeDefs.json, and the lists of inputs and outputs in web/docs/*.md. The other
+These are locales/en/nodeDefs.json, and the lists of inputs, outputs and error codes in
+web/docs/*.md. The other
 languages are separate files, written by hand or by machine; tests/test_help.py lists
 missing entries. Needs no ComfyUI: tests/comfy_stub is enough to read the schemas.
 """
@@ -20,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH = ROOT / "locales" / "en" / "nodeDefs.json"
 PAGES = ROOT / "web" / "docs"
+CODES = ROOT / "docs" / "errors.md"
 MAX_DEFAULT_CHARS = 40
 
 
@@ -46,14 +48,28 @@ def help_page(page: str, schema: Any) -> str:
     """Return a help page with today's lists of inputs and outputs."""
     basic = [one for one in schema.inputs if not one.as_dict().get("advanced")]
     hidden = [one for one in schema.inputs if one not in basic]
-    lines = ["## Inputs", "", *map(_input_line, basic), ""]
+    lines = ["## Inputs", "", *(map(_input_line, basic) if basic else ["None."]), ""]
     if hidden:
         lines += ["### Advanced inputs", "", *map(_input_line, hidden), ""]
     outputs = [f"- **{one.display_name}**: {_markdown(one.tooltip)}" for one in schema.outputs]
     lines += ["## Outputs", "", *outputs, "", ""]
     found = re.search(r"^## Inputs\n.*?^## Outputs\n.*?(?=^## )", page, re.MULTILINE | re.DOTALL)
     assert found is not None, f"{schema.node_id}.md needs ## Inputs, ## Outputs and a heading more"
-    return page[: found.start()] + "\n".join(lines) + page[found.end() :]
+    page = page[: found.start()] + "\n".join(lines) + page[found.end() :]
+    before, heading, _ = page.partition("## Error codes\n")
+    return f"{before}{heading}\n{error_codes()}" if heading else page
+
+
+def error_codes() -> str:
+    """Return the sections of docs/errors.md as a list, for a page that is read inside ComfyUI."""
+    sections = re.split(r"^### ", CODES.read_text("utf-8"), flags=re.MULTILINE)[1:]
+    lines: list[str] = []
+    for section in sections:
+        code, _, body = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", section).partition("\n")
+        meaning = re.findall(r"^\*\*(.+)\*\*", body, flags=re.MULTILINE)
+        remedies = re.findall(r"^\d\. (.+)$", body, flags=re.MULTILINE)
+        lines.append(f"- **{code}**: {' '.join([*meaning, *remedies])}")
+    return "\n".join(lines) + "\n"
 
 
 def _input_line(one: Any) -> str:

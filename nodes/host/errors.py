@@ -38,7 +38,8 @@ recent_errors: deque[RecentError] = deque(maxlen=10)
 def note_error(node: type[io.ComfyNode], error: Exception) -> None:
     """Keep the code of an error that `node` shows; errors without a code are not the pack's."""
     if code := getattr(error, "code", ""):
-        recent_errors.append(RecentError(time.time(), node.__name__, code, type(error).__name__))
+        name = node.__name__.removesuffix("Clone")  # ComfyUI runs a class derived from the node's
+        recent_errors.append(RecentError(time.time(), name, code, type(error).__name__))
 
 
 def shows_errors(method: Callable[..., T]) -> Callable[..., T]:

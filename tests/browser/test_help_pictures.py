@@ -105,6 +105,7 @@ EXAMPLES: dict[str, list[Any]] = {
         shows(0, "filename"),
         values={"text": "A red ball: on snow / at night.", "folder": "captions"},
     ),
+    "RefineryCheckSetup": [LAKE, {"type": "RefineryCheckSetup", "tall": 340}],
     # It wants weights that are not here: its example is drawn, not run.
     "RefinerySDXLRefiner": [
         {**LAKE, "shown": True, "tall": 300},

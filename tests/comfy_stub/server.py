@@ -1,5 +1,9 @@
 """A PromptServer that keeps what it is told to send."""
 
+from types import SimpleNamespace
+from types import SimpleNamespace
+from typing import Any
+
 
 class PromptServer:
     instance: "PromptServer"
@@ -10,6 +14,11 @@ class PromptServer:
         """(node id, text) of every send_progress_text, in order."""
         self.events: list[tuple[str, object, str | None]] = []
         """(event, data, client) of every send_sync, in order."""
+        self.handlers: dict[str, Any] = {}
+        """The functions of the routes, by their paths."""
+        self.routes = SimpleNamespace(
+            get=lambda path: lambda handler: self.handlers.setdefault(path, handler)
+        )
 
     def send_sync(self, event: str, data: object, sid: str | None = None) -> None:
         self.events.append((event, data, sid))

@@ -35,6 +35,7 @@ WANTED = [
     "comfy.model_management:unload_all_models",
     "comfy.model_management:soft_empty_cache",
     "comfy.model_management:get_torch_device",
+    "comfy.model_management:get_torch_device_name",
     "comfy.model_management:intermediate_device",
     "comfy.model_management:get_free_memory",
     "comfy.model_management:get_total_memory",

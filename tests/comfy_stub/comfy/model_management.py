@@ -2,12 +2,16 @@
 
 import threading
 import weakref
+from enum import Enum
 from typing import Any
 
 import torch
 
 calls: list[str] = []
 """Names of the memory functions called, in order; a test clears it first."""
+
+
+vram_state = Enum("VRAMState", {"NORMAL_VRAM": 3})["NORMAL_VRAM"]
 
 
 class InterruptProcessingException(Exception):
@@ -86,6 +90,10 @@ def soft_empty_cache(force: bool = False) -> None:
 
 def get_torch_device() -> torch.device:
     return torch.device("cpu")
+
+
+def get_torch_device_name(device: torch.device) -> str:
+    return device.type
 
 
 def is_device_cpu(device: torch.device) -> bool:

@@ -1,0 +1,3 @@
+"""The version of this ComfyUI."""
+
+__version__ = "0.3.64"
