@@ -219,7 +219,7 @@ def test_a_failed_rewrite_keeps_the_description(node: Any, ollama: FaultyOllama)
     _, descriptions, refined = execute(node, image(), text_model="mistral")
     assert descriptions == ["A red circle on a white background."]
     assert refined[0].startswith('Error: The model "mistral" is not installed')
-    assert refined[0].endswith("ollama pull mistral")
+    assert refined[0].endswith("ollama pull mistral (R201)")
 
 
 def test_a_good_run_keeps_the_fingerprint(node: Any) -> None:

@@ -99,7 +99,7 @@ def test_the_answer_is_cleaned_unless_told_otherwise(node: Any, ollama: FaultyOl
 def test_a_failure_is_a_message_and_is_not_cached(node: Any) -> None:
     before = node.fingerprint_inputs()
     texts = execute(node, text=["a", "b"], text_model="mistral")
-    assert len(texts) == 2 and texts[0].endswith("ollama pull mistral")
+    assert len(texts) == 2 and texts[0].endswith("ollama pull mistral (R201)")
     assert node.fingerprint_inputs() != before
 
 
