@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ..texts.instructions import PresetError
 from .images import MAX_SIDE_PX, MIN_SIDE_PX
 from .json_schema import check_schema
 
@@ -100,16 +101,16 @@ def with_preset(options: StageOptions, preset: Preset) -> StageOptions:
     """Return the options. What they leave unset comes from a preset.
 
     Raises:
-        ValueError: the preset's header cannot be used.
+        PresetError: the preset's header cannot be used.
     """
     if preset.problem:
-        raise ValueError(preset.problem)
+        raise PresetError(preset.problem)
     limit = {} if preset.num_predict is None else {"num_predict": preset.num_predict}
     format = preset.format if options.format is None else options.format
     try:
         return replace(options, model_options=limit | dict(options.model_options), format=format)
     except ValueError as error:
-        raise ValueError(
+        raise PresetError(
             f'The header of the preset "{preset.name}" cannot be used: {error}'
         ) from None
 

@@ -46,8 +46,9 @@ from ..llm.choice import AUTO
 from ..llm.errors import Cancelled, LLMError, UnusableImage
 from ..llm.servers import config_path, split_model
 from ..texts import presets
+from ..texts.instructions import PresetError
 from .progress import watching
-from .terminal import DESCRIBE, FILES_READ, TERMINAL, WRONG_ARGUMENTS, cancelled, message
+from .terminal import DESCRIBE, FILES_READ, TERMINAL, WRONG_ARGUMENTS, cancelled, failed, message
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,8 +71,8 @@ def describe(options: argparse.Namespace) -> int:
             num_predict=options.num_predict,
             keep_loaded_s=60.0 * options.keep_loaded_minutes,
         )
-    except ValueError as error:
-        print(f"Error: {error}", file=sys.stderr)
+    except PresetError as error:
+        failed(error)
         return WRONG_ARGUMENTS
     paths = _files(options.images, recursive=options.recursive)
     if options.txt:  # a file that is named twice gets one caption
@@ -132,7 +133,7 @@ def _find_preset(name: str) -> Preset:
     """Return a preset: the user's own, which are beside image-refinery.toml, or the pack's.
 
     Raises:
-        ValueError: there is none of this name, in any case of its letters.
+        PresetError: there is none of this name, in any case of its letters.
     """
     own = config_path().parent
     if own.name != "image-refinery":  # ComfyUI's user folder holds those of other packs, too
@@ -143,7 +144,7 @@ def _find_preset(name: str) -> Preset:
         return found[names[name.lower()]]
     meant = difflib.get_close_matches(name.lower(), names, n=1)
     hint = f'Did you mean "{names[meant[0]]}"?' if meant else f"There are: {', '.join(found)}."
-    raise ValueError(f'There is no preset "{name}". {hint}')
+    raise PresetError(f'There is no preset "{name}". {hint}')
 
 
 def _files(named: Sequence[Path], *, recursive: bool) -> list[Path]:
@@ -322,7 +323,7 @@ def make_job(
         preset: for the rewrite, what `instructions` and `num_predict` leave open.
 
     Raises:
-        ValueError: the preset's header cannot be used.
+        PresetError: the preset's header cannot be used.
     """
     more = {} if num_predict is None else {"num_predict": num_predict}
     settings = text_settings = StageOptions(model_options=more)

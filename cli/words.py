@@ -8,23 +8,24 @@ import sys
 
 from ..files.images import UnreadableImage
 from ..files.words import Words, read_words
+from .terminal import failed
 
 _MODELS = {"description": "vision_model", "refined_output": "text_model", "text": "text_model"}
 
 
 def words(options: argparse.Namespace) -> int:
     """Print the words in each file; return 1 if a file has none, or cannot be read."""
-    failed = False
+    wrong = False
     for path in options.images:
         try:
             found = read_words(path)
         except UnreadableImage as error:
-            print(f"Error: {error}", file=sys.stderr)
-            failed = True
+            failed(error)
+            wrong = True
             continue
         if not found:
             print(f"{path} has no words of this pack.", file=sys.stderr)
-            failed = True
+            wrong = True
         if options.json:
             print(json.dumps({"image": str(path), "nodes": found}, ensure_ascii=False))
             continue
@@ -32,7 +33,7 @@ def words(options: argparse.Namespace) -> int:
             print(f"== {path}")
         for id, entry in found.items():
             _print(id, entry)
-    return 1 if failed else 0
+    return 1 if wrong else 0
 
 
 def _print(id: str, words: Words) -> None:

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..captioning.options import StageOptions, with_preset
 from ..texts import Preset, presets
+from ..texts.instructions import PresetError
 from . import host
 from .llm_inputs import OptionsType
 
@@ -106,7 +107,7 @@ class ReadyInstructions(io.ComfyNode):
                 text if text.strip() else preset.text, with_preset(options, preset)
             )
         if not text.strip():
-            raise host.BadInput(
+            raise PresetError(
                 f'There is no preset "{pick}" here, and text is empty. Choose another preset, '
                 f"write the text, or add {pick}.txt to {host.own_folder(_INSTRUCTIONS)}."
             )

@@ -57,6 +57,7 @@ CODES = {
     "R506": "NotWritten",
     "R507": "NameTaken",
     "R508": "MissingPackages",
+    "R509": "PresetError",
 }
 FAMILIES = {
     "image_refinery.llm.errors": ("LLMError",),
@@ -67,6 +68,7 @@ FAMILIES = {
     ),
     "image_refinery.nodes.host": ("BadInput",),
     "image_refinery._setup": ("MissingPackages",),
+    "image_refinery.texts.instructions": ("PresetError",),
 }
 BASES = {"RefineError"}
 """Without a code: nothing raises one itself."""
@@ -119,4 +121,4 @@ def test_no_message_of_a_class_without_a_code_is_raised_for_users() -> None:
     """What a node raises reaches the page: it must be an error of ours, with a code."""
     for file in (ROOT / "nodes").rglob("*.py"):
         raised = set(re.findall(r"raise (\w+Error)\(", file.read_text("utf-8")))
-        assert raised <= {"SettingsError", "CheckpointError"}, file.name
+        assert raised <= {"SettingsError", "CheckpointError", "PresetError"}, file.name

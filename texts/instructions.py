@@ -32,6 +32,12 @@ _END = re.compile(r"^---[ \t\r]*$", re.MULTILINE)
 _KEY = re.compile(r"^(\w+)[ \t]*:", re.MULTILINE)
 
 
+class PresetError(ValueError):
+    """There is no such preset, or its header cannot be used."""
+
+    code = "R509"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """A preset file.

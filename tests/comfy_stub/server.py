@@ -1,7 +1,6 @@
 """A PromptServer that keeps what it is told to send."""
 
 from types import SimpleNamespace
-from types import SimpleNamespace
 from typing import Any
 
 
