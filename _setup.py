@@ -23,10 +23,11 @@ from ._advice import Edge, advice, with_advice, with_code
 from ._backends import open_backend
 from ._program import install
 from ._version import __version__
+from .captioning.kept import open_answers
 from .files.folders import CHECKPOINT_SUFFIXES, PICKLE_SUFFIXES
 from .llm.backend import Backend, LoadedModel, Model
 from .llm.choice import able
-from .llm.errors import EndpointMissing, LLMError, NoModel, NoServer
+from .llm.errors import EndpointMissing, LLMError, NoModel, NoServer, ServerConfigError
 from .llm.http import CancelCheck
 from .llm.llamacpp.gpu import gpu_remark
 from .llm.llamacpp.installed import available, why_unavailable
@@ -302,6 +303,20 @@ def engine(places: Sequence[Place] = ()) -> Section:
         section.say(f"  {model.name}: {model.place}", "")
     if remark := gpu_remark():
         section.say(f"  {remark}", f"  {scrub(remark)}")
+    return section
+
+
+def answers(path: Path | None = None, config: Path | None = None) -> Section:
+    """The answers of earlier runs that are kept; see `open_answers` for the arguments."""
+    section = Section()
+    # What is wrong with the file, `servers` tells.
+    with contextlib.suppress(ServerConfigError), open_answers(path, config=config) as kept:
+        if kept is None:
+            section.say("Kept answers: turned off (keep_answers = false)")
+        else:
+            count, size = kept.totals()
+            total = f"Kept answers: {count}, {readable(size)}"
+            section.say(f"{total}, in {kept.path}", total)
     return section
 
 

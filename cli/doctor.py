@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import _setup
+from ..captioning.kept import KeptAnswers, answers_path, open_answers
+from ..memory.report import readable
 from .terminal import TERMINAL
 
 
@@ -36,4 +38,17 @@ def _sections() -> Iterator[_setup.Section]:
     yield _setup.graphics()
     yield from _setup.servers(TERMINAL)
     yield _setup.engine()
+    yield _setup.answers()
     yield _setup.refiner()
+
+
+def clear_answers() -> int:
+    """Remove the answers of earlier runs; return 0."""
+    with open_answers() as kept:
+        # With keep_answers = false, those of before may still be there.
+        answers = kept or KeptAnswers(answers_path())
+        count, size = answers.totals()
+        answers.clear()
+        answers.close()
+    print(f"Removed {count} kept answers ({readable(size)}) from {answers.path}.")
+    return 0

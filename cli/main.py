@@ -146,6 +146,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print a report for an issue: no paths, addresses, keys or names of people",
     )
+    doctor.add_argument(
+        "--clear-answers", action="store_true", help="remove the answers of earlier runs"
+    )
     demo = add("demo", _demo, "describe, rewrite and refine an example image or yours")
     demo.add_argument(
         "image", nargs="?", type=Path, metavar="IMAGE", help="your image (default: the example)"
@@ -370,9 +373,9 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from .doctor import doctor
+    from .doctor import clear_answers, doctor
 
-    return doctor(safe=options.report)
+    return clear_answers() if options.clear_answers else doctor(safe=options.report)
 
 
 def _words(options: argparse.Namespace) -> int:

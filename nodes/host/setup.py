@@ -17,7 +17,7 @@ from server import PromptServer
 
 from .checkpoints import DOWNLOAD, checkpoints_to_choose
 from .errors import recent_errors
-from .folders import config_file, gguf_places
+from .folders import config_file, gguf_places, own_folder
 from .progress import PAGE
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _MAX_CHECKPOINTS = 20
 def check(cancelled: Callable[[], bool] | None = None) -> list[Section]:
     """Return what is here, which servers answer, and the last errors. It asks every server."""
     from ... import _setup
+    from ...captioning.kept import FILE_NAME
 
     places = gguf_places()
     return [
@@ -37,6 +38,7 @@ def check(cancelled: Callable[[], bool] | None = None) -> list[Section]:
         _setup.packages(),
         *_setup.servers(PAGE, config_file(), places, cancelled),
         _setup.engine(places),
+        _setup.answers(own_folder(FILE_NAME), config_file()),
         _checkpoints(),
         _last_errors(),
     ]

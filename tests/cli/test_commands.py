@@ -112,7 +112,7 @@ def test_a_preset_of_one_s_own_is_beside_the_configuration(
 
 def test_a_wrong_preset_is_corrected(photo: Path, ollama: FaultyOllama, capsys: Any) -> None:
     assert main(["describe", str(photo), "--preset", "prompt for flux2"]) == 2
-    assert capsys.readouterr().err.endswith('Did you mean "Prompt for FLUX.2"?\n')
+    assert 'Did you mean "Prompt for FLUX.2"? (R509)' in capsys.readouterr().err
     assert main(["describe", str(photo), "--preset", "xyzzy"]) == 2
     assert "There are: Alt text, Alt text as JSON, " in capsys.readouterr().err
     assert not [r for r in ollama.requests if r.kind == "chat"]
@@ -233,6 +233,7 @@ def test_help_fits_80_columns(command: str, capsys: Any, monkeypatch: pytest.Mon
     assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
 
 
+@pytest.mark.usefixtures("nothing_is_kept")
 def test_verbose_may_be_before_or_after_the_command(
     photo: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -770,3 +771,20 @@ def test_without_a_model_that_can_see_none_is_said_to_have_been_named(
         in message
     )
     assert "ollama pull llava" in message and 'model "llava"' not in message
+
+
+def test_doctor_shows_and_clears_kept_answers(
+    tmp_path: Path, ollama: FaultyOllama, capsys: Any
+) -> None:
+    image = tmp_path / "a.png"
+    Image.new("RGB", (60, 40), "teal").save(image)
+    for wanted in (1, 1):  # the second is kept
+        assert main(["describe", str(image)]) == 0
+        assert len(ollama.of("chat")) == wanted
+    assert "1 of 1 answers (describe) were kept" in capsys.readouterr().err
+    main(["doctor"])
+    assert re.search(r"^Kept answers: 1, .*answers\.db$", capsys.readouterr().out, re.MULTILINE)
+    assert main(["doctor", "--clear-answers"]) == 0
+    assert "Removed 1 kept answers (" in capsys.readouterr().out
+    assert main(["describe", str(image)]) == 0
+    assert len(ollama.of("chat")) == 2
