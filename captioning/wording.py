@@ -13,7 +13,7 @@ def broken(text: str, must: Sequence[str], must_not: Sequence[str]) -> str:
 
     >>> broken("A photo of a Cat.", ["ohwx", "cat"], ["photo", "image"])
     'must contain "ohwx", and must not contain "photo"'
-    >>> broken("Catalogue", ["cat"], [])
+    >>> broken("scattered", ["cat"], [])
     'must contain "cat"'
     >>> broken("ohwx cat", ["OHWX"], ["image"])
     ''

@@ -47,7 +47,7 @@ def allow(page: Any) -> None:
 def test_the_command_shows_the_report_and_copies_it(page: Any, comfyui: Any, shots: Path) -> None:
     allow(page)
     page.evaluate("(id) => app.extensionManager.command.execute(id)", COMMAND)
-    dialog = page.locator("dialog.refinery-report")
+    dialog = page.locator("dialog.refinery-dialog")
     box = dialog.locator("textarea")
     dialog.get_by_role("button", name="Copy report").click(timeout=60_000)
     dialog.get_by_role("button", name="Copied").wait_for()
@@ -68,14 +68,14 @@ def test_the_menu_has_the_command(page: Any, comfyui: Any, shots: Path) -> None:
     version = "-".join(map(str, comfyui.found.version))
     page.screenshot(path=shots / f"check-setup-menu-{version}.png")
     page.get_by_text("Image Refinery: Check Setup").first.click()
-    page.locator("dialog.refinery-report").wait_for()
+    page.locator("dialog.refinery-dialog").wait_for()
 
 
 def test_a_page_without_a_clipboard_copies_too(page: Any) -> None:
     allow(page)
     page.evaluate("() => Object.defineProperty(navigator, 'clipboard', {get: () => undefined})")
     page.evaluate("(id) => app.extensionManager.command.execute(id)", COMMAND)
-    dialog = page.locator("dialog.refinery-report")
+    dialog = page.locator("dialog.refinery-dialog")
     dialog.get_by_role("button", name="Copy report").click(timeout=60_000)
     box = dialog.locator("textarea")
     dialog.get_by_role("button", name="Copied").wait_for()

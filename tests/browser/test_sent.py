@@ -36,8 +36,8 @@ TITLE = """(id) => {
   const { left, top } = app.canvas.canvas.getBoundingClientRect();
   return [left + x, top + y];
 }"""
-DIALOG = "() => document.querySelector('dialog.refinery-sent textarea')?.value"
-CLOSED = "() => !document.querySelector('dialog.refinery-sent')"
+DIALOG = "() => document.querySelector('dialog.refinery-dialog textarea')?.value"
+CLOSED = "() => !document.querySelector('dialog.refinery-dialog')"
 ENTRY = "Show What Was Sent"
 
 
@@ -72,7 +72,7 @@ def test_the_dialog_shows_what_was_sent(
     assert "127.0.0.1" not in text and chat.body["messages"][-1]["images"][0][:40] not in text
     assert "Name <b>" not in json.dumps(history["outputs"]), "the history does not keep it"
     page.keyboard.press("r")  # the page's shortcut: not in a dialog
-    dialog = page.locator("dialog.refinery-sent")
+    dialog = page.locator("dialog.refinery-dialog")
     dialog.get_by_text("Copy", exact=True).click()
     assert dialog.get_by_text("Copied", exact=True).is_visible()
     dialog.get_by_text("Close", exact=True).click()

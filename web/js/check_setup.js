@@ -2,31 +2,11 @@
 // and a button that copies it. Other nodes are left alone.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { copy, make, showText } from "./dialog.js";
 
 const NODE = "RefineryCheckSetup";
 const COMMAND = "ImageRefinery.CheckSetup";
 const COPY = "Copy report";
-
-const style = document.createElement("style");
-style.textContent = `
-  .refinery-report { width: min(760px, 92vw); margin: auto; padding: 16px; border-radius: 8px;
-    color: var(--fg-color, #ddd); background: var(--comfy-menu-bg, #353535);
-    border: 1px solid var(--border-color, #4e4e4e); font-family: sans-serif; }
-  .refinery-report::backdrop { background: rgb(0 0 0 / 50%); }
-  .refinery-report h2 { margin: 0 0 8px; font-size: 16px; }
-  .refinery-report p { margin: 0 0 8px; font-size: 13px; }
-  .refinery-report textarea { width: 100%; height: min(60vh, 460px); box-sizing: border-box;
-    resize: vertical; padding: 8px; font: 12px/1.4 monospace; color: inherit;
-    background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #4e4e4e); }
-  .refinery-report footer { display: flex; gap: 8px; justify-content: flex-end; margin-top: 12px; }
-  .refinery-report button { padding: 6px 14px; font-size: 13px; color: inherit; cursor: pointer;
-    background: var(--comfy-input-bg, #222); border-radius: 4px;
-    border: 1px solid var(--border-color, #4e4e4e); }`;
-document.head.append(style);
-
-function make(tag, text, properties) {
-  return Object.assign(document.createElement(tag), { textContent: text, ...properties });
-}
 
 async function fetchReport() {
   const answer = await api.fetchApi("/image_refinery/report");
@@ -34,33 +14,14 @@ async function fetchReport() {
   return answer.text();
 }
 
-// Over plain http from another machine a page has no clipboard: then the box copies itself.
-async function copy(box) {
-  try {
-    await navigator.clipboard.writeText(box.value);
-  } catch {
-    box.select();
-    document.execCommand("copy");
-  }
-}
-
 async function showReport() {
-  const box = make("textarea", "", { readOnly: true, value: "Checking ..." });
-  const copyButton = make("button", COPY, { disabled: true });
-  const close = make("button", "Close", { onclick: () => dialog.close() });
-  const dialog = make("dialog", "", { className: "refinery-report" });
-  const buttons = make("footer");
-  buttons.append(copyButton, close);
-  const about = "Holds no prompts, paths, addresses or keys. Paste it into your issue.";
-  dialog.append(make("h2", "Image Refinery: Check Setup"), make("p", about), box, buttons);
-  copyButton.onclick = async () => {
-    await copy(box);
-    copyButton.textContent = "Copied";
-  };
-  dialog.addEventListener("keydown", (event) => event.stopPropagation()); // no shortcuts behind it
-  dialog.addEventListener("close", () => dialog.remove());
-  document.body.append(dialog);
-  dialog.showModal();
+  const { box, copyButton } = showText({
+    title: "Image Refinery: Check Setup",
+    about: "Holds no prompts, paths, addresses or keys. Paste it into your issue.",
+    value: "Checking ...",
+    copyLabel: COPY,
+  });
+  copyButton.disabled = true;
   try {
     box.value = await fetchReport();
     copyButton.disabled = false;
@@ -78,7 +39,7 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
-    const box = make("textarea", "", { readOnly: true, className: "comfy-multiline-input" });
+    const box = make("textarea", { readOnly: true, className: "comfy-multiline-input" });
     box.placeholder = "Shows the report after a run.";
     const shown = node.addDOMWidget("report_text", "refinery_report", box, {
       getValue: () => box.value,
