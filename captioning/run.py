@@ -448,6 +448,8 @@ class _Run:
         """Return the kept answer to a request; without one, load the model and ask it."""
         settings = step.stage.settings
         encoded = images.take(number)
+        if self.watcher.cancelled():  # a kept answer takes no request that would notice
+            raise Cancelled
         answer = key = None
         if self.kept is not None:
             key = answer_key(

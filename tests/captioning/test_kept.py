@@ -227,8 +227,14 @@ def key_of(number: int) -> bytes:
 
 
 def test_an_answer_comes_back_whole(answers: KeptAnswers) -> None:
-    answer = Answer(text="Ein roter Ball 🎈", thinking="Hm.", model="m", done_reason="stop",
-                    prompt_tokens=5, answer_s=0.25)  # fmt: skip
+    answer = Answer(
+        text="Ein roter Ball \N{BALLOON}",
+        thinking="Hm.",
+        model="m",
+        done_reason="stop",
+        prompt_tokens=5,
+        answer_s=0.25,
+    )
     answers.put(key_of(1), answer)
     from dataclasses import replace
 
@@ -411,3 +417,20 @@ def test_no_prompt_and_no_image_is_in_the_file(server: FaultyOllama, answers: Ke
         rows = connection.execute("SELECT key, answer FROM answers").fetchall()
     assert len(rows) == 6 and all(len(key) == 32 for key, _ in rows)
     assert not any("private" in text or server.url in text for _, text in rows)
+
+
+def test_a_run_of_kept_answers_can_be_cancelled(server: FaultyOllama, answers: KeptAnswers) -> None:
+    class CancelsAfterTwo(Watcher):
+        done = 0
+
+        def finished(self, index: int, result: Result) -> None:
+            self.done += 1
+
+        def cancelled(self) -> bool:
+            return self.done >= 2
+
+    refine(server, answers, job(text=None), 5)
+    watcher = CancelsAfterTwo()
+    with pytest.raises(Cancelled):
+        refine(server, answers, job(text=None), 5, watcher=watcher)
+    assert watcher.done == 2 and len(server.of("chat")) == 5

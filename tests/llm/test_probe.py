@@ -225,7 +225,7 @@ def test_a_server_that_answers_200_to_everything_is_unknown() -> None:
             f"The server at {url} is not a language-model server that this pack supports."
         )
         assert with_advice(raised.value, EDGE).endswith(
-            "Check the address, and the kind in image-refinery.toml."
+            "Check the address, and the kind in image-refinery.toml. (R103)"
         )
 
 
@@ -359,7 +359,7 @@ def test_nobody_on_this_machine(ports: Any, free_port: int) -> None:
     )
     assert with_advice(raised.value, EDGE).endswith(
         "Start Ollama or LM Studio (or install one), name a server on another machine in "
-        "image-refinery.toml, or choose the server embedded: the engine inside this package."
+        "image-refinery.toml, or choose the server embedded: the engine inside this package. (R102)"
     )
     assert not raised.value.refused, "no address to ask again"
 
@@ -461,5 +461,5 @@ def test_a_default_of_the_file_that_is_off_is_not_called_ollama(
         open_backend(find_server("default", config=config, environ={}))
     assert with_advice(raised.value, EDGE) == (
         f"Can't reach the server at {url} (Connection refused). Start it, or correct its url in "
-        "image-refinery.toml."
+        "image-refinery.toml. (R101)"
     )

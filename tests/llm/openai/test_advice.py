@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -97,7 +98,9 @@ def test_no_other_server_is_called_ollama(kind: str, edge: Edge) -> None:
         if not (isinstance(error, errors.NoServer) and not SERVERS[kind].kind):
             assert "ollama" not in message.lower(), message
         assert message.startswith(str(error)) and "\n" not in message and "  " not in message
-        assert message.endswith((".", "https://other"))
+        words, code = message[:-7], message[-7:]
+        assert re.fullmatch(r" \(R\d{3}\)", code), message
+        assert words.endswith((".", "https://other"))
 
 
 @pytest.mark.parametrize("kind", NAMES)
