@@ -165,12 +165,15 @@ def pytest_arguments(extra: list[str]) -> list[str]:
     # as a test package.
     paths = [Path(argument.partition("::")[0]) for argument in extra]
     chosen = any("tests" in path.parts[:-1] and (ROOT / path).exists() for path in paths)
-    what = extra if chosen else [*IN_PROCESSES, *extra, "tests"]
+    everything = "--all" in extra
+    extra = [argument for argument in extra if argument != "--all"]
+    usual = () if everything else ("-m", "not slow")
+    what = extra if chosen else [*IN_PROCESSES, *usual, *extra, "tests"]
     return ["-c", str(ROOT / "tests" / "pytest.ini"), *what]
 
 
 def test(extra: list[str]) -> int:
-    """Run the tests; arguments go to pytest."""
+    """Run the tests; --all: those of benchmarks and tools, too; other arguments go to pytest."""
     # Not `python -m pytest`, which puts the checkout on sys.path.
     return run(script("pytest"), *pytest_arguments(extra))
 

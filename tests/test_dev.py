@@ -23,12 +23,13 @@ HERE = Path(__file__).relative_to(ROOT).as_posix()
 @pytest.mark.parametrize(
     ("extra", "end"),
     [
-        ([], [*dev.IN_PROCESSES, "tests"]),
+        ([], [*dev.IN_PROCESSES, "-m", "not slow", "tests"]),
+        (["--all", "-x"], [*dev.IN_PROCESSES, "-x", "tests"]),
         # A folder of the checkout is called refine.
-        (["-k", "refine"], [*dev.IN_PROCESSES, "-k", "refine", "tests"]),
+        (["-k", "refine"], [*dev.IN_PROCESSES, "-m", "not slow", "-k", "refine", "tests"]),
         (["-x", HERE], ["-x", HERE]),
         ([f"{HERE}::test_one", "-q"], [f"{HERE}::test_one", "-q"]),
-        (["tests/nothing.py"], [*dev.IN_PROCESSES, "tests/nothing.py", "tests"]),
+        (["tests/nothing.py"], [*dev.IN_PROCESSES, "-m", "not slow", "tests/nothing.py", "tests"]),
     ],
 )
 def test_pytest_runs_all_tests_unless_some_are_named(extra: list[str], end: list[str]) -> None:

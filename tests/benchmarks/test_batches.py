@@ -12,6 +12,7 @@ import pytest
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "batches.py"
 
 
+@pytest.mark.slow
 def test_its_rows_make_sense(tmp_path: Path) -> None:
     file = tmp_path / "batches.json"
     few = ["--scale", "200", "--sizes", "1", "3", "--large", "2", "--output", str(file)]

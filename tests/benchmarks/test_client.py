@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "client.py"
 
 
+@pytest.mark.slow
 def test_its_rows_make_sense(tmp_path: Path) -> None:
     file = tmp_path / "client.json"
     few = ["--rounds", "2", "--sides", "64", "512", "1600", "--output", str(file)]

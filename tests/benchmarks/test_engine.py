@@ -21,6 +21,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_its_rows_make_sense(tmp_path: Path) -> None:
     file = tmp_path / "engine.json"
     few = ["--rounds", "1", "--tokens", "2", "--threads", "1", "--at-a-time", "1", "4"]

@@ -65,6 +65,7 @@ def run(program: list[str], result: Path, *arguments: str, **environment: str) -
     return done.stdout, json.loads(result.read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_every_way_is_a_row_and_says_what_was_not_measured(tmp_path: Path) -> None:
     # Three warm runs: the machine may pause in one.
     small = ("--size", "tiny", "--side", "64", "--steps", "7", "--runs", "3")
@@ -85,6 +86,7 @@ def test_every_way_is_a_row_and_says_what_was_not_measured(tmp_path: Path) -> No
     assert [line.count("not measured") for line in lines] == [0, 0, 1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_way_that_fails_is_a_row_with_the_reason(gpu: ModuleType, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing.safetensors")
     worker = ["--worker", "gpu", "--checkpoint", missing, "--side", "64"]
@@ -116,6 +118,7 @@ def test_comfyui_is_looked_for_where_the_others_look(
     assert gpu.python_for("comfyui", cuda=True, full=True) == "not measured: no ComfyUI there"
 
 
+@pytest.mark.slow
 def test_the_true_size_is_the_published_one(gpu: ModuleType, description: Path) -> None:
     shapes = gpu.checkpoint_shapes(description)
     work = gpu.count_work(description, 1024, 6)

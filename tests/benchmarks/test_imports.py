@@ -31,6 +31,7 @@ def pack(first_s: float, **words: Any) -> dict[str, Any]:
     return {"first_s": first_s, "heavy": [], "error": None} | words
 
 
+@pytest.mark.slow
 def test_it_measures_the_pack_over_the_stub(
     imports: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
@@ -48,6 +49,7 @@ def test_it_measures_the_pack_over_the_stub(
     assert "| this-pack |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_a_pack_does_wrong_is_seen(imports: Any, tmp_path: Path) -> None:
     """An old-style pack in one file that imports a heavy library, and one that breaks."""
     heavy, broken = tmp_path / "heavy.py", tmp_path / "broken.py"

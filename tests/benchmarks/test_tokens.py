@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "tokens.py"
 
 
+@pytest.mark.slow
 def test_its_rows_make_sense(tmp_path: Path) -> None:
     file = tmp_path / "tokens.json"
     few = ["--rounds", "1", "--seconds", "0.5", "--output", str(file)]

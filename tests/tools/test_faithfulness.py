@@ -97,6 +97,7 @@ def test_two_objects_of_one_kind_are_named_twice(tool: Any) -> None:
 
 
 @pytest.mark.embedded
+@pytest.mark.slow
 def test_the_demo_rewrites_faithfully(tool: Any) -> None:
     pytest.importorskip("xllamacpp", reason="needs xllamacpp (the extra `embedded`)")
     from image_refinery.llm.llamacpp.backend import EmbeddedEngine

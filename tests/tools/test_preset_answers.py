@@ -80,6 +80,7 @@ def test_a_schema_that_the_check_does_not_know_is_no_silent_success(tool: Any) -
 
 
 @pytest.mark.embedded
+@pytest.mark.slow
 def test_a_very_small_model_answers_with_json_by_the_schema(tool: Any) -> None:
     pytest.importorskip("xllamacpp", reason="needs xllamacpp (the extra `embedded`)")
     from image_refinery.llm.llamacpp.backend import EmbeddedEngine

@@ -49,6 +49,7 @@ def test_the_committed_files_stay_under_5_mb() -> None:
 
 
 @pytest.mark.embedded
+@pytest.mark.slow
 def test_it_sees_held_out_scenes_and_is_not_fooled(tool: dict[str, ModuleType], model: Any) -> None:
     evaluate = tool["evaluate"]
     seeds = tool["scenes"].HELD_OUT_SEEDS[:FEW]
