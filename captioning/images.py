@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageOps
 
-from ..files import UnknownRange, normalized, with_8_bits
+from ..files import UnknownRange, UnreadableImage, normalized, open_image, with_8_bits
+from ..llm.errors import UnusableImage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +34,18 @@ class EncodedImage(NamedTuple):
     base64: str
     size: tuple[int, int]
     format: str
+
+
+def file_source(path: Path) -> Callable[[], Image.Image]:
+    """Return what opens an image file, upright, when its turn comes; it may raise UnusableImage."""
+
+    def load() -> Image.Image:
+        try:
+            return open_image(path)
+        except UnreadableImage as error:
+            raise UnusableImage(str(error)) from error
+
+    return load
 
 
 def encode_image(

@@ -62,6 +62,7 @@ class Job(Rules):
             entry); a blank one skips stage two for its image.
         custom_prompts: for stage one, paired in the same way; blank: the default request.
         one_question: all images in one request, one description.
+        seeds: for each image, in place of the seed in the stages' options; an empty list: none.
         about: for each image, the values of the placeholders in instructions and custom prompts
             (`placeholders.NAMES`); an empty list: there are none.
     """
@@ -71,7 +72,12 @@ class Job(Rules):
     instructions: Sequence[str] = ("",)
     custom_prompts: Sequence[str] = ("",)
     one_question: bool = False
+    seeds: Sequence[int] = ()
     about: Sequence[Mapping[str, str]] = ()
+
+    def seed(self, index: int) -> int | None:
+        """Return the seed of image `index`; None: that of the stage."""
+        return self.seeds[index] if index < len(self.seeds) else None
 
     def filled(self, text: str, index: int) -> str:
         """Return a prompt of image `index`, with its placeholders filled."""
@@ -103,6 +109,7 @@ class Request:
         index: of the image or text in the job.
         messages: without images.
         images: sent with the last message.
+        seed: in place of the stage's; None: that.
         clean: clean up the answer (`prompts.clean`).
         error: why the request cannot be sent.
     """
@@ -110,6 +117,7 @@ class Request:
     index: int
     messages: Sequence[Message] = ()
     images: Sequence[ImageSource] = ()
+    seed: int | None = None
     clean: bool = False
     error: LLMError | None = None
 
@@ -152,6 +160,7 @@ def vision_requests(images: Sequence[ImageSource], job: Job) -> list[Request]:
             index=index,
             messages=prompts.vision_messages(job.filled(custom[index], index)),
             images=group,
+            seed=job.seed(index),
         )
         if group
         else Request(
@@ -169,6 +178,7 @@ def rewrite_requests(descriptions: Sequence[Result], job: Job) -> list[Request]:
         Request(
             index=index,
             messages=prompts.rewrite_messages(result.text, job.filled(instructions[index], index)),
+            seed=job.seed(index),
             clean=job.clean,
         )
         for index, result in enumerate(descriptions)

@@ -72,7 +72,7 @@ _PROMPT_CHARS = 1000
 
 _CALLED = {"vision": "describing images", "completion": "writing text"}
 
-_FATAL_ERRORS = (
+FATAL_ERRORS = (
     AccessDenied,
     LoadFailed,
     ModelNotFound,
@@ -203,6 +203,26 @@ def process(
         return work.stage("process", work.steps[0], text_requests(job))
 
 
+def find_model(
+    backend: Backend,
+    stage: Stage,
+    capability: str,
+    *,
+    memory: Memory | None = None,
+    watcher: Watcher | None = None,
+) -> Model:
+    """Return the model that a run would use for a stage; for "auto", the one it would choose.
+
+    Args:
+        capability: "vision" or "completion".
+
+    Raises:
+        Cancelled, LLMError: as `run`.
+    """
+    step = _Step(backend, stage, capability, 0)
+    return _Run(Rules(), [], memory, watcher or Watcher(), None).find(step)
+
+
 class _Step(NamedTuple):
     """A stage on its server, and the size of its largest request, to choose num_ctx."""
 
@@ -308,7 +328,7 @@ class _Run:
                     raise error
                 answer = self._answer(step, model, number, request, images, load)
             except LLMError as error:
-                if self.rules.stop_on_error or isinstance(error, _FATAL_ERRORS):
+                if self.rules.stop_on_error or isinstance(error, FATAL_ERRORS):
                     fatal = fatal or error
                 return finish(number, Result(error=error))
             return finish(number, Result(answer=answer))
@@ -341,7 +361,7 @@ class _Run:
         if all(request.error for request in requests) and (error := requests[0].error):
             raise error
         backend, settings = step.backend, step.stage.settings
-        model = self._find(step)
+        model = self.find(step)
         if any(request.images for request in requests) and model.lacks("vision"):
             raise NoVision(model.name, backend.server)
         think_value(model, settings.think_value, backend.server)
@@ -386,7 +406,8 @@ class _Run:
             return step  # the stage will get the same error and report it
         return step._replace(stage=replace(step.stage, model=name))
 
-    def _find(self, step: _Step) -> Model:
+    def find(self, step: _Step) -> Model:
+        """Return the step's model, installed or chosen."""
         backend, name = step.backend, step.stage.model
         if name == AUTO:
             return self._choose(step)
@@ -456,7 +477,7 @@ class _Run:
                 model,
                 step.backend.server,
                 _with_images(request.messages, encoded),
-                options=_chosen_options(step.stage),
+                options=_seeded(_chosen_options(step.stage), request),
                 think=think_value(model, settings.think_value, step.backend.server),
                 format=settings.format,
                 rules=[settings.must, settings.must_not],
@@ -483,12 +504,12 @@ class _Run:
         """Return the model's answer to a request; retry a too long one with smaller images."""
         settings = step.stage.settings
         try:
-            return self._send(step, model, number, _with_images(request.messages, images))
+            return self._send(step, model, number, request, images)
         except ContextTooLong:
             if not request.images or settings.max_image_side <= RETRY_SIDE_PX:
                 raise
         smaller = encode_all(request.images, replace(settings, max_image_side=RETRY_SIDE_PX))
-        return self._send(step, model, number, _with_images(request.messages, smaller))
+        return self._send(step, model, number, request, smaller)
 
     def _repaired(
         self,
@@ -504,19 +525,28 @@ class _Run:
         problem = wording.broken(answer.text, settings.must, settings.must_not)
         if not problem:
             return answer
-        messages = [
-            *_with_images(request.messages, images),
+        repair = (
             Message(role="assistant", content=answer.text),
             Message(role="user", content=wording.repair_request(problem)),
-        ]
+        )
         try:
-            return self._send(step, model, number, messages)
+            return self._send(step, model, number, request, images, repair)
         except LLMError:
             return answer  # an answer that breaks a rule is better than none
 
-    def _send(self, step: _Step, model: Model, number: int, messages: list[Message]) -> Answer:
+    def _send(
+        self,
+        step: _Step,
+        model: Model,
+        number: int,
+        request: Request,
+        images: list[str],
+        more: Sequence[Message] = (),
+    ) -> Answer:
+        """Return the answer to a request, followed by `more` messages."""
         backend, settings = step.backend, step.stage.settings
-        options = self._options(step, model)
+        messages = [*_with_images(request.messages, images), *more]
+        options = _seeded(self._options(step, model), request)
         think = think_value(model, settings.think_value, backend.server)
         left_out = backend.ignored({**options, "think": think})
         sent = Sent(
@@ -593,6 +623,10 @@ class _Run:
 def _chosen_options(stage: Stage) -> dict[str, Any]:
     """Return the options that are sent, but for a num_ctx that the run computes."""
     return {"num_predict": DEFAULT_NUM_PREDICT} | dict(stage.options)
+
+
+def _seeded(options: dict[str, Any], request: Request) -> dict[str, Any]:
+    return options if request.seed is None else options | {"seed": request.seed}
 
 
 def _with_images(messages: Sequence[Message], images: list[str]) -> list[Message]:

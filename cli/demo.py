@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .._advice import advice
 from .._backends import open_backend, open_backends
+from ..captioning.images import file_source
 from ..captioning.job import Result, Stage, TextJob
 from ..captioning.options import TEXT_SAMPLING, StageOptions, text_options
 from ..captioning.run import process
@@ -25,7 +26,7 @@ from ..llm.servers import EMBEDDED, find_server
 from ..memory import StageMemory
 from ..refine import RefineError
 from ..texts import ready_instructions
-from .describe import make_job, run_on_files, source
+from .describe import make_job, run_on_files
 from .progress import watching
 from .refine_demo import refine_demo
 from .terminal import TERMINAL, failed, message
@@ -59,7 +60,7 @@ class _Text(NamedTuple):
 def demo(path: Path | None, output: Path) -> int:
     """Describe, rewrite and refine one image; write the results into `output`."""
     file = path or EXAMPLE
-    image = source(file)()
+    image = file_source(file)()
     server, models = _best_server()
     stand_ins = {model.name for model in models if model.note}
     if path is not None and len(stand_ins) == len(models):

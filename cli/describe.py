@@ -16,6 +16,7 @@ from .. import memory
 from .._advice import remark, with_code
 from .._backends import open_backends
 from .._program import PACK
+from ..captioning.images import file_source
 from ..captioning.job import Caption, Job, Result, Stage
 from ..captioning.kept import KeptAnswers, open_answers
 from ..captioning.options import (
@@ -38,12 +39,11 @@ from ..files import (
     caption_files,
     check_image,
     find_images,
-    open_image,
     same_name_message,
     write_caption,
 )
 from ..llm.choice import AUTO
-from ..llm.errors import Cancelled, LLMError, UnusableImage
+from ..llm.errors import Cancelled, LLMError
 from ..llm.servers import config_path, split_model
 from ..texts import presets
 from ..texts.instructions import PresetError
@@ -51,8 +51,6 @@ from .progress import watching
 from .terminal import DESCRIBE, FILES_READ, TERMINAL, WRONG_ARGUMENTS, cancelled, failed, message
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from .._advice import Edge
     from ..texts import Preset
 
@@ -60,17 +58,7 @@ if TYPE_CHECKING:
 def describe(options: argparse.Namespace) -> int:
     """Describe and rewrite `options.images`; 0 if every one went well, else 1 or 2."""
     try:
-        preset = None if options.preset is None else _find_preset(options.preset)
-        job = make_job(
-            vision_model=options.vision_model,
-            text_model=options.text_model,
-            instructions=options.instructions,
-            preset=preset,
-            vision_prompt=options.vision_prompt,
-            seed=options.seed,
-            num_predict=options.num_predict,
-            keep_loaded_s=60.0 * options.keep_loaded_minutes,
-        )
+        job = job_of(options)
     except PresetError as error:
         failed(error)
         return WRONG_ARGUMENTS
@@ -127,6 +115,24 @@ def describe(options: argparse.Namespace) -> int:
         print(f"{done.written} captions written.", file=sys.stderr)
     done.print()
     return 1 if refused or done.problems else 0
+
+
+def job_of(options: argparse.Namespace) -> Job:
+    """Return the job that the options of `describe` or `batch` ask for.
+
+    Raises:
+        PresetError: there is no such preset, or its header cannot be used.
+    """
+    return make_job(
+        vision_model=options.vision_model,
+        text_model=options.text_model,
+        instructions=options.instructions,
+        preset=None if options.preset is None else _find_preset(options.preset),
+        vision_prompt=options.vision_prompt,
+        seed=options.seed,
+        num_predict=options.num_predict,
+        keep_loaded_s=60.0 * options.keep_loaded_minutes,
+    )
 
 
 def _find_preset(name: str) -> Preset:
@@ -292,7 +298,7 @@ def run_on_files(
 
         return run(
             backends[0],
-            [source(path) for path in paths],
+            [file_source(path) for path in paths],
             job,
             text_backend=backends[-1],
             memory=memory.StageMemory(),
@@ -345,18 +351,6 @@ def make_job(
         custom_prompts=[vision_prompt],
         keep_loaded_s=keep_loaded_s,
     )
-
-
-def source(path: Path) -> Callable[[], Image.Image]:
-    """Return what opens an image file, upright, when its turn comes."""
-
-    def load() -> Image.Image:
-        try:
-            return open_image(path)
-        except UnreadableImage as error:
-            raise UnusableImage(str(error)) from error
-
-    return load
 
 
 def _print_texts(path: Path, caption: Caption, *, heading: bool) -> None:
