@@ -124,6 +124,14 @@ def _parser() -> argparse.ArgumentParser:
             " Writes one PNG file per image.",
         )
     )
+    _add_batch(
+        add(
+            "batch",
+            _batch,
+            "caption any number of images as a job that can be continued",
+            " Run the same command again to continue.",
+        )
+    )
     _add_models(add("models", _models, "list the installed models, or download one"))
     words = add("words", _words, "print the words that ComfyUI saved in an image")
     words.usage = "%(prog)s [OPTION ...] FILE [FILE ...]"
@@ -160,48 +168,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_describe(describe: argparse.ArgumentParser) -> None:
     _add_images(describe)
     describe.add_argument("--recursive", action="store_true", help="include subfolders")
-    describe.add_argument(
-        "--instructions",
-        default="",
-        metavar="TEXT",
-        help='how to rewrite each description, such as "Tags only."; {name}, {folder}, {tags} (the '
-        "caption that is there), {width} and {height} are filled for each image",
-    )
-    describe.add_argument(
-        "--preset",
-        metavar="NAME",
-        help='rewrite by a prompt preset, such as "Tag list"; --instructions replaces its text, '
-        "--num-predict its length",
-    )
-    describe.add_argument(
-        "--vision-prompt",
-        default="",
-        metavar="TEXT",
-        help="what to ask the vision model (default: a detailed description)",
-    )
-    for name, does in (("vision", "describes"), ("text", "rewrites")):
-        describe.add_argument(
-            f"--{name}-model",
-            metavar="NAME",
-            help=f"the model that {does} (default: one that is installed)",
-        )
+    _add_prompts(describe)
     _add_server(describe)
-    describe.add_argument(
-        "--seed", type=_at_least(0, int), default=0, metavar="N", help="random seed (default: 0)"
-    )
-    describe.add_argument(
-        "--num-predict",
-        type=_at_least(1, int),
-        metavar="N",
-        help="longest answer in tokens (default: 512 to describe, 1024 to rewrite)",
-    )
-    describe.add_argument(
-        "--keep-loaded-minutes",
-        type=_at_least(0, float),
-        default=0.0,
-        metavar="N",
-        help="keep the models loaded for N minutes (default: 0, unload after use)",
-    )
     describe.add_argument("--json", action="store_true", help="print one line of JSON per image")
     captions = describe.add_argument_group("caption files")
     captions.add_argument(
@@ -227,6 +195,123 @@ def _add_describe(describe: argparse.ArgumentParser) -> None:
         help="text before each caption, such as a trigger word",
     )
     captions.add_argument("--suffix", default="", metavar="TEXT", help="text after each caption")
+
+
+def _add_prompts(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--instructions",
+        default="",
+        metavar="TEXT",
+        help='how to rewrite each description, such as "Tags only."; {name}, {folder}, {tags} (the '
+        "caption that is there), {width} and {height} are filled for each image",
+    )
+    command.add_argument(
+        "--preset",
+        metavar="NAME",
+        help='rewrite by a prompt preset, such as "Tag list"; --instructions replaces its text, '
+        "--num-predict its length",
+    )
+    command.add_argument(
+        "--vision-prompt",
+        default="",
+        metavar="TEXT",
+        help="what to ask the vision model (default: a detailed description)",
+    )
+    for name, does in (("vision", "describes"), ("text", "rewrites")):
+        command.add_argument(
+            f"--{name}-model",
+            metavar="NAME",
+            help=f"the model that {does} (default: one that is installed)",
+        )
+    command.add_argument(
+        "--seed", type=_at_least(0, int), default=0, metavar="N", help="random seed (default: 0)"
+    )
+    command.add_argument(
+        "--num-predict",
+        type=_at_least(1, int),
+        metavar="N",
+        help="longest answer in tokens (default: 512 to describe, 1024 to rewrite)",
+    )
+    command.add_argument(
+        "--keep-loaded-minutes",
+        type=_at_least(0, float),
+        default=0.0,
+        metavar="N",
+        help="keep the models loaded for N minutes (default: 0, unload after use)",
+    )
+
+
+def _add_batch(batch: argparse.ArgumentParser) -> None:
+    batch.usage = "%(prog)s --job DIR [OPTION ...] INPUT [INPUT ...]"
+    batch.add_argument(
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="INPUT",
+        help="folders, images, lists of paths (.txt), or .jsonl files with file_name",
+    )
+    batch.add_argument(
+        "--job",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the job's own folder: its settings, its results, its report",
+    )
+    batch.add_argument(
+        "--task",
+        choices=("describe", "caption"),
+        default="describe",
+        help="describe, or caption: describe and rewrite (default: describe)",
+    )
+    batch.add_argument("--recursive", action="store_true", help="include subfolders")
+    _add_prompts(batch)
+    batch.add_argument(
+        "--server",
+        action="append",
+        metavar="NAME",
+        help="a server of image-refinery.toml, or a kind such as ollama; several share the images",
+    )
+    batch.add_argument(
+        "--out",
+        type=_kinds,
+        default=("jsonl",),
+        metavar="KINDS",
+        help="txt (a file for each image), jsonl (metadata.jsonl), or txt,jsonl (default: jsonl)",
+    )
+    batch.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for the outputs (default: .txt beside each image, the rest in the job)",
+    )
+    batch.add_argument(
+        "--existing",
+        choices=("skip", "overwrite"),
+        default="skip",
+        help="what to do with caption files that another program wrote (default: skip)",
+    )
+    batch.add_argument("--prefix", default="", metavar="TEXT", help="text before each caption")
+    batch.add_argument("--suffix", default="", metavar="TEXT", help="text after each caption")
+    batch.add_argument(
+        "--chunk",
+        type=_at_least(1, int),
+        metavar="N",
+        help="images between two swaps of models (default: 250)",
+    )
+    batch.add_argument(
+        "--limit", type=_at_least(1, int), metavar="N", help="only the first N images"
+    )
+    batch.add_argument("--retry-failed", action="store_true", help="try failed images again, too")
+    batch.add_argument(
+        "--dry-run", action="store_true", help="print what is to do, without asking a server"
+    )
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(dict.fromkeys(text.split(",")))
+    if wrong := set(kinds) - {"txt", "jsonl"}:
+        raise argparse.ArgumentTypeError(f"{sorted(wrong)[0]} is not txt or jsonl")
+    return kinds
 
 
 def _add_refine(refine: argparse.ArgumentParser) -> None:
@@ -348,6 +433,12 @@ def _describe(options: argparse.Namespace) -> int:
     from .describe import describe
 
     return describe(options)
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from .batch import batch
+
+    return batch(options)
 
 
 def _refine(options: argparse.Namespace) -> int:

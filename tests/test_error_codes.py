@@ -58,6 +58,8 @@ CODES = {
     "R507": "NameTaken",
     "R508": "MissingPackages",
     "R509": "PresetError",
+    "R510": "BadInputList",
+    "R511": "JobError",
 }
 FAMILIES = {
     "image_refinery.llm.errors": ("LLMError",),
@@ -69,6 +71,7 @@ FAMILIES = {
     "image_refinery.nodes.host": ("BadInput",),
     "image_refinery._setup": ("MissingPackages",),
     "image_refinery.texts.instructions": ("PresetError",),
+    "image_refinery.jobs": ("BadInputList", "JobError"),
 }
 BASES = {"RefineError"}
 """Without a code: nothing raises one itself."""

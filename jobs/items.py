@@ -1,0 +1,131 @@
+"""The images of a job: which there are, and ids that stay the same from run to run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from ..files.folders import IMAGE_SUFFIXES
+
+LIST_SUFFIXES = (".txt", ".jsonl")
+
+
+class Item(NamedTuple):
+    """One image.
+
+    Attributes:
+        id: its path inside its input, with slashes; stable when the input moves.
+        root: the folder that the id is in.
+    """
+
+    id: str
+    root: str
+
+    @property
+    def path(self) -> Path:
+        """The image file."""
+        return Path(self.root, self.id)
+
+
+class BadInputList(Exception):
+    """An input of a job cannot be read, or two of its images have the same id."""
+
+    code = "R510"
+
+
+def find_items(inputs: Sequence[Path], *, recursive: bool = False) -> list[Item]:
+    """Return the images of folders, list files and single files, in the order of the inputs.
+
+    A list is a .txt file with one path in each line, or a .jsonl file with `file_name` in each line
+    (Hugging Face's metadata.jsonl). Paths in a list are relative to its folder.
+
+    Raises:
+        BadInputList: an input does not exist or cannot be read, or two images have the same id.
+    """
+    items: list[Item] = []
+    for one in inputs:
+        try:
+            if one.is_dir():
+                items += _in_folder(one, recursive)
+            elif one.suffix.lower() in LIST_SUFFIXES:
+                items += _in_list(one)
+            elif one.is_file():
+                items.append(Item(one.name, str(one.absolute().parent)))
+            else:
+                raise BadInputList(f"There is no file or folder {one}.")
+        except OSError as error:
+            reason = error.strerror or error
+            raise BadInputList(f"{one} cannot be read ({reason}).") from error
+    return _unique(items)
+
+
+def _in_folder(folder: Path, recursive: bool) -> Iterator[Item]:
+    root = str(folder.absolute())
+    # os.scandir alone: a million Path objects take a minute.
+    waiting = [""]
+    seen: set[str] = set()
+    while waiting:
+        inner = waiting.pop()
+        below: list[str] = []
+        names: list[str] = []
+        with os.scandir(os.path.join(root, inner)) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                id = f"{inner}/{entry.name}" if inner else entry.name
+                if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():
+                    names.append(id)
+                elif recursive and entry.is_dir() and _is_new(entry, seen):
+                    below.append(id)
+        yield from (Item(id, root) for id in sorted(names))
+        waiting += sorted(below, reverse=True)
+
+
+def _is_new(entry: os.DirEntry[str], seen: set[str]) -> bool:
+    """Whether a folder was not seen before: a link may lead to a folder above it."""
+    real = os.path.realpath(entry.path)
+    if real in seen:
+        return False
+    seen.add(real)
+    return True
+
+
+def _in_list(file: Path) -> Iterator[Item]:
+    root = str(file.absolute().parent)
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except ValueError as error:
+        raise BadInputList(f"{file} is not a text file in UTF-8 ({error}).") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name = line.strip()
+        if file.suffix.lower() == ".jsonl":
+            name = _file_name(line)
+            if not name:
+                raise BadInputList(f"Line {number} of {file} is no JSON object with a file_name.")
+        yield Item(name.replace("\\", "/"), root)
+
+
+def _file_name(line: str) -> str:
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return ""
+    name = cast("dict[str, Any]", row).get("file_name") if isinstance(row, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _unique(items: Iterable[Item]) -> list[Item]:
+    found: dict[str, Item] = {}
+    for item in items:
+        other = found.setdefault(item.id, item)
+        if other.root != item.root:
+            raise BadInputList(
+                f"{other.path} and {item.path} would have the same id {item.id}. Begin a job for "
+                "each input, or name the folder above both with --recursive."
+            )
+    return list(found.values())

@@ -1,0 +1,112 @@
+"""The results of a job: rows in append-only files, which are the truth of what is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple, cast
+
+FOLDER = "rows"
+DONE, FAILED = "done", "failed"
+
+_SYNC_S = 1.0
+"""How much of a job a power cut may lose. A killed process loses nothing: each row is flushed."""
+
+Row = dict[str, Any]
+"""`id`, `status` ("done" or "failed"), and what the task adds."""
+
+
+class RowLog:
+    """Rows of one worker, one JSON object per line. Several threads may write to it."""
+
+    def __init__(self, folder: Path, worker: str) -> None:
+        self._lock = Lock()
+        self._synced = time.monotonic()
+        path = folder / FOLDER / f"{worker}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(path)
+        self._file = path.open("ab")
+
+    def write(self, row: Row) -> None:
+        """Append a row. It survives the end of this process."""
+        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
+            if time.monotonic() - self._synced >= _SYNC_S:
+                self._sync()
+
+    def close(self) -> None:
+        """Write all to the disk."""
+        with self._lock:
+            self._sync()
+            self._file.close()
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+
+class Place(NamedTuple):
+    """Where a row is: the number of its file, and its first byte."""
+
+    file: int
+    offset: int
+    status: str
+
+
+class Rows:
+    """The last row of each id; a success counts more than any failure.
+
+    Only the places of rows are in memory: about 200 bytes for each id.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files = sorted((folder / FOLDER).glob("*.jsonl"))
+        self.places: dict[str, Place] = {}
+        for number, file in enumerate(self._files):
+            for offset, row in _read(file):
+                before = self.places.get(row["id"])
+                if before is None or before.status != DONE or row["status"] == DONE:
+                    self.places[row["id"]] = Place(number, offset, row["status"])
+
+    def status(self, id: str) -> str:
+        """Return "done", "failed", or "" for an id without a row."""
+        place = self.places.get(id)
+        return place.status if place else ""
+
+    def __iter__(self) -> Iterator[Row]:
+        """Yield the rows, file by file."""
+        for number, file in enumerate(self._files):
+            for offset, row in _read(file):
+                place = self.places[row["id"]]
+                if (place.file, place.offset) == (number, offset):
+                    yield row
+
+
+def _read(file: Path) -> Iterator[tuple[int, Row]]:
+    """Yield each whole row of a file, and where it begins."""
+    offset = 0
+    with file.open("rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n"):
+                row: Any = json.loads(line)
+                yield offset, cast("Row", row)
+            offset += len(line)
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a power cut left of a last line, so that the next row does not join it."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        start = max(0, end - 2**20)
+        file.seek(start)
+        tail = file.read()
+        if tail and not tail.endswith(b"\n"):
+            file.truncate(start + tail.rfind(b"\n") + 1)

@@ -1,0 +1,335 @@
+"""Jobs from the command line: results, resumption, outputs, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from image_refinery import jobs
+from image_refinery.cli.main import main
+from image_refinery.jobs.captions import seed_of
+from PIL import Image
+
+if TYPE_CHECKING:
+    from faulty_ollama import FaultyOllama
+
+ROOT = Path(__file__).resolve().parents[2]
+RED, CRIMSON = "A red circle on a white background.", "A crimson disc floats on snow."
+
+
+@pytest.fixture(autouse=True)
+def address(monkeypatch: pytest.MonkeyPatch, ollama: FaultyOllama, tmp_path: Path) -> None:
+    monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Six images, two of them in a folder inside."""
+    top = tmp_path / "set"
+    (top / "inner").mkdir(parents=True)
+    for shade, name in enumerate(("a", "b", "c", "d", "inner/a", "inner/b")):
+        Image.new("RGB", (60, 40), (shade, 0, 0)).save(top / f"{name}.png")
+    (top / "notes.md").write_text("no image")
+    return top
+
+
+@pytest.fixture
+def batch(images: Path, tmp_path: Path) -> Callable[..., int]:
+    def run(*options: str) -> int:
+        job = str(tmp_path / "job")
+        return main(["batch", str(images), "--recursive", "--job", job, *options])
+
+    return run
+
+
+def rows_of(folder: Path) -> dict[str, Any]:
+    return {row["id"]: row for row in jobs.Rows(folder)}
+
+
+IDS = ["a.png", "b.png", "c.png", "d.png", "inner/a.png", "inner/b.png"]
+
+
+def test_a_job_has_a_row_and_an_output_for_each_image(
+    batch: Callable[..., int], images: Path, tmp_path: Path, ollama: FaultyOllama, capsys: Any
+) -> None:
+    words = ("--task", "caption", "--instructions", "Shorten it.", "--out", "txt,jsonl")
+    assert batch(*words, "--prefix", "ohwx, ") == 0
+    rows = rows_of(tmp_path / "job")
+    assert sorted(rows) == IDS
+    assert rows["a.png"] | {"at": 0} == {
+        "id": "a.png",
+        "at": 0,
+        "by": "default",
+        "version": rows["a.png"]["version"],
+        "status": "done",
+        "text": CRIMSON,
+        "flags": [],
+        "description": RED,
+        "vision_model": "llava:latest",
+        "text_model": "llama3.2:latest",
+    }
+    assert (images / "inner" / "a.txt").read_text() == f"ohwx, {CRIMSON}"
+    lines = (tmp_path / "job" / "metadata.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["file_name"] for line in lines) == IDS
+    assert json.loads(lines[0])["text"] == f"ohwx, {CRIMSON}"
+    assert ollama.loads == {"llava:latest": 1, "llama3.2:latest": 1}
+    report = json.loads((tmp_path / "job" / "report.json").read_text())
+    assert report["done"] == 6 and report["left"] == report["failed"] == 0
+    assert "6 done, 0 failed, 0 left." in capsys.readouterr().err
+
+
+def test_the_same_command_again_asks_nothing(
+    batch: Callable[..., int], ollama: FaultyOllama, images: Path
+) -> None:
+    assert batch("--out", "txt") == 0
+    asked = len(ollama.of("chat"))
+    (images / "b.txt").unlink()
+    assert batch("--out", "txt") == 0
+    assert len(ollama.of("chat")) == asked == 6
+    assert (images / "b.txt").read_text() == RED, "outputs are made from the rows"
+    Image.new("RGB", (60, 40), "white").save(images / "new.png")
+    assert batch("--out", "txt") == 0
+    assert len(ollama.of("chat")) == 7, "the input may grow"
+
+
+def test_chunks_swap_models_once_each(batch: Callable[..., int], ollama: FaultyOllama) -> None:
+    words = ("--task", "caption", "--instructions", "Shorten it.", "--chunk", "2")
+    assert batch(*words) == 0
+    assert ollama.loads == {"llava:latest": 3, "llama3.2:latest": 3}
+
+
+def test_other_settings_on_the_same_job_are_refused(
+    batch: Callable[..., int], capsys: Any, ollama: FaultyOllama
+) -> None:
+    assert batch("--seed", "1") == 0
+    assert batch("--seed", "2") == 1
+    said = capsys.readouterr().err
+    assert "was begun with seed 1, and now it is 2" in said and said.endswith("(R511)\n")
+    assert batch("--seed", "1", "--vision-prompt", "What is it?") == 1
+    assert 'vision_prompt "", and now it is "What is it?"' in capsys.readouterr().err
+    assert batch("--seed", "1", "--num-predict", "20") == 1
+    assert len(ollama.of("chat")) == 6
+
+
+def test_a_job_is_worked_on_by_one_process(
+    batch: Callable[..., int], tmp_path: Path, capsys: Any
+) -> None:
+    with jobs.locked(tmp_path / "job"):
+        assert batch() == 1
+    assert "Another process is working on the job" in capsys.readouterr().err
+
+
+def test_a_failure_is_a_row_and_can_be_retried_alone(
+    batch: Callable[..., int], images: Path, tmp_path: Path, ollama: FaultyOllama, capsys: Any
+) -> None:
+    (images / "b.png").write_text("no image")
+    assert batch() == 1
+    row = rows_of(tmp_path / "job")["b.png"]
+    assert row["status"] == "failed" and row["error"]["kind"] == "UnusableImage"
+    assert "5 done, 1 failed, 0 left." in capsys.readouterr().err
+    Image.new("RGB", (60, 40), "white").save(images / "b.png")
+    assert batch() == 1 and len(ollama.of("chat")) == 5, "a failure stays until it is retried"
+    assert batch("--retry-failed") == 0
+    assert rows_of(tmp_path / "job")["b.png"]["text"] == RED
+    assert len(ollama.of("chat")) == 6
+
+
+def test_a_server_that_ends_makes_no_rows(
+    batch: Callable[..., int], tmp_path: Path, ollama: FaultyOllama, capsys: Any
+) -> None:
+    ollama.script("chat", None, None)
+    ollama.always("chat", "oom")
+    assert batch() == 1
+    assert "4 left" in capsys.readouterr().err
+    assert len(rows_of(tmp_path / "job")) == 2
+    ollama.forget_script()
+    assert batch() == 0
+    assert len(rows_of(tmp_path / "job")) == 6
+
+
+def test_captions_of_others_stay_unless_they_may_be_replaced(
+    batch: Callable[..., int], images: Path, capsys: Any
+) -> None:
+    (images / "b.txt").write_text("by hand")
+    assert batch("--out", "txt") == 0
+    assert "1 images have a caption already" in capsys.readouterr().err
+    assert (images / "b.txt").read_text() == "by hand"
+    assert batch("--out", "txt", "--existing", "overwrite") == 0
+    assert (images / "b.txt").read_text() == RED
+
+
+def test_two_images_of_one_caption_file_are_refused(
+    batch: Callable[..., int], images: Path, capsys: Any, ollama: FaultyOllama
+) -> None:
+    Image.new("RGB", (60, 40)).save(images / "A.jpg")
+    assert batch("--out", "txt") == 1
+    assert "would have the same caption file" in capsys.readouterr().err
+    assert not ollama.of("chat")
+
+
+def test_outputs_may_go_to_a_folder_of_their_own(
+    batch: Callable[..., int], images: Path, tmp_path: Path
+) -> None:
+    assert batch("--out", "txt,jsonl", "--output", str(tmp_path / "out")) == 0
+    assert (tmp_path / "out" / "inner" / "a.txt").read_text() == RED
+    assert (tmp_path / "out" / "metadata.jsonl").exists()
+    assert not list(images.rglob("*.txt"))
+
+
+def test_lists_name_images(images: Path, tmp_path: Path) -> None:
+    (images / "list.txt").write_text("inner/b.png\n\na.png\n")
+    (images / "metadata.jsonl").write_text('{"file_name": "c.png"}\n{"file_name": "d.png"}\n')
+    found = jobs.find_items([images / "list.txt", images / "metadata.jsonl", images / "a.png"])
+    assert [item.id for item in found] == ["inner/b.png", "a.png", "c.png", "d.png"]
+    (images / "bad.jsonl").write_text("[]\n")
+    with pytest.raises(jobs.BadInputList, match=r"Line 1 of .*bad\.jsonl"):
+        jobs.find_items([images / "bad.jsonl"])
+    (tmp_path / "a.png").write_bytes((images / "a.png").read_bytes())
+    with pytest.raises(jobs.BadInputList, match=r"the same id a\.png"):
+        jobs.find_items([images, tmp_path / "a.png"])
+
+
+def test_a_dry_run_asks_nobody(
+    batch: Callable[..., int], ollama: FaultyOllama, capsys: Any
+) -> None:
+    assert batch("--limit", "2") == 0
+    ollama.requests.clear()
+    assert batch("--dry-run") == 0
+    assert capsys.readouterr().out == "6 images, 2 have a result, 4 to do.\n"
+    assert ollama.requests == []
+
+
+def test_a_task_says_which_options_it_needs(batch: Callable[..., int], capsys: Any) -> None:
+    for words, said in (
+        (("--task", "caption"), "needs --instructions or --preset"),
+        (("--instructions", "x"), "takes no --instructions"),
+        (("--out", "png"), "png is not txt or jsonl"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            batch(*words)
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_seed_comes_from_the_id() -> None:
+    one, other = jobs.Item("a.png", "/x"), jobs.Item("b.png", "/x")
+    assert seed_of(one, 0) == seed_of(jobs.Item("a.png", "/y"), 0) != seed_of(other, 0)
+    assert seed_of(one, 0) != seed_of(one, 1)
+
+
+def test_several_servers_share_the_images(
+    images: Path, tmp_path: Path, make_ollama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from faulty_ollama import Reply
+
+    servers = {name: make_ollama() for name in ("one", "two")}
+    config = tmp_path / "config" / "image-refinery" / "image-refinery.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(
+        "".join(f'[servers.{name}]\nurl = "{one.url}"\n' for name, one in servers.items())
+    )
+    for one in servers.values():
+        one.always("chat", Reply(token_s=0.02))
+    words = ["batch", str(images), "--recursive", "--job", str(tmp_path / "job"), "--chunk", "1"]
+    assert main([*words, "--server", "one", "--server", "two"]) == 0
+    by = Counter(row["by"] for row in rows_of(tmp_path / "job").values())
+    assert sum(by.values()) == 6 and set(by) == {"one", "two"}
+
+
+# a process that is killed
+
+
+def start(images: Path, job: Path) -> subprocess.Popen[str]:
+    words = ["batch", str(images), "--job", str(job), "--out", "txt"]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is Unix's")
+@pytest.mark.parametrize("seed", range(3))
+def test_a_killed_job_continues_and_loses_nothing(
+    tmp_path: Path, ollama: FaultyOllama, seed: int
+) -> None:
+    from faulty_ollama import Reply
+
+    images, job = tmp_path / "many", tmp_path / "job"
+    images.mkdir()
+    for number in range(40):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(images / f"{number:02}.png")
+    ollama.always("chat", Reply(token_s=0.004))
+    kills = 0
+    chance = random.Random(seed)
+    while kills < 4:
+        process = start(images, job)
+        begun = len(ollama.of("chat"))
+        wanted = chance.randrange(1, 9)
+        until = time.monotonic() + 60
+        while len(ollama.of("chat")) < begun + wanted and process.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        time.sleep(chance.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=30)
+        kills += 1
+    process = start(images, job)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    done = [row["id"] for row in jobs.Rows(job)]
+    assert len(done) == len(set(done)) == 40
+    asked = Counter(request.images[0] for request in ollama.of("chat"))
+    twice = sum(count - 1 for count in asked.values())
+    assert len(asked) == 40 and twice <= kills, "only what was in flight is asked again"
+    assert len(list(images.glob("*.txt"))) == 40
+    assert not list(tmp_path.rglob("*.new"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process on Windows")
+def test_ctrl_c_keeps_what_is_done(tmp_path: Path, images: Path, ollama: FaultyOllama) -> None:
+    from faulty_ollama import Reply
+
+    ollama.always("chat", Reply(token_s=0.05))
+    process = start(images, tmp_path / "job")
+    assert ollama.wait_until(lambda: len(ollama.of("chat")) >= 3, 60)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "The same command continues." in said and "Traceback" not in said
+    assert len(rows_of(tmp_path / "job")) >= 2
+
+
+def test_a_torn_line_is_dropped(tmp_path: Path) -> None:
+    log = jobs.RowLog(tmp_path, "one")
+    log.write({"id": "a", "status": "done"})
+    log.close()
+    file = tmp_path / "rows" / "one.jsonl"
+    with file.open("ab") as torn:
+        torn.write(b'{"id": "b", "sta')
+    assert [row["id"] for row in jobs.Rows(tmp_path)] == ["a"]
+    log = jobs.RowLog(tmp_path, "one")
+    log.write({"id": "c", "status": "failed"})
+    log.close()
+    assert [row["id"] for row in jobs.Rows(tmp_path)] == ["a", "c"]
+
+
+def test_a_success_counts_more_than_a_failure(tmp_path: Path) -> None:
+    for worker, status in (("1", "failed"), ("2", "done"), ("3", "failed")):
+        log = jobs.RowLog(tmp_path, worker)
+        log.write({"id": "a", "status": status, "by": worker})
+        log.close()
+    rows = jobs.Rows(tmp_path)
+    assert rows.status("a") == "done" and rows.status("b") == ""
+    assert [row["by"] for row in rows] == ["2"]
