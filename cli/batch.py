@@ -46,8 +46,6 @@ def batch(options: argparse.Namespace) -> int:
     if (options.task == "caption") != (job.text is not None):
         needs = "needs" if options.task == "caption" else "takes no"
         options.parser.error(f"--task {options.task} {needs} --instructions or --preset")
-    if options.limit:
-        items = items[: options.limit]
     if options.dry_run:
         return _plan(items, options)
     outputs = jobs.Outputs(
@@ -120,6 +118,7 @@ def _run(
                 del by_id[item.id]
             todo = [item for item in todo if item.id in by_id]
     print(f"{len(by_id) - len(todo)} of {len(by_id)} images have a result.", file=sys.stderr)
+    todo = todo[: options.limit]
     workers = [
         jobs.Worker(server, backends[0], backends[-1], StageMemory())
         for server, backends in opened.items()
@@ -141,7 +140,8 @@ def _run(
     print(f"Report: {report}", file=sys.stderr)
     if was_cancelled:
         return cancelled(f"{counts['left']} images are left. The same command continues.")
-    return 1 if counts["failed"] or counts["left"] or (state and state.unwritten) else 0
+    left = counts["left"] and not (options.limit and state and not state.errors)
+    return 1 if counts["failed"] or left or (state and state.unwritten) else 0
 
 
 def _check_names(items: Sequence[jobs.Item], outputs: jobs.Outputs) -> None:

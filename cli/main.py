@@ -299,7 +299,7 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         help="images between two swaps of models (default: 250)",
     )
     batch.add_argument(
-        "--limit", type=_at_least(1, int), metavar="N", help="only the first N images"
+        "--limit", type=_at_least(1, int), metavar="N", help="at most N images in this run"
     )
     batch.add_argument("--retry-failed", action="store_true", help="try failed images again, too")
     batch.add_argument(

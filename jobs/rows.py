@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -93,9 +94,10 @@ def _read(file: Path) -> Iterator[tuple[int, Row]]:
     offset = 0
     with file.open("rb") as lines:
         for line in lines:
-            if line.endswith(b"\n"):
-                row: Any = json.loads(line)
-                yield offset, cast("Row", row)
+            with contextlib.suppress(ValueError):  # a damaged line: its image is asked again
+                if line.endswith(b"\n"):
+                    row: Any = json.loads(line)
+                    yield offset, cast("Row", row)
             offset += len(line)
 
 

@@ -210,6 +210,12 @@ def test_a_dry_run_asks_nobody(
     assert ollama.requests == []
 
 
+def test_a_limit_is_one_of_this_run(batch: Callable[..., int], tmp_path: Path) -> None:
+    for done in (4, 6):
+        assert batch("--limit", "4") == 0
+        assert len((tmp_path / "job" / "metadata.jsonl").read_text().splitlines()) == done
+
+
 def test_a_task_says_which_options_it_needs(batch: Callable[..., int], capsys: Any) -> None:
     for words, said in (
         (("--task", "caption"), "needs --instructions or --preset"),
@@ -317,7 +323,7 @@ def test_a_torn_line_is_dropped(tmp_path: Path) -> None:
     log.close()
     file = tmp_path / "rows" / "one.jsonl"
     with file.open("ab") as torn:
-        torn.write(b'{"id": "b", "sta')
+        torn.write(b'damaged\n{"id": "b", "sta')
     assert [row["id"] for row in jobs.Rows(tmp_path)] == ["a"]
     log = jobs.RowLog(tmp_path, "one")
     log.write({"id": "c", "status": "failed"})
