@@ -62,7 +62,8 @@ _PRIVATE = re.compile(
     | \b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b              # IPv4
     | (?<![\w:])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}    # IPv6
     | \b(?:localhost|[\w-]+(?:\.[\w-]+)+):\d{2,5}\b     # host:port
-    | \b(?:sk|hf|gh[opsu]|github_pat|nvapi)[-_][\w-]{8,} # a key with its prefix
+    | \b[\w-]+:(?:\d{5}|1234|80[08]0)\b                 # not the tag of a model
+    | \b(?:sk|xai|hf|gh[opsu]|github_pat|nvapi)[-_][\w-]{8,} # a key with its prefix
     | \b\w{32,}\b                                       # any other
     """,
     re.VERBOSE | re.IGNORECASE,
@@ -309,14 +310,16 @@ def engine(places: Sequence[Place] = ()) -> Section:
 def answers(path: Path | None = None, config: Path | None = None) -> Section:
     """The answers of earlier runs that are kept; see `open_answers` for the arguments."""
     section = Section()
-    # What is wrong with the file, `servers` tells.
-    with contextlib.suppress(ServerConfigError), open_answers(path, config=config) as kept:
-        if kept is None:
-            section.say("Kept answers: turned off (keep_answers = false)")
-        else:
-            count, size = kept.totals()
-            total = f"Kept answers: {count}, {readable(size)}"
-            section.say(f"{total}, in {kept.path}", total)
+    try:
+        with open_answers(path, config=config) as kept:
+            if kept is None:
+                section.say("Kept answers: turned off (keep_answers = false)")
+            else:
+                count, size = kept.totals()
+                total = f"Kept answers: {count}, {readable(size)}"
+                section.say(f"{total}, in {kept.path}", total)
+    except ServerConfigError as error:
+        section.add_problem(error, with_code(error))
     return section
 
 

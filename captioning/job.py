@@ -173,11 +173,14 @@ def vision_requests(images: Sequence[ImageSource], job: Job) -> list[Request]:
 
 def rewrite_requests(descriptions: Sequence[Result], job: Job) -> list[Request]:
     """Return one request for each successful description that has instructions."""
-    instructions = spread(job.instructions, len(descriptions))
+    instructions = [
+        job.filled(text, index)
+        for index, text in enumerate(spread(job.instructions, len(descriptions)))
+    ]
     return [
         Request(
             index=index,
-            messages=prompts.rewrite_messages(result.text, job.filled(instructions[index], index)),
+            messages=prompts.rewrite_messages(result.text, instructions[index]),
             seed=job.seed(index),
             clean=job.clean,
         )

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,7 +97,7 @@ class KeptAnswers:
             row: tuple[str] | None = connection.execute(query, (key,)).fetchone()
             return row[0] if row else None
 
-        if not self.path.exists() or (text := self._do(find, None)) is None:
+        if not os.path.exists(self.path) or (text := self._do(find, None)) is None:
             return None
         update = "UPDATE answers SET used = ? WHERE key = ?"
         self._do(lambda connection: connection.execute(update, (time.time(), key)), None)
@@ -127,7 +128,7 @@ class KeptAnswers:
             row: tuple[int] = connection.execute("SELECT count(*) FROM answers").fetchone()
             return row[0], _size(connection)
 
-        return self._do(count, (0, 0)) if self.path.exists() else (0, 0)
+        return self._do(count, (0, 0)) if os.path.exists(self.path) else (0, 0)
 
     def clear(self) -> int:
         """Remove all answers; return how many there were."""
@@ -137,7 +138,7 @@ class KeptAnswers:
             connection.execute("VACUUM")
             return count
 
-        return self._do(delete, 0) if self.path.exists() else 0
+        return self._do(delete, 0) if os.path.exists(self.path) else 0
 
     def close(self) -> None:
         """Close the file."""

@@ -57,6 +57,7 @@ from .job import (
 )
 from .kept import KeptAnswers, answer_key
 from .options import DEFAULT_NUM_PREDICT, StageOptions, context_size
+from .placeholders import used_in
 
 log = logging.getLogger(__name__)
 
@@ -145,11 +146,15 @@ def run(
     report = finished or (lambda index, caption: None)
     requests = vision_requests(images, job)
     per_request = len(images) if job.one_question else 1
-    seeing = _Step(backend, job.vision, "vision", 2 * _longest(job.custom_prompts), per_request)
+    longest_value = max((len(text) for about in job.about for text in about.values()), default=0)
+    prompt = _longest(job.custom_prompts) + _filled(job.custom_prompts, longest_value)
+    # A custom prompt is sent as system message and as request.
+    seeing = _Step(backend, job.vision, "vision", 2 * prompt, per_request)
     steps = [seeing]
     if job.text is not None:
         described = int(job.vision.options.get("num_predict", 0)) * _CHARS_PER_TOKEN
-        chars = 2 * _longest(job.instructions) + described
+        chars = 2 * _longest(job.instructions) + _filled(job.instructions, longest_value)
+        chars += described
         steps.append(_Step(text_backend or backend, job.text, "completion", chars))
     work = _Run(job, steps, memory, watcher or Watcher(), kept)
     with work.models():
@@ -487,16 +492,14 @@ class _Run:
             load()
             answer = self._chat(step, model, number, request, encoded)
             answer = self._repaired(step, model, number, request, encoded, answer)
-            if self.kept is not None and key is not None:
+            if self.kept is not None and key is not None and not _broken(step, request, answer):
                 self.kept.put(key, answer)
         remember(step.backend.server.url, step.capability, model.name)
         if answer.remark:
             log.warning("%s, answer %d: %s", model.name, number + 1, answer.remark)
-        if problem := wording.broken(answer.text, settings.must, settings.must_not):
+        if problem := _broken(step, request, answer):
             self._note(f"Text {number + 1} {problem}. The model did not correct it.")
-        if request.clean and settings.format is None:
-            answer = replace(answer, text=prompts.clean(answer.text))
-        return replace(answer, model=model.name)
+        return replace(answer, text=_output_text(step, request, answer), model=model.name)
 
     def _chat(
         self, step: _Step, model: Model, number: int, request: Request, images: list[str]
@@ -521,8 +524,7 @@ class _Run:
         answer: Answer,
     ) -> Answer:
         """Return an answer, after one more request if it breaks the rules for its words."""
-        settings = step.stage.settings
-        problem = wording.broken(answer.text, settings.must, settings.must_not)
+        problem = _broken(step, request, answer)
         if not problem:
             return answer
         repair = (
@@ -625,6 +627,17 @@ def _chosen_options(stage: Stage) -> dict[str, Any]:
     return {"num_predict": DEFAULT_NUM_PREDICT} | dict(stage.options)
 
 
+def _output_text(step: _Step, request: Request, answer: Answer) -> str:
+    cleans = request.clean and step.stage.settings.format is None
+    return prompts.clean(answer.text) if cleans else answer.text
+
+
+def _broken(step: _Step, request: Request, answer: Answer) -> str:
+    """Return what is wrong with the words of an answer as it will be output, or ""."""
+    settings = step.stage.settings
+    return wording.broken(_output_text(step, request, answer), settings.must, settings.must_not)
+
+
 def _seeded(options: dict[str, Any], request: Request) -> dict[str, Any]:
     return options if request.seed is None else options | {"seed": request.seed}
 
@@ -639,6 +652,11 @@ def _briefly(error: LLMError) -> str:
     if isinstance(error, ServerUnreachable):
         return "the server does not answer yet"
     return "the server is busy" if isinstance(error, ServerBusy) else "the connection broke"
+
+
+def _filled(prompts: Sequence[str], longest_value: int) -> int:
+    """Return how many characters placeholders may add to a prompt."""
+    return longest_value * len(used_in(prompts))
 
 
 def _longest(texts: Sequence[str]) -> int:

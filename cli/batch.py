@@ -17,7 +17,9 @@ from .. import jobs
 from .._backends import open_backends
 from ..captioning.events import Watcher
 from ..captioning.job import Job, Stage
+from ..captioning.placeholders import used_in
 from ..captioning.run import find_model
+from ..jobs.items import is_inside
 from ..jobs.report import count_rows, write_report
 from ..llm.backend import Backend, Model
 from ..llm.choice import AUTO
@@ -49,6 +51,7 @@ def batch(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _plan(items, options)
     outputs = jobs.Outputs(
+        job=options.job,
         kinds=frozenset(options.out),
         folder=options.output,
         prefix=options.prefix,
@@ -69,7 +72,8 @@ def _plan(items: Sequence[jobs.Item], options: argparse.Namespace) -> int:
     """Print what a run would do, without asking any server."""
     rows = jobs.Rows(options.job)
     todo = jobs.to_do(items, rows.status, retry=options.retry_failed)
-    print(f"{len(items)} images, {len(items) - len(todo)} have a result, {len(todo)} to do.")
+    count = min(len(todo), options.limit or len(todo))
+    print(f"{len(items)} images, {len(items) - len(todo)} have a result, {count} to do.")
     return 0
 
 
@@ -99,15 +103,15 @@ def _run(
         print(warning, file=sys.stderr)
     rows = jobs.Rows(options.job)
     by_id = {item.id: item for item in items}
+    _check_outputs(items, outputs, options, is_new=not before)
     if "txt" in outputs.kinds:
-        _check_names(items, outputs)
         for row in rows:  # a run that was killed between a row and its file
             item = by_id.get(row["id"])
             if item and row["status"] == jobs.DONE and not outputs.txt(item).exists():
                 outputs.write_txt(item, row)
     todo = jobs.to_do(items, rows.status, retry=options.retry_failed)
     if "txt" in outputs.kinds and options.existing == "skip":
-        foreign = [one for one in todo if not rows.status(one.id) and outputs.txt(one).exists()]
+        foreign = [one for one in todo if outputs.txt(one).exists()]
         if foreign:
             print(
                 f"{len(foreign)} images have a caption already and are left out "
@@ -132,7 +136,7 @@ def _run(
         was_cancelled = True
     rows = jobs.Rows(options.job)
     if "jsonl" in outputs.kinds:
-        outputs.write_jsonl(rows, by_id, options.job)
+        outputs.write_jsonl(rows, by_id)
     counts = count_rows(rows, by_id)
     report = write_report(options.job, counts)
     for line in _lines(counts, state):
@@ -144,10 +148,34 @@ def _run(
     return 1 if counts["failed"] or left or (state and state.unwritten) else 0
 
 
-def _check_names(items: Sequence[jobs.Item], outputs: jobs.Outputs) -> None:
-    """Raise JobError if two images would have the same caption file, on any system."""
+def _check_outputs(
+    items: Sequence[jobs.Item],
+    outputs: jobs.Outputs,
+    options: argparse.Namespace,
+    *,
+    is_new: bool,
+) -> None:
+    """Raise JobError if an output would replace what is not this job's, or lead out of its folder.
+
+    Args:
+        is_new: whether the job has only begun, so that none of the files is from it.
+    """
+    if "jsonl" in outputs.kinds:
+        inputs = {one.absolute() for one in options.inputs}
+        if outputs.jsonl.absolute() in inputs or (is_new and outputs.jsonl.exists()):
+            raise jobs.JobError(
+                f"{outputs.jsonl} is there already, and not from this job. Name another folder "
+                "after --output."
+            )
+    if "txt" not in outputs.kinds:
+        return
     files: dict[str, jobs.Item] = {}
     for item in items:
+        if outputs.folder is not None and not is_inside(item.id):
+            raise jobs.JobError(
+                f"{item.id} would not be below --output. Name its folder as the input, or write "
+                "each caption beside its image."
+            )
         file = outputs.txt(item)
         other = files.setdefault(str(file).casefold(), item)
         if other is not item:
@@ -155,6 +183,12 @@ def _check_names(items: Sequence[jobs.Item], outputs: jobs.Outputs) -> None:
                 f"{other.path} and {item.path} would have the same caption file {file}. Rename "
                 "one of the two, or write --out jsonl."
             )
+    prompts = [options.instructions, options.vision_prompt]
+    if "tags" in used_in(prompts) and outputs.folder is None and options.existing == "skip":
+        raise jobs.JobError(
+            "{tags} is the caption beside an image, and --existing skip leaves such images out. "
+            "Use --existing overwrite, --output or --out jsonl."
+        )
 
 
 def _work(

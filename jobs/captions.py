@@ -17,13 +17,13 @@ from .._version import __version__
 from ..captioning.events import Watcher
 from ..captioning.images import file_source
 from ..captioning.job import Caption, Job
-from ..captioning.kept import KeptAnswers
+from ..captioning.kept import FILE_NAME, KeptAnswers
 from ..captioning.options import fold_seed
 from ..captioning.placeholders import used_in
 from ..captioning.run import FATAL_ERRORS, Memory, run
 from ..files import UnreadableImage, about_file
 from ..llm.backend import Backend
-from ..llm.errors import LLMError
+from ..llm.errors import AccessDenied, LLMError, OutOfMemory, ServerTimeout
 from .flags import flags_of
 from .items import Item
 from .outputs import Outputs
@@ -33,6 +33,8 @@ CHUNK = 250
 """Images between two swaps of models: at 20 s for a swap and 4 s an image, 2 % of the time."""
 
 _UNBOUNDED = 2**62
+_MAY_BE_THE_IMAGE = (AccessDenied, OutOfMemory, ServerTimeout)
+"""Errors of a server that an image may have caused: it has a row, so that no run begins with it."""
 
 
 class Worker(NamedTuple):
@@ -109,7 +111,7 @@ def run_captions(
                     chunks.append(rest)
 
     with (
-        closing(KeptAnswers(folder / "answers.db", max_bytes=_UNBOUNDED)) as kept,
+        closing(KeptAnswers(folder / FILE_NAME, max_bytes=_UNBOUNDED)) as kept,
         ThreadPoolExecutor(len(workers), "image-refinery-job") as threads,
     ):
         for _ in threads.map(work, workers):
@@ -129,16 +131,22 @@ def _work_on(
     state: Progress,
     progress: Callable[[Progress], None],
 ) -> list[Item]:
-    """Work on a chunk; return the items that have no row, as their server failed."""
+    """Work on a chunk; return the items that were not asked, as their server failed before."""
     rest: list[Item] = []
+    ended: LLMError | None = None
+    done = 0
 
     def finished(index: int, caption: Caption) -> None:
+        nonlocal ended, done
         item, error = items[index], caption.final.error
         if isinstance(error, FATAL_ERRORS):
-            rest.append(item)
             with state.lock:
-                state.errors.setdefault(worker.name, error)
-            return
+                # What follows an error that ends a stage has the same error, and was not sent.
+                first = error is not ended
+                ended = error
+            if not (first and isinstance(error, _MAY_BE_THE_IMAGE)):
+                rest.append(item)
+                return
         row = row_of(item, caption, worker.name)
         log.write(row)
         problem = ""
@@ -148,6 +156,7 @@ def _work_on(
             except OSError as failure:
                 problem = f"{outputs.txt(item)} cannot be written ({failure.strerror or failure})."
         with state.lock:
+            done += row["status"] == DONE
             state.counts[row["status"]] += 1
             state.by_worker[worker.name] += 1
             state.flagged += bool(row.get("flags"))
@@ -168,6 +177,8 @@ def _work_on(
         kept=kept,
         finished=finished,
     )
+    if ended and not (done and isinstance(ended, _MAY_BE_THE_IMAGE)):
+        state.errors[worker.name] = ended
     return rest
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 
 from .._version import __version__
+from .whole import written_whole
 
 MANIFEST = "manifest.json"
 _LOCK = "lock"
@@ -80,9 +80,8 @@ def check_manifest(folder: Path, fingerprint: Mapping[str, Any]) -> str:
     wanted: dict[str, Any] = json.loads(json.dumps(dict(fingerprint)))
     if not path.exists():
         content = {"format": _FORMAT, "version": __version__, "fingerprint": wanted}
-        draft = path.with_name(f"{path.name}.new")
-        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8")
-        os.replace(draft, path)
+        with written_whole(path) as file:
+            json.dump(content, file, indent=2)
         return ""
     version, before = _read(folder)
     for name in sorted({*before, *wanted}):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, cast
 
 from ..files.folders import IMAGE_SUFFIXES
@@ -46,7 +46,10 @@ def find_items(inputs: Sequence[Path], *, recursive: bool = False) -> list[Item]
         BadInputList: an input does not exist or cannot be read, or two images have the same id.
     """
     items: list[Item] = []
+    named = {one.with_suffix("") for one in inputs if one.suffix.lower() in IMAGE_SUFFIXES}
     for one in inputs:
+        if one.suffix.lower() == ".txt" and one.with_suffix("") in named:
+            continue  # with "folder/*": the caption of an image
         try:
             if one.is_dir():
                 items += _in_folder(one, recursive)
@@ -62,11 +65,21 @@ def find_items(inputs: Sequence[Path], *, recursive: bool = False) -> list[Item]
     return _unique(items)
 
 
+def is_inside(id: str) -> bool:
+    """Return whether an id stays below any folder that it is joined to.
+
+    >>> is_inside("a/b.png"), is_inside("../b.png"), is_inside("/b.png"), is_inside("C:/b.png")
+    (True, False, False, False)
+    """
+    path = PurePosixPath(id)
+    return not (path.is_absolute() or ".." in path.parts or PureWindowsPath(id).drive)
+
+
 def _in_folder(folder: Path, recursive: bool) -> Iterator[Item]:
     root = str(folder.absolute())
     # os.scandir alone: a million Path objects take a minute.
     waiting = [""]
-    seen: set[str] = set()
+    seen = {os.path.realpath(root)}
     while waiting:
         inner = waiting.pop()
         below: list[str] = []
@@ -107,7 +120,10 @@ def _in_list(file: Path) -> Iterator[Item]:
             name = _file_name(line)
             if not name:
                 raise BadInputList(f"Line {number} of {file} is no JSON object with a file_name.")
-        yield Item(name.replace("\\", "/"), root)
+        name = name.replace("\\", "/")
+        if not os.path.exists(os.path.join(root, name)):
+            raise BadInputList(f"Line {number} of {file} names no file: {name}.")
+        yield Item(name, root)
 
 
 def _file_name(line: str) -> str:

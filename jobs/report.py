@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from .rows import DONE, Rows
+from .whole import written_whole
 
 FILE = "report.json"
 
@@ -50,7 +50,6 @@ def write_report(folder: Path, counts: dict[str, Any]) -> Path:
         OSError: it cannot be written.
     """
     file = folder / FILE
-    draft = file.with_name(f"{FILE}.new")
-    draft.write_text(json.dumps(counts, indent=2, ensure_ascii=False), "utf-8")
-    os.replace(draft, file)
+    with written_whole(file) as text:
+        json.dump(counts, text, indent=2)
     return file

@@ -6,10 +6,13 @@ import contextlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, cast
+
+from ..texts import safe_filename
 
 FOLDER = "rows"
 DONE, FAILED = "done", "failed"
@@ -27,14 +30,16 @@ class RowLog:
     def __init__(self, folder: Path, worker: str) -> None:
         self._lock = Lock()
         self._synced = time.monotonic()
-        path = folder / FOLDER / f"{worker}.jsonl"
+        # A server's name may hold what a file's name may not.
+        name = f"{safe_filename(worker)}-{zlib.crc32(worker.encode()):08x}.jsonl"
+        path = folder / FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_line(path)
         self._file = path.open("ab")
 
     def write(self, row: Row) -> None:
         """Append a row. It survives the end of this process."""
-        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
         with self._lock:
             self._file.write(line)
             self._file.flush()

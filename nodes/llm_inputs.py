@@ -31,8 +31,13 @@ class AsksServer(io.ComfyNode):
     """Base of the nodes that ask a server."""
 
     @classmethod
-    def fingerprint_inputs(cls, **_: Any) -> int:
-        """Changes after each run that ended in a message, so that a failure is never cached."""
+    def fingerprint_inputs(cls, use_recorded_words: Any = None, **_: Any) -> float:
+        """Changes after each run that ended in a message, so that a failure is never cached.
+
+        Never the same while recorded words are used: another image may have brought others.
+        """
+        if use_recorded_words in (True, [True]):
+            return float("nan")
         return host.failed_runs(cls)
 
 

@@ -75,6 +75,7 @@ class NodeWatcher(Watcher):
 
     def sent(self, index: int, request: Sent) -> None:
         self._sent.add(index, request)
+        self._texts.pop(index, None)  # of an answer that is asked for again
 
     def token(self, index: int, piece: str) -> None:
         self._waiting = ""

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from typing import Any, cast
 
 from comfy_api.latest import io
 
+from ...files.words import Words
 from .running import node_id
 
-Words = dict[str, list[str | None]]
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 20_000
+"""About 15 images. They are in a file twice, and EXIF, where some nodes put them, ends at 64 kB."""
 
 
 def record_words(node: type[io.ComfyNode], words: Words) -> Words:
     """Put the words of a run where SaveImage writes them into its file; return them with `node`.
 
-    A page that opens the file then has them in the node's properties.
+    A page that opens the file then has them in the node's properties. Words of many images are left
+    out: each image of the run would have them all.
     """
     from ...files.words import KEY, find_node
 
     info, id = _saved(node), node_id(node)
+    if len(json.dumps(words)) > MAX_BYTES:
+        log.info("The words of this run are too many to be saved in its images.")
+        words = {}
     words = {"node": [id], **words}
     if info is None or id is None:
         return words

@@ -152,6 +152,48 @@ def test_a_repair_that_fails_loses_no_answer(ollama: FaultyOllama) -> None:
     assert done[0].final.text == "A red circle on a white background." and len(notes) == 1
 
 
+def test_the_words_of_the_output_count(make_ollama: Any) -> None:
+    """Not those of a preamble that is removed."""
+    from faulty_ollama import text_model, vision_model
+
+    answers = iter(["Here is the prompt with ohwx:\nA ball.", "ohwx, a ball."])
+    server = make_ollama([vision_model(), text_model(answer=lambda _: next(answers))])
+    text = Stage(model="llama3.2", settings=StageOptions(must=["ohwx"], must_not=["prompt"]))
+    job = Job(vision=Stage(model="llava"), text=text, instructions=["Shorten it."])
+    done, notes = captions(server, job)
+    assert done[0].final.text == "ohwx, a ball." and notes == []
+
+
+def test_an_answer_that_breaks_a_rule_is_not_kept(make_ollama: Any, tmp_path: Path) -> None:
+    from faulty_ollama import vision_model
+
+    server = make_ollama([vision_model(answer=lambda _: "a cat")])
+    kept = KeptAnswers(tmp_path / "answers.db")
+    captions(server, rules(must=["ohwx"]), kept=kept)
+    assert kept.totals()[0] == 0
+    kept.close()
+
+
+def test_a_placeholder_without_a_value_leaves_no_instructions(ollama: FaultyOllama) -> None:
+    job = Job(
+        vision=Stage(model="llava"),
+        text=Stage(model="llama3.2"),
+        instructions=["{tags}"],
+        about=[{"tags": ""}],
+    )
+    done, _notes = captions(ollama, job)
+    assert done[0].refined is None and len(ollama.of("chat")) == 1
+
+
+def test_the_context_has_room_for_what_is_filled_in(ollama: FaultyOllama) -> None:
+    job = Job(
+        vision=Stage(model="llava"), custom_prompts=["{tags}"], about=[{"tags": "word " * 4000}]
+    )
+    captions(ollama, job)
+    (chat,) = ollama.of("chat")
+    assert chat.options["num_ctx"] >= 2 * 20_000 / 2
+
+
 def test_the_corrected_answer_is_kept(make_ollama: Any, tmp_path: Path) -> None:
     from faulty_ollama import vision_model
 

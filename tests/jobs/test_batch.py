@@ -149,13 +149,96 @@ def test_a_server_that_ends_makes_no_rows(
     batch: Callable[..., int], tmp_path: Path, ollama: FaultyOllama, capsys: Any
 ) -> None:
     ollama.script("chat", None, None)
-    ollama.always("chat", "oom")
+    ollama.always("chat", "busy")
     assert batch() == 1
-    assert "4 left" in capsys.readouterr().err
+    assert "2 done, 0 failed, 4 left." in capsys.readouterr().err
     assert len(rows_of(tmp_path / "job")) == 2
     ollama.forget_script()
     assert batch() == 0
     assert len(rows_of(tmp_path / "job")) == 6
+
+
+def test_an_image_that_a_server_cannot_take_stops_no_other(
+    batch: Callable[..., int], tmp_path: Path, ollama: FaultyOllama, capsys: Any
+) -> None:
+    """Out of memory for one image: it has a row, and the others go on."""
+    ollama.script("chat", None, "oom")
+    assert batch() == 1
+    assert "5 done, 1 failed, 0 left." in capsys.readouterr().err
+    assert rows_of(tmp_path / "job")["b.png"]["error"]["kind"] == "OutOfMemory"
+    assert batch("--retry-failed") == 0
+
+
+def test_a_server_without_memory_ends_the_run(
+    batch: Callable[..., int], ollama: FaultyOllama, capsys: Any
+) -> None:
+    ollama.always("chat", "oom")
+    assert batch() == 1
+    said = capsys.readouterr().err
+    assert "0 done, 1 failed, 5 left." in said and "(R207)" in said
+
+
+def test_files_of_others_are_not_replaced(
+    images: Path, tmp_path: Path, capsys: Any, ollama: FaultyOllama
+) -> None:
+    listed = images / "metadata.jsonl"
+    listed.write_text('{"file_name": "a.png", "label": 1}\n')
+    words = ["batch", str(listed), "--job", str(tmp_path / "job"), "--output", str(images)]
+    assert main(words) == 1
+    assert "is there already, and not from this job" in capsys.readouterr().err
+    assert "label" in listed.read_text() and not ollama.of("chat")
+
+
+def test_captions_stay_below_the_output_folder(
+    images: Path, tmp_path: Path, capsys: Any, ollama: FaultyOllama
+) -> None:
+    listed = images / "inner" / "list.txt"
+    listed.write_text("../a.png\n")
+    words = ["batch", str(listed), "--job", str(tmp_path / "job"), "--out", "txt"]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 1
+    assert "../a.png would not be below --output" in capsys.readouterr().err
+    assert main(words) == 0 and (images / "a.txt").exists()
+
+
+def test_tags_need_captions_that_are_not_left_out(
+    batch: Callable[..., int], images: Path, capsys: Any, ollama: FaultyOllama
+) -> None:
+    (images / "a.txt").write_text("ohwx cat")
+    assert batch("--out", "txt", "--vision-prompt", "Use {tags}.") == 1
+    assert "{tags} is the caption beside an image" in capsys.readouterr().err
+    assert batch("--out", "jsonl", "--vision-prompt", "Use {tags}.") == 0
+    asked = [request.body["messages"][-1]["content"] for request in ollama.of("chat")]
+    assert sorted(asked)[-1] == "Use ohwx cat."
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_utf_8_is_done_once(
+    batch: Callable[..., int], images: Path, ollama: FaultyOllama
+) -> None:
+    os.rename(images / "a.png", os.fsencode(images) + b"/caf\xe9.png")
+    for _ in range(2):
+        assert batch("--out", "txt,jsonl") == 0
+    assert len(ollama.of("chat")) == 6
+
+
+def test_what_is_beside_the_images_is_no_list(images: Path) -> None:
+    (images / "a.txt").write_text("A caption.")
+    (images / "inner" / "up").symlink_to(images, target_is_directory=True)
+    found = jobs.find_items([images / "a.png", images / "a.txt"])
+    assert [item.id for item in found] == ["a.png"]
+    assert [item.id for item in jobs.find_items([images], recursive=True)] == IDS
+    (images / "list.txt").write_text("missing.png\n")
+    with pytest.raises(jobs.BadInputList, match="names no file"):
+        jobs.find_items([images / "list.txt"])
+
+
+def test_servers_may_have_any_name(tmp_path: Path) -> None:
+    for worker in ("a/b", "..", "Box", "box"):
+        log = jobs.RowLog(tmp_path, worker)
+        log.write({"id": worker, "status": "done"})
+        log.close()
+    assert sorted(row["id"] for row in jobs.Rows(tmp_path)) == ["..", "Box", "a/b", "box"]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
 
 
 def test_captions_of_others_stay_unless_they_may_be_replaced(
@@ -321,7 +404,7 @@ def test_a_torn_line_is_dropped(tmp_path: Path) -> None:
     log = jobs.RowLog(tmp_path, "one")
     log.write({"id": "a", "status": "done"})
     log.close()
-    file = tmp_path / "rows" / "one.jsonl"
+    (file,) = (tmp_path / "rows").iterdir()
     with file.open("ab") as torn:
         torn.write(b'damaged\n{"id": "b", "sta')
     assert [row["id"] for row in jobs.Rows(tmp_path)] == ["a"]

@@ -69,6 +69,16 @@ def test_an_image_that_failed_has_no_words(node: Any, ollama: FaultyOllama) -> N
     assert info["image_refinery"]["5"]["refined_output"] == [CRIMSON, None]
 
 
+def test_words_of_many_images_are_not_in_each_of_them(node: Any, ollama: FaultyOllama) -> None:
+    from faulty_ollama import vision_model
+
+    ollama.models = {"llava:latest": vision_model(answer=" ".join(map(str, range(800))))}
+    info: dict[str, Any] = {"workflow": workflow(image_refinery=WORDS)}
+    output = run(node, info, count=8, user_instructions="")
+    assert output.ui["words"] == [{"node": ["5"]}], "words of an earlier run do not stay"
+    assert len(json.dumps(info)) < 1000 and len(output.result[1]) == 8
+
+
 def test_a_run_that_failed_leaves_the_words_that_are_there(node: Any) -> None:
     info = {"workflow": workflow(image_refinery=WORDS)}
     output = run(node, info, vision_model="missing")

@@ -48,10 +48,15 @@ app.registerExtension({
       getMinHeight: () => 180,
     });
     const button = node.addWidget("button", COPY, null, async () => {
-      box.value ||= await fetchReport();
-      await copy(box);
-      const detail = "The report is in the clipboard.";
-      app.extensionManager.toast.add({ severity: "success", summary: node.title, detail, life: 3000 });
+      const tell = (severity, detail) =>
+        app.extensionManager.toast.add({ severity, summary: node.title, detail, life: 5000 });
+      try {
+        box.value ||= await fetchReport();
+        await copy(box);
+        tell("success", "The report is in the clipboard.");
+      } catch (error) {
+        tell("error", `The report could not be made: ${error.message}.`);
+      }
     });
     // Neither is an input of the node: a saved workflow holds no report.
     shown.serialize = button.serialize = false;
