@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from ..llm.backend import Message, Think
@@ -12,8 +11,7 @@ if TYPE_CHECKING:
     from .job import Result
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sent:
+class Sent(NamedTuple):
     """One request as it is sent, without the server's address and key.
 
     Attributes:

@@ -16,9 +16,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from .wildcard_files import decode, text_files
 
@@ -38,8 +37,7 @@ class PresetError(ValueError):
     code = "R509"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preset:
+class Preset(NamedTuple):
     """A preset file.
 
     Attributes:

@@ -125,7 +125,7 @@ SPEC_OPTIONAL: dict[str, tuple[str, dict[str, Any]]] = {
 }
 OWN_OPTIONAL = [
     *("seed", "batch_mode", "keep_loaded_minutes", "on_error", "clean_output", "server"),
-    *("vision_options", "text_options"),
+    *("vision_options", "text_options", "use_recorded_words", "names"),
 ]
 
 

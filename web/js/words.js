@@ -8,7 +8,10 @@ const KEY = "image_refinery";
 const NODES = ["RefineryLLMImageRefine", "RefineryLLMDescribe", "RefineryOllamaProcess"];
 const MAX_CHARS = 300;
 
+const STATUS = "$$node-text-preview"; // what a node shows of a run
+
 function show(node) {
+  if (node.widgets?.find((widget) => widget.name === STATUS)?.value) return; // of this page's own run
   const { refined_output, text, description } = node.properties[KEY];
   const words = [refined_output ?? text ?? description].flat().filter(Boolean).join("\n");
   if (!words) return;
