@@ -53,7 +53,6 @@ class Progress:
     Attributes:
         counts: rows by their status.
         by_worker: rows by the worker that wrote them.
-        flagged: rows with a flag.
         errors: what ended a worker, by its name.
         unwritten: caption files that could not be written, and why.
     """
@@ -61,7 +60,6 @@ class Progress:
     total: int
     counts: Counter[str] = field(default_factory=Counter[str])
     by_worker: Counter[str] = field(default_factory=Counter[str])
-    flagged: int = 0
     errors: dict[str, LLMError] = field(default_factory=dict[str, LLMError])
     unwritten: list[str] = field(default_factory=list[str])
     lock: Lock = field(default_factory=Lock)
@@ -159,7 +157,6 @@ def _work_on(
             done += row["status"] == DONE
             state.counts[row["status"]] += 1
             state.by_worker[worker.name] += 1
-            state.flagged += bool(row.get("flags"))
             if problem:
                 state.unwritten.append(problem)
             progress(state)
