@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..captioning.job import Job, Result
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Inputs:
     """The inputs, in their order."""
 

@@ -73,7 +73,7 @@ def _checkpoint(id: str) -> Any:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Inputs:
     """The inputs, in their order."""
 

@@ -34,7 +34,7 @@ def _string(tooltip: str, **more: Any) -> Any:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Inputs:
     """The inputs of one caption, in their order; lists give one caption for each entry."""
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 _WILDCARDS = "wildcards"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Inputs:
     """The inputs, in their order."""
 
