@@ -8,7 +8,8 @@ one node without inputs) and this one, either of them first in turns, then every
 Byte code is kept, as in a user's ComfyUI. The first process, which compiles it, does not count.
 Without a ComfyUI (COMFYUI_PATH, else ~/comfy/ComfyUI), the benchmark uses the tests' stub of it.
 
-Prints medians, the imported modules, and the slowest ones; writes bench-output/imports.json.
+Prints the least of the rounds (what a busy machine adds is no cost of a pack), the imported
+modules, and the slowest ones; writes bench-output/imports.json.
 Fails if the pack takes more than 50 ms of the loading thread's CPU above the empty one, or imports
 a heavy library.
 """
@@ -18,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -95,11 +95,11 @@ def load(
     return {result["pack"]: result for result in results}, done.stderr
 
 
-def medians(rounds: Sequence[dict[str, Result]]) -> dict[str, Result]:
-    """Return each pack's median by each clock, in seconds, and the modules of its last round."""
+def least(rounds: Sequence[dict[str, Result]]) -> dict[str, Result]:
+    """Return each pack's least time by each clock, in seconds, and its last round's modules."""
     return {
         name: {
-            **{clock: statistics.median(one[name][clock] for one in rounds) for clock in CLOCKS},
+            **{clock: min(one[name][clock] for one in rounds) for clock in CLOCKS},
             **{key: last.get(key) for key in ("modules", "heavy", "had_heavy", "error")},
         }
         for name, last in rounds[-1].items()
@@ -162,7 +162,7 @@ def run(rounds: int) -> Result:
         logs = [
             load(python, home, [ours], env, "-X", "importtime")[1] for _ in range(IMPORT_TIME_RUNS)
         ]
-    packs = medians(measured)
+    packs = least(measured)
     modules = packs[OURS]["modules"]
     slowest = sorted(self_times(logs).items(), key=lambda item: -item[1])
     return {
@@ -194,7 +194,7 @@ def to_markdown(result: Result) -> str:
     head = ["pack", "CPU of the loading thread, ms", "of all threads, ms", "wall, ms", "modules"]
     before = ", ".join(packs[OURS]["had_heavy"]) or "none"
     lines = [
-        f"{result['machine']}, ComfyUI {result['comfyui']}, medians of {result['rounds']}; "
+        f"{result['machine']}, ComfyUI {result['comfyui']}, least of {result['rounds']}; "
         "above the empty pack:",
         table(head, rows),
         f"modules: {result['own_modules']} of the pack itself, and "
