@@ -32,6 +32,9 @@ DEFAULT_NUM_PREDICT = 1024
 """The default limit of an answer, in tokens: without one a model may never stop."""
 _TEXT_DEFAULTS: dict[str, Any] = {"num_predict": DEFAULT_NUM_PREDICT, "repeat_penalty": 1.1}
 
+MAX_PARALLEL = 64
+"""Most requests at a time."""
+
 _CTX_STEP = 2048
 _MIN_CTX = 4096
 _IMAGE_TOKENS = 2600
@@ -88,8 +91,8 @@ class StageOptions:
             )
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise ValueError(f"timeout_s is {self.timeout_s}, but must be above 0 seconds.")
-        if not 1 <= self.parallel <= 64:
-            raise ValueError(f"parallel is {self.parallel}, but must be from 1 to 64.")
+        if not 1 <= self.parallel <= MAX_PARALLEL:
+            raise ValueError(f"parallel is {self.parallel}, but must be from 1 to {MAX_PARALLEL}.")
 
     @property
     def think_value(self) -> bool | str:

@@ -146,16 +146,13 @@ def run(
     report = finished or (lambda index, caption: None)
     requests = vision_requests(images, job)
     per_request = len(images) if job.one_question else 1
-    longest_value = max((len(text) for about in job.about for text in about.values()), default=0)
-    prompt = _longest(job.custom_prompts) + _filled(job.custom_prompts, longest_value)
+    longest = _longest_value(job)
+    prompt = _longest(job.custom_prompts) + _filled(job.custom_prompts, longest)
     # A custom prompt is sent as system message and as request.
     seeing = _Step(backend, job.vision, "vision", 2 * prompt, per_request)
     steps = [seeing]
     if job.text is not None:
-        described = int(job.vision.options.get("num_predict", 0)) * _CHARS_PER_TOKEN
-        chars = 2 * _longest(job.instructions) + _filled(job.instructions, longest_value)
-        chars += described
-        steps.append(_Step(text_backend or backend, job.text, "completion", chars))
+        steps.append(_rewriting(text_backend or backend, job, job.text))
     work = _Run(job, steps, memory, watcher or Watcher(), kept)
     with work.models():
         if job.text is None:
@@ -170,20 +167,45 @@ def run(
         descriptions = work.stage("describe", seeing, requests)
         if not seeing.uses(writing.backend.server, writing.stage.model):
             work.release()
-        captions = [
-            Caption(description=result, refined=result if result.error else None)
-            for result in descriptions
-        ]
-        rewrites = rewrite_requests(descriptions, job)
-        for index in {*range(len(captions))} - {request.index for request in rewrites}:
-            report(index, captions[index])
+        return work.rewrite(writing, descriptions, job, report)
 
-        def rewritten(index: int, result: Result) -> None:
-            captions[index] = replace(captions[index], refined=result)
-            report(index, captions[index])
 
-        work.stage("rewrite", writing, rewrites, rewritten)
-        return captions
+def rewrite(
+    backend: Backend,
+    descriptions: Sequence[Result],
+    job: Job,
+    *,
+    memory: Memory | None = None,
+    watcher: Watcher | None = None,
+    kept: KeptAnswers | None = None,
+    finished: Callable[[int, Caption], None] | None = None,
+) -> list[Caption]:
+    """Return what `run` would, with descriptions that another run has made.
+
+    Args:
+        backend: server of the text model.
+        job: with a `text` stage.
+
+    Raises:
+        Cancelled, LLMError: as `run`.
+    """
+    assert job.text is not None
+    step = _rewriting(backend, job, job.text)
+    work = _Run(job, [step], memory, watcher or Watcher(), kept)
+    with work.models():
+        return work.rewrite(
+            work.steps[0], descriptions, job, finished or (lambda index, caption: None)
+        )
+
+
+def _rewriting(backend: Backend, job: Job, stage: Stage) -> _Step:
+    described = int(job.vision.options.get("num_predict", 0)) * _CHARS_PER_TOKEN
+    filled = _filled(job.instructions, _longest_value(job))
+    return _Step(backend, stage, "completion", 2 * _longest(job.instructions) + filled + described)
+
+
+def _longest_value(job: Job) -> int:
+    return max((len(text) for about in job.about for text in about.values()), default=0)
 
 
 def process(
@@ -360,6 +382,29 @@ class _Run:
                 f"{kept} of {len(requests)} answers ({title}) were kept from earlier requests."
             )
         return results
+
+    def rewrite(
+        self,
+        step: _Step,
+        descriptions: Sequence[Result],
+        job: Job,
+        report: Callable[[int, Caption], None],
+    ) -> list[Caption]:
+        """Rewrite the descriptions that are answers; return one caption for each."""
+        captions = [
+            Caption(description=result, refined=result if result.error else None)
+            for result in descriptions
+        ]
+        requests = rewrite_requests(descriptions, job)
+        for index in {*range(len(captions))} - {request.index for request in requests}:
+            report(index, captions[index])
+
+        def rewritten(index: int, result: Result) -> None:
+            captions[index] = replace(captions[index], refined=result)
+            report(index, captions[index])
+
+        self.stage("rewrite", step, requests, rewritten)
+        return captions
 
     def _usable(self, step: _Step, requests: Sequence[Request]) -> Model:
         """Return the step's model, if it can do what the step asks for."""
