@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class StageMemory:
-    """Frees memory before a stage and after it (`captioning.run.Memory`). For one run.
+    """Frees memory before a stage and after it (`captioning.run.Memory`). For one run or job.
 
     It remembers which models were loaded before the run: on a shared server, it unloads only
     models that the run has loaded.
@@ -27,6 +27,7 @@ class StageMemory:
 
     def __init__(self) -> None:
         self._loaded_before: set[tuple[str, str]] = set()
+        self._loaded_here: set[tuple[str, str]] = set()
 
     def room_bytes(self, backend: Backend) -> int | None:
         """Return the VRAM for a model after unloading ComfyUI's models; None: not known."""
@@ -44,9 +45,12 @@ class StageMemory:
 
         They stay if the model is already loaded, unless the server is always unloaded.
         """
-        if not backend.unloads_always and _is_loaded(backend, model, cancelled):
-            self._loaded_before.add((backend.server.url, model.name))
+        key = (backend.server.url, model.name)
+        is_ours = backend.unloads_always or key in self._loaded_here
+        if not is_ours and _is_loaded(backend, model, cancelled):
+            self._loaded_before.add(key)
             return
+        self._loaded_here.add(key)
         if not shares_gpu(backend.server, model) or settings.free_memory == "never":
             return
         if settings.free_memory == "when needed" and _fits(model):
