@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 from tqdm import tqdm
@@ -16,38 +16,28 @@ from tqdm import tqdm
 from .. import jobs
 from .._backends import open_backends
 from ..captioning.events import Watcher
-from ..captioning.job import Job, Stage
-from ..captioning.placeholders import used_in
-from ..captioning.run import find_model
-from ..jobs.items import is_inside
-from ..jobs.report import count_rows, write_report
-from ..llm.backend import Backend, Model
-from ..llm.choice import AUTO
+from ..captioning.job import Job, Result, Stage
 from ..llm.errors import Cancelled, LLMError
-from ..llm.servers import split_model
 from ..memory import StageMemory, finish_pending_unloads
 from ..texts.instructions import PresetError
 from .describe import job_of
 from .progress import stop_on_ctrl_c
 from .terminal import DESCRIBE, WRONG_ARGUMENTS, cancelled, failed, message
 
-PROMPT_FORMAT = 1
-"""Part of a job's fingerprint; changes when the pack words its requests in another way."""
+_DOING = {"describe": "described", "rewrite": "rewritten"}
 
 
 def batch(options: argparse.Namespace) -> int:
     """Run or continue a job; 0 if every image has a result, else 1."""
     try:
         items = jobs.find_items(options.inputs, recursive=options.recursive)
-        job = job_of(options)
+        job = _parallel(job_of(options), options.parallel)
     except jobs.BadInputList as error:
         return failed(error)
     except PresetError as error:
         failed(error)
         return WRONG_ARGUMENTS
-    if (options.task == "caption") != (job.text is not None):
-        needs = "needs" if options.task == "caption" else "takes no"
-        options.parser.error(f"--task {options.task} {needs} --instructions or --preset")
+    _check(options, job)
     if options.dry_run:
         return _plan(items, options)
     outputs = jobs.Outputs(
@@ -58,8 +48,13 @@ def batch(options: argparse.Namespace) -> int:
         suffix=options.suffix,
     )
     try:
-        with jobs.locked(options.job), stop_on_ctrl_c() as stop, _opened(options, job) as opened:
-            return _run(items, job, opened, outputs, options, stop)
+        with (
+            jobs.locked(options.job),
+            stop_on_ctrl_c() as stop,
+            _workers(options, job) as workers,
+            _Bars(stop) as bars,
+        ):
+            return _run(items, job, workers, outputs, options, bars)
     except jobs.JobError as error:
         return failed(error)
     except OSError as error:  # the rows or an output cannot be written
@@ -68,238 +63,217 @@ def batch(options: argparse.Namespace) -> int:
         finish_pending_unloads()
 
 
+def _check(options: argparse.Namespace, job: Job) -> None:
+    """End with exit code 2 if options contradict each other."""
+    error = options.parser.error
+    if (options.task == "caption") != (job.text is not None):
+        needs = "needs" if options.task == "caption" else "takes no"
+        error(f"--task {options.task} {needs} --instructions or --preset")
+    roles = {"vision": options.vision_server, "text": options.text_server}
+    if not any(roles.values()):
+        return
+    if options.server:
+        error("--server is for both models: leave it out beside --vision-server and --text-server")
+    if not options.vision_server or (options.task == "caption" and not options.text_server):
+        error("--vision-server and --text-server belong together")
+    if options.task == "describe" and options.text_server:
+        error("--task describe takes no --text-server")
+    if both := {*roles["vision"]} & {*(roles["text"] or ())}:
+        error(f"{both.pop()} would have both roles, so name it with --server")
+
+
+def _parallel(job: Job, count: int) -> Job:
+    """Return the job with so many requests at a time."""
+
+    def faster(stage: Stage) -> Stage:
+        return replace(stage, settings=replace(stage.settings, parallel=count))
+
+    return replace(job, vision=faster(job.vision), text=job.text and faster(job.text))
+
+
 def _plan(items: Sequence[jobs.Item], options: argparse.Namespace) -> int:
     """Print what a run would do, without asking any server."""
     rows = jobs.Rows(options.job)
-    todo = jobs.to_do(items, rows.status, retry=options.retry_failed)
+    todo, _ = jobs.to_do(items, rows, failed=options.retry_failed, flagged=options.retry_flagged)
     count = min(len(todo), options.limit or len(todo))
     print(f"{len(items)} images, {len(items) - len(todo)} have a result, {count} to do.")
     return 0
 
 
 @contextmanager
-def _opened(options: argparse.Namespace, job: Job) -> Iterator[dict[str, list[Backend]]]:
-    """Yield the backends of each server: for the vision model, and for the text model."""
-    models = [stage.model for stage in (job.vision, job.text) if stage]
+def _workers(options: argparse.Namespace, job: Job) -> Iterator[list[jobs.Worker]]:
+    """Yield a worker for each server that was named."""
     with ExitStack() as stack:
-        yield {
-            server: stack.enter_context(open_backends(server, *models))
-            for server in dict.fromkeys(options.server or ["default"])
-        }
+
+        def opened(server: str, *models: str) -> list[Any]:
+            return stack.enter_context(open_backends(server, *models))
+
+        vision, text = job.vision.model, job.text.model if job.text else ""
+        workers: list[jobs.Worker] = []
+        if options.vision_server:
+            for name in dict.fromkeys(options.vision_server):
+                (backend,) = opened(name, vision)
+                workers.append(
+                    jobs.Worker(name=name, vision=backend, text=None, memory=StageMemory())
+                )
+            for name in dict.fromkeys(options.text_server or ()):
+                (backend,) = opened(name, text)
+                workers.append(
+                    jobs.Worker(name=name, vision=None, text=backend, memory=StageMemory())
+                )
+        else:
+            for name in dict.fromkeys(options.server or ["default"]):
+                backends = opened(name, *filter(None, (vision, text)))
+                workers.append(
+                    jobs.Worker(
+                        name=name,
+                        vision=backends[0],
+                        text=backends[-1] if text else None,
+                        memory=StageMemory(),
+                    )
+                )
+        yield workers
 
 
 def _run(
     items: Sequence[jobs.Item],
     job: Job,
-    opened: Mapping[str, Sequence[Backend]],
+    workers: Sequence[jobs.Worker],
     outputs: jobs.Outputs,
     options: argparse.Namespace,
-    stop: Event,
+    bars: _Bars,
 ) -> int:
-    before = jobs.read_fingerprint(options.job)
-    job, models = _with_models(job, opened, before, stop)
-    warning = jobs.check_manifest(options.job, _fingerprint(job, models, options))
-    if warning:
-        print(warning, file=sys.stderr)
-    rows = jobs.Rows(options.job)
-    by_id = {item.id: item for item in items}
-    _check_outputs(items, outputs, options, is_new=not before)
-    if "txt" in outputs.kinds:
-        for row in rows:  # a run that was killed between a row and its file
-            item = by_id.get(row["id"])
-            if item and row["status"] == jobs.DONE and not outputs.txt(item).exists():
-                outputs.write_txt(item, row)
-    todo = jobs.to_do(items, rows.status, retry=options.retry_failed)
-    if "txt" in outputs.kinds and options.existing == "skip":
-        foreign = [one for one in todo if outputs.txt(one).exists()]
-        if foreign:
-            print(
-                f"{len(foreign)} images have a caption already and are left out "
-                "(--existing overwrite replaces it).",
-                file=sys.stderr,
-            )
-            for item in foreign:
-                del by_id[item.id]
-            todo = [item for item in todo if item.id in by_id]
-    print(f"{len(by_id) - len(todo)} of {len(by_id)} images have a result.", file=sys.stderr)
-    todo = todo[: options.limit]
-    workers = [
-        jobs.Worker(server, backends[0], backends[-1], StageMemory())
-        for server, backends in opened.items()
-    ]
+    if "jsonl" in outputs.kinds and outputs.jsonl.absolute() in {
+        one.absolute() for one in options.inputs
+    }:
+        raise jobs.JobError(f"{outputs.jsonl} is an input. Name another folder after --output.")
+    begun = jobs.begin(
+        items,
+        job,
+        workers,
+        options.job,
+        outputs,
+        bars.watcher(),
+        settings={"task": options.task, "seed": options.seed},
+        retry_failed=options.retry_failed,
+        retry_flagged=options.retry_flagged,
+        overwrite=options.existing == "overwrite",
+        allow_mixed=options.allow_mixed,
+    )
+    for note in begun.notes:
+        print(note, file=sys.stderr)
+    count = len(begun.items)
+    print(f"{count - len(begun.todo)} of {count} images have a result.", file=sys.stderr)
+    todo = begun.todo[: options.limit]
     state: jobs.Progress | None = None
     was_cancelled = False
+    began = time.monotonic()
     try:
         if todo:
-            state = _work(todo, job, workers, outputs, options, stop)
+            bars.total = len(todo)
+            state = jobs.run_captions(
+                todo,
+                begun.job,
+                begun.workers,
+                options.job,
+                outputs,
+                watcher=lambda worker: bars.watcher(),
+                seed=options.seed,
+                attempts=begun.attempts,
+                chunk=options.chunk,
+                progress=bars.show,
+            )
     except Cancelled:
         was_cancelled = True
-    rows = jobs.Rows(options.job)
-    if "jsonl" in outputs.kinds:
-        outputs.write_jsonl(rows, by_id)
-    counts = count_rows(rows, by_id)
-    report = write_report(options.job, counts)
+    seconds = time.monotonic() - began
+    bars.close()
+    counts = jobs.end(begun, options.job, outputs)
     for line in _lines(counts, state):
         print(line, file=sys.stderr)
-    print(f"Report: {report}", file=sys.stderr)
+    if options.estimate and state:
+        print(_estimate(counts["left"], sum(state.counts.values()), seconds))
+    print(f"Report: {options.job / jobs.REPORT}", file=sys.stderr)
     if was_cancelled:
         return cancelled(f"{counts['left']} images are left. The same command continues.")
     left = counts["left"] and not (options.limit and state and not state.errors)
     return 1 if counts["failed"] or left or (state and state.unwritten) else 0
 
 
-def _check_outputs(
-    items: Sequence[jobs.Item],
-    outputs: jobs.Outputs,
-    options: argparse.Namespace,
-    *,
-    is_new: bool,
-) -> None:
-    """Raise JobError if an output would replace what is not this job's, or lead out of its folder.
+class _Bars:
+    """A line of progress for each stage: rate, time left, failures, and each server's count."""
 
-    Args:
-        is_new: whether the job has only begun, so that none of the files is from it.
-    """
-    if "jsonl" in outputs.kinds:
-        inputs = {one.absolute() for one in options.inputs}
-        if outputs.jsonl.absolute() in inputs or (is_new and outputs.jsonl.exists()):
-            raise jobs.JobError(
-                f"{outputs.jsonl} is there already, and not from this job. Name another folder "
-                "after --output."
-            )
-    if "txt" not in outputs.kinds:
-        return
-    files: dict[str, jobs.Item] = {}
-    for item in items:
-        if outputs.folder is not None and not is_inside(item.id):
-            raise jobs.JobError(
-                f"{item.id} would not be below --output. Name its folder as the input, or write "
-                "each caption beside its image."
-            )
-        file = outputs.txt(item)
-        other = files.setdefault(str(file).casefold(), item)
-        if other is not item:
-            raise jobs.JobError(
-                f"{other.path} and {item.path} would have the same caption file {file}. Rename "
-                "one of the two, or write --out jsonl."
-            )
-    prompts = [options.instructions, options.vision_prompt]
-    if "tags" in used_in(prompts) and outputs.folder is None and options.existing == "skip":
-        raise jobs.JobError(
-            "{tags} is the caption beside an image, and --existing skip leaves such images out. "
-            "Use --existing overwrite, --output or --out jsonl."
-        )
+    def __init__(self, stop: Event) -> None:
+        self.stop = stop
+        self.total = 0
+        self.noted: set[str] = set()
+        self._bars: dict[str, tqdm[Any]] = {}
+        self._lock = Lock()
+        self._shown = 0.0
 
+    def __enter__(self) -> _Bars:
+        return self
 
-def _work(
-    todo: Sequence[jobs.Item],
-    job: Job,
-    workers: Sequence[jobs.Worker],
-    outputs: jobs.Outputs,
-    options: argparse.Namespace,
-    stop: Event,
-) -> jobs.Progress:
-    last = 0.0
-    noted: set[str] = set()
-    with tqdm(total=len(todo), unit="image", file=sys.stderr) as bar:
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-        def show(state: jobs.Progress) -> None:
-            nonlocal last
-            bar.update(1)
-            if time.monotonic() - last > 1.0:
-                last = time.monotonic()
+    def watcher(self) -> Watcher:
+        """Return a watcher of one chunk."""
+        return _Watcher(self)
+
+    def finished(self, stage: str) -> None:
+        """Count one image of a stage."""
+        with self._lock:
+            if stage not in self._bars:
+                self._bars[stage] = tqdm(
+                    total=self.total,
+                    desc=_DOING[stage],
+                    unit="image",
+                    position=len(self._bars),
+                    file=sys.stderr,
+                )
+            self._bars[stage].update(1)
+
+    def show(self, state: jobs.Progress) -> None:
+        """Show the counts of servers and failures; at most once a second."""
+        with self._lock:
+            if self._bars and time.monotonic() - self._shown > 1.0:
+                self._shown = time.monotonic()
                 servers = ", ".join(f"{name} {n}" for name, n in state.by_worker.items())
-                bar.set_postfix_str(f"{state.counts[jobs.FAILED]} failed, {servers}")
+                last = list(self._bars.values())[-1]
+                last.set_postfix_str(f"{state.counts[jobs.FAILED]} failed, {servers}")
 
-        return jobs.run_captions(
-            todo,
-            job,
-            workers,
-            options.job,
-            outputs,
-            watcher=lambda worker: _Watcher(stop, noted),
-            seed=options.seed,
-            chunk=options.chunk or jobs.CHUNK,
-            progress=show,
-        )
+    def note(self, text: str) -> None:
+        """Print a sentence about the whole run, once: each chunk is another run."""
+        if text not in self.noted and "kept from earlier" not in text:
+            self.noted.add(text)
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """End the lines."""
+        with self._lock:
+            for bar in self._bars.values():
+                bar.close()
+            self._bars.clear()
 
 
 class _Watcher(Watcher):
-    """Cancels on Ctrl-C, and prints what a run says about all its images once.
+    """Cancels on Ctrl-C, and counts."""
 
-    Args:
-        noted: what was printed before: each chunk is another run.
-    """
-
-    def __init__(self, stop: Event, noted: set[str]) -> None:
-        self._stop = stop
-        self._noted = noted
+    def __init__(self, bars: _Bars) -> None:
+        self._bars = bars
+        self._stage = ""
 
     def cancelled(self) -> bool:
-        return self._stop.is_set()
+        return self._bars.stop.is_set()
+
+    def stage(self, title: str, model: str, count: int) -> None:
+        self._stage = title
+
+    def finished(self, index: int, result: Result) -> None:
+        self._bars.finished(self._stage)
 
     def note(self, text: str) -> None:
-        if text not in self._noted and "kept from earlier" not in text:
-            self._noted.add(text)
-            tqdm.write(text, file=sys.stderr)
-
-
-def _with_models(
-    job: Job,
-    opened: Mapping[str, Sequence[Backend]],
-    before: Mapping[str, Any],
-    stop: Event,
-) -> tuple[Job, dict[str, Model]]:
-    """Return the job with the names of its models, and the models by their stage.
-
-    Raises:
-        JobError: two servers have different models under the name.
-        LLMError: a server does not have a model.
-    """
-    models: dict[str, Model] = {}
-    noted: set[str] = set()
-    for name, capability, number in (("vision", "vision", 0), ("text", "completion", -1)):
-        stage: Stage | None = getattr(job, name)
-        if stage is None:
-            continue
-        stage = replace(stage, model=split_model(stage.model)[0])
-        if stage.model == AUTO and before.get(f"{name}_model"):
-            stage = replace(stage, model=str(before[f"{name}_model"]))
-        for server, backends in opened.items():
-            found = find_model(
-                backends[number],
-                stage,
-                capability,
-                memory=StageMemory(),
-                watcher=_Watcher(stop, noted),
-            )
-            stage = replace(stage, model=found.name)
-            first = models.setdefault(name, found)
-            if first.digest != found.digest:
-                raise jobs.JobError(
-                    f'The server "{server}" has another {found.name} than the first one. Install '
-                    "the same model on both, or use one of them."
-                )
-        job = replace(job, **{name: stage})
-    return job, models
-
-
-def _fingerprint(
-    job: Job, models: Mapping[str, Model], options: argparse.Namespace
-) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "task": options.task,
-        "seed": options.seed,
-        "instructions": job.instructions[0] if job.text else "",
-        "vision_prompt": job.custom_prompts[0],
-        "prompt_format": PROMPT_FORMAT,
-    }
-    for name, model in models.items():
-        stage: Stage = getattr(job, name)
-        found[f"{name}_model"] = model.name
-        found[f"{name}_digest"] = model.digest
-        found[f"{name}_options"] = {**stage.options, "format": stage.settings.format}
-    return found
+        self._bars.note(text)
 
 
 def _lines(counts: Mapping[str, Any], state: jobs.Progress | None) -> Iterator[str]:
@@ -315,6 +289,19 @@ def _lines(counts: Mapping[str, Any], state: jobs.Progress | None) -> Iterator[s
         yield f"Error: {problem}"
     if len(state.unwritten) > 5:
         yield f"... and {len(state.unwritten) - 5} more caption files."
+
+
+def _estimate(left: int, finished: int, seconds: float) -> str:
+    """
+    >>> _estimate(1000, 20, 80.0)
+    '4.0 s an image: the 1000 images that are left would take about 1:06:40.'
+    """
+    if not finished:
+        return "No image was finished, so there is nothing to estimate from."
+    each = seconds / finished
+    hours, rest = divmod(round(each * left), 3600)
+    time_left = f"{hours}:{rest // 60:02}:{rest % 60:02}"
+    return f"{each:.1f} s an image: the {left} images that are left would take about {time_left}."
 
 
 def _explained(error: LLMError) -> str:

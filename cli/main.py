@@ -13,6 +13,7 @@ from typing import Any
 
 from .._program import program
 from .._version import __version__
+from ..captioning.options import MAX_PARALLEL
 from ..llm.errors import Cancelled, LLMError
 from .terminal import FAILED, WRONG_ARGUMENTS, cancelled, failed, message
 
@@ -271,6 +272,28 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a server of image-refinery.toml, or a kind such as ollama; several share the images",
     )
+    for name in ("vision", "text"):
+        batch.add_argument(
+            f"--{name}-server",
+            action="append",
+            metavar="NAME",
+            help=f"a server for the {name} model only, so that no models are swapped; several "
+            "share the work",
+        )
+    batch.add_argument(
+        "--allow-mixed",
+        action="store_true",
+        help="let servers have different models under one name; each result records its model",
+    )
+    batch.add_argument(
+        "--parallel",
+        type=int,
+        choices=range(1, MAX_PARALLEL + 1),
+        default=1,
+        metavar="N",
+        help=f"requests at a time for each server, which must allow as many (1 to {MAX_PARALLEL}; "
+        "default: 1)",
+    )
     batch.add_argument(
         "--out",
         type=_kinds,
@@ -296,12 +319,23 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         "--chunk",
         type=_at_least(1, int),
         metavar="N",
-        help="images between two swaps of models (default: 250)",
+        help="images between two swaps of models (default: learned, so that swaps take 2 percent "
+        "of the time)",
     )
     batch.add_argument(
         "--limit", type=_at_least(1, int), metavar="N", help="at most N images in this run"
     )
     batch.add_argument("--retry-failed", action="store_true", help="try failed images again, too")
+    batch.add_argument(
+        "--retry-flagged",
+        action="store_true",
+        help="answer images with a suspicious text again, with another seed",
+    )
+    batch.add_argument(
+        "--estimate",
+        action="store_true",
+        help="print how long the images that are left would take; use with --limit 20",
+    )
     batch.add_argument(
         "--dry-run", action="store_true", help="print what is to do, without asking a server"
     )

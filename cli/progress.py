@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from ..captioning.events import Watcher
 from ..captioning.job import Result
 from ..llm.errors import capital
 from ..memory import finish_pending_unloads
+from .terminal import CANCELLED
 
 _TAIL_CHARACTERS = 40
 _DOING = {"describe": "Describing", "rewrite": "Rewriting"}
@@ -78,10 +80,15 @@ class TerminalWatcher(Watcher):
 
 @contextmanager
 def stop_on_ctrl_c() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C sets, in place of an exception at any odd moment."""
+    """Give an event that Ctrl-C sets, in place of an exception at any odd moment.
+
+    A second Ctrl-C ends the process: every file is written whole or not at all.
+    """
     stop = threading.Event()
 
     def on_interrupt(signum: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(CANCELLED)
         stop.set()
 
     before = signal.signal(signal.SIGINT, on_interrupt)

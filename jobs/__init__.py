@@ -1,17 +1,20 @@
 """Jobs: any number of images through the stages, resumable, from the same rows to every output."""
 
-from .captions import CHUNK, Progress, Worker, run_captions, to_do
-from .directory import JobError, check_manifest, locked, read_fingerprint
+from .caption_job import Begun, begin, end
+from .captions import Progress, Worker, run_captions, to_do
+from .directory import JobError, locked
 from .items import BadInputList, Item, find_items
 from .outputs import KINDS, Outputs
+from .report import FILE as REPORT
 from .rows import DONE, FAILED, RowLog, Rows
 
 __all__ = [
-    "CHUNK",
     "DONE",
     "FAILED",
     "KINDS",
+    "REPORT",
     "BadInputList",
+    "Begun",
     "Item",
     "JobError",
     "Outputs",
@@ -19,10 +22,10 @@ __all__ = [
     "RowLog",
     "Rows",
     "Worker",
-    "check_manifest",
+    "begin",
+    "end",
     "find_items",
     "locked",
-    "read_fingerprint",
     "run_captions",
     "to_do",
 ]

@@ -4,46 +4,66 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from .._version import __version__
 from ..captioning.events import Watcher
 from ..captioning.images import file_source
-from ..captioning.job import Caption, Job
+from ..captioning.job import Caption, Job, Result
 from ..captioning.kept import FILE_NAME, KeptAnswers
 from ..captioning.options import fold_seed
 from ..captioning.placeholders import used_in
-from ..captioning.run import FATAL_ERRORS, Memory, run
+from ..captioning.run import FATAL_ERRORS, RUN_KEEP_ALIVE_S, Memory, rewrite, run
 from ..files import UnreadableImage, about_file
-from ..llm.backend import Backend
+from ..llm.backend import Answer, Backend, Model
 from ..llm.errors import AccessDenied, LLMError, OutOfMemory, ServerTimeout
 from .flags import flags_of
 from .items import Item
 from .outputs import Outputs
-from .rows import DONE, FAILED, Row, RowLog
+from .rows import DONE, FAILED, Row, RowLog, Rows
+from .schedule import ChunkSizes, Supply
 
-CHUNK = 250
-"""Images between two swaps of models: at 20 s for a swap and 4 s an image, 2 % of the time."""
+T = TypeVar("T")
+_Ask = Callable[["Worker", RowLog, Sequence[T]], Sequence[int]]
+"""Works on a chunk; returns the indexes of what its server did not get to."""
 
 _UNBOUNDED = 2**62
+_DIGEST_CHARS = 12
+"""As Ollama shows it; a row of a million has no room for 64."""
 _MAY_BE_THE_IMAGE = (AccessDenied, OutOfMemory, ServerTimeout)
 """Errors of a server that an image may have caused: it has a row, so that no run begins with it."""
 
 
-class Worker(NamedTuple):
-    """A server, or a pair of them, that takes chunks."""
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """A server that works on a job.
+
+    Attributes:
+        name: of the server.
+        vision: for descriptions; None: other workers describe.
+        text: for rewrites; None: other workers rewrite.
+        models: its models by their stage, "vision" and "text".
+    """
 
     name: str
-    vision: Backend
+    vision: Backend | None
     text: Backend | None
     memory: Memory
+    models: Mapping[str, Model] = field(default_factory=dict[str, Model])
+
+    @property
+    def swaps(self) -> bool:
+        """Whether it needs two models in turns."""
+        vision, text = self.models.get("vision"), self.models.get("text")
+        return vision is not None and text is not None and vision.name != text.name
 
 
 @dataclass
@@ -74,109 +94,234 @@ def run_captions(
     *,
     watcher: Callable[[Worker], Watcher],
     seed: int = 0,
-    chunk: int = CHUNK,
+    attempts: Mapping[str, int] | None = None,
+    chunk: int | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Work through the items; return what became of them.
 
     Each result is a row before anything else sees it. A server that fails for every image ends its
-    worker; its chunk goes back, for the others or for the next run.
+    worker; its images go back, for the others or for the next run. If no worker has both models,
+    the descriptions of one are rewritten by another, and no models are swapped.
 
     Args:
         job: without images: their prompts are those of every image.
         folder: the job's directory, which the caller has locked.
         watcher: returns what follows and cancels a worker's run.
         seed: of the job; each image has its own, from this and its id.
+        attempts: by id, how often an image was asked before and is to be answered in another way.
+        chunk: images that a worker takes at a time; None: chosen by `ChunkSizes`.
         progress: called after each row.
 
     Raises:
         Cancelled: a watcher cancelled. All rows that were finished are there.
     """
-    chunks = deque([items[at : at + chunk] for at in range(0, len(items), chunk)])
-    state = Progress(total=len(items))
+    with closing(KeptAnswers(folder / FILE_NAME, max_bytes=_UNBOUNDED)) as kept:
+        work = _Work(
+            job=job,
+            folder=folder,
+            outputs=outputs,
+            kept=kept,
+            watcher=watcher,
+            seed=seed,
+            attempts=attempts or {},
+            state=Progress(total=len(items)),
+            progress=progress,
+        )
+        tasks = work.tasks(items, workers, chunk)
+        with ThreadPoolExecutor(len(tasks), "image-refinery-job") as threads:
+            for ended in [threads.submit(task) for task in tasks]:
+                ended.result()
+    return work.state
 
-    def work(worker: Worker) -> None:
-        with closing(RowLog(folder, worker.name)) as log:
-            while worker.name not in state.errors:
+
+class _Described(NamedTuple):
+    """An image, and its description by another worker."""
+
+    item: Item
+    description: Result
+    by: Worker
+
+
+@dataclass(kw_only=True)
+class _Work:
+    """What the workers of a run share."""
+
+    job: Job
+    folder: Path
+    outputs: Outputs
+    kept: KeptAnswers
+    watcher: Callable[[Worker], Watcher]
+    seed: int
+    attempts: Mapping[str, int]
+    state: Progress
+    progress: Callable[[Progress], None]
+
+    def tasks(
+        self, items: Sequence[Item], workers: Sequence[Worker], chunk: int | None
+    ) -> list[Callable[[], None]]:
+        """Return what is to run at the same time: one task for each worker."""
+
+        def task(worker: Worker, supply: Supply[T], ask: _Ask[T], count: int) -> None:
+            sizes = ChunkSizes(chunk, swaps=worker.swaps, workers=count)
+            self._share(worker, supply, ask, sizes)
+
+        images = Supply(items)
+        if self.job.text is None or all(worker.vision and worker.text for worker in workers):
+            return [partial(task, worker, images, self._whole, len(workers)) for worker in workers]
+        describers = [worker for worker in workers if worker.vision]
+        writers = [worker for worker in workers if worker.text]
+        described = Supply[_Described](feeders=len(describers))
+
+        def describe(worker: Worker) -> None:
+            try:
+                task(worker, images, partial(self._describe, described), len(describers))
+            finally:
+                described.end_feeding()
+
+        return [
+            *(partial(describe, worker) for worker in describers),
+            *(partial(task, worker, described, self._rewrite, len(writers)) for worker in writers),
+        ]
+
+    def _share(self, worker: Worker, supply: Supply[T], ask: _Ask[T], sizes: ChunkSizes) -> None:
+        """Work on what one worker takes, until there is no more, or its server fails."""
+        with closing(RowLog(self.folder, worker.name)) as log:
+            while worker.name not in self.state.errors and (taken := supply.take(sizes)):
+                began = time.monotonic()
+                rest = range(len(taken))
                 try:
-                    taken = chunks.popleft()
-                except IndexError:
+                    rest = ask(worker, log, taken)
+                finally:
+                    supply.give_back([taken[index] for index in rest])
+                sizes.learn(len(taken), time.monotonic() - began)
+        if not worker.swaps and not self.job.keep_loaded_s:
+            cancelled = self.watcher(worker).cancelled
+            for name, backend in (("vision", worker.vision), ("text", worker.text)):
+                if backend and name in worker.models:
+                    worker.memory.after(backend, worker.models[name], cancelled=cancelled)
+
+    def _whole(self, worker: Worker, log: RowLog, items: Sequence[Item]) -> Sequence[int]:
+        assert worker.vision is not None
+        return self._ask(
+            partial(run, worker.vision, [file_source(item.path) for item in items]),
+            self._job_for(items, worker),
+            worker,
+            lambda index, caption: self._write(items[index], caption, worker, log),
+            text_backend=worker.text,
+        )
+
+    def _describe(
+        self, described: Supply[_Described], worker: Worker, log: RowLog, items: Sequence[Item]
+    ) -> Sequence[int]:
+        assert worker.vision is not None
+        answered: list[_Described] = []
+
+        def done(index: int, caption: Caption) -> None:
+            if caption.final.error:
+                self._write(items[index], caption, worker, log)
+            else:
+                answered.append(_Described(items[index], caption.description, worker))
+
+        images = [file_source(item.path) for item in items]
+        job = replace(self._job_for(items, worker), text=None)
+        rest = self._ask(partial(run, worker.vision, images), job, worker, done)
+        described.add(answered)
+        return rest
+
+    def _rewrite(
+        self, worker: Worker, log: RowLog, described: Sequence[_Described]
+    ) -> Sequence[int]:
+        assert worker.text is not None
+        return self._ask(
+            partial(rewrite, worker.text, [one.description for one in described]),
+            self._job_for([one.item for one in described], worker),
+            worker,
+            lambda index, caption: self._write(
+                described[index].item, caption, worker, log, described[index].by
+            ),
+        )
+
+    def _job_for(self, items: Sequence[Item], worker: Worker) -> Job:
+        """Return the job of some images, with their own seeds and placeholders."""
+        about: list[dict[str, str]] = []
+        if used_in([*self.job.instructions, *self.job.custom_prompts]):
+            about = [_about(item) for item in items]
+        seeds = [seed_of(item, self.seed, self.attempts.get(item.id, 0)) for item in items]
+        job = replace(self.job, seeds=seeds, about=about)
+        # One model stays until the worker has ended: the next chunk needs it again.
+        keeps = not worker.swaps and not job.keep_loaded_s
+        return replace(job, keep_loaded_s=RUN_KEEP_ALIVE_S) if keeps else job
+
+    def _ask(
+        self,
+        call: Callable[..., object],
+        job: Job,
+        worker: Worker,
+        done: Callable[[int, Caption], None],
+        **backends: Backend | None,
+    ) -> Sequence[int]:
+        """Run a chunk; return the indexes that were not asked, as their server failed before.
+
+        Args:
+            call: `run` or `rewrite`, with the server and the images or descriptions.
+            done: called with the index and the result of each image that has one.
+        """
+        rest: list[int] = []
+        ended: LLMError | None = None
+        answered = 0
+
+        def finished(index: int, caption: Caption) -> None:
+            nonlocal ended, answered
+            error = caption.final.error
+            if isinstance(error, FATAL_ERRORS):
+                with self.state.lock:
+                    # What follows an error that ends a stage has the same one, and was not sent.
+                    first = error is not ended
+                    ended = error
+                if not (first and isinstance(error, _MAY_BE_THE_IMAGE)):
+                    rest.append(index)
                     return
-                rest = _work_on(
-                    taken, job, worker, log, kept, outputs, watcher(worker), seed, state, progress
-                )
-                if rest:
-                    chunks.append(rest)
+            done(index, caption)
+            with self.state.lock:
+                answered += error is None
 
-    with (
-        closing(KeptAnswers(folder / FILE_NAME, max_bytes=_UNBOUNDED)) as kept,
-        ThreadPoolExecutor(len(workers), "image-refinery-job") as threads,
-    ):
-        for _ in threads.map(work, workers):
-            pass
-    return state
+        call(
+            job,
+            memory=worker.memory,
+            watcher=self.watcher(worker),
+            kept=self.kept,
+            finished=finished,
+            **backends,
+        )
+        if ended and not (answered and isinstance(ended, _MAY_BE_THE_IMAGE)):
+            self.state.errors[worker.name] = ended
+        return rest
 
-
-def _work_on(
-    items: Sequence[Item],
-    job: Job,
-    worker: Worker,
-    log: RowLog,
-    kept: KeptAnswers,
-    outputs: Outputs,
-    watcher: Watcher,
-    seed: int,
-    state: Progress,
-    progress: Callable[[Progress], None],
-) -> list[Item]:
-    """Work on a chunk; return the items that were not asked, as their server failed before."""
-    rest: list[Item] = []
-    ended: LLMError | None = None
-    done = 0
-
-    def finished(index: int, caption: Caption) -> None:
-        nonlocal ended, done
-        item, error = items[index], caption.final.error
-        if isinstance(error, FATAL_ERRORS):
-            with state.lock:
-                # What follows an error that ends a stage has the same error, and was not sent.
-                first = error is not ended
-                ended = error
-            if not (first and isinstance(error, _MAY_BE_THE_IMAGE)):
-                rest.append(item)
-                return
-        row = row_of(item, caption, worker.name)
+    def _write(
+        self,
+        item: Item,
+        caption: Caption,
+        worker: Worker,
+        log: RowLog,
+        describer: Worker | None = None,
+    ) -> None:
+        row = row_of(item, caption, worker, describer)
+        if attempt := self.attempts.get(item.id):
+            row["attempt"] = attempt
         log.write(row)
         problem = ""
-        if row["status"] == DONE and "txt" in outputs.kinds:
+        if row["status"] == DONE and "txt" in self.outputs.kinds:
             try:
-                outputs.write_txt(item, row)
-            except OSError as failure:
-                problem = f"{outputs.txt(item)} cannot be written ({failure.strerror or failure})."
-        with state.lock:
-            done += row["status"] == DONE
-            state.counts[row["status"]] += 1
-            state.by_worker[worker.name] += 1
+                self.outputs.write_txt(item, row)
+            except OSError as error:
+                problem = f"{self.outputs.txt(item)} cannot be written ({error.strerror or error})."
+        with self.state.lock:
+            self.state.counts[row["status"]] += 1
+            self.state.by_worker[worker.name] += 1
             if problem:
-                state.unwritten.append(problem)
-            progress(state)
-
-    about: list[dict[str, str]] = []
-    if used_in([*job.instructions, *job.custom_prompts]):
-        about = [_about(item) for item in items]
-    run(
-        worker.vision,
-        [file_source(item.path) for item in items],
-        replace(job, seeds=[seed_of(item, seed) for item in items], about=about),
-        text_backend=worker.text,
-        memory=worker.memory,
-        watcher=watcher,
-        kept=kept,
-        finished=finished,
-    )
-    if ended and not (done and isinstance(ended, _MAY_BE_THE_IMAGE)):
-        state.errors[worker.name] = ended
-    return rest
+                self.state.unwritten.append(problem)
+            self.progress(self.state)
 
 
 def _about(item: Item) -> dict[str, str]:
@@ -186,14 +331,21 @@ def _about(item: Item) -> dict[str, str]:
         return {}  # which is what its row will say
 
 
-def seed_of(item: Item, seed: int) -> int:
+def seed_of(item: Item, seed: int, attempt: int = 0) -> int:
     """Return an image's seed: from its id, as its place in the list may change between runs."""
-    return fold_seed(seed ^ (zlib.crc32(item.id.encode("utf-8", "surrogatepass")) << 32))
+    name = f"{item.id}/{attempt}" if attempt else item.id
+    return fold_seed(seed ^ (zlib.crc32(name.encode("utf-8", "surrogatepass")) << 32))
 
 
-def row_of(item: Item, caption: Caption, worker: str) -> Row:
-    """Return the row for a caption or its error."""
-    row: Row = {"id": item.id, "at": round(time.time(), 3), "by": worker, "version": __version__}
+def row_of(item: Item, caption: Caption, worker: Worker, describer: Worker | None = None) -> Row:
+    """Return the row for a caption or its error.
+
+    Args:
+        worker: wrote the last text.
+        describer: wrote the description; None: the same.
+    """
+    row: Row = {"id": item.id, "at": round(time.time(), 3), "by": worker.name}
+    row["version"] = __version__
     if caption.final.error is not None:
         error = caption.final.error
         kind = {"kind": type(error).__name__, "code": error.code, "message": str(error)}
@@ -201,11 +353,26 @@ def row_of(item: Item, caption: Caption, worker: str) -> Row:
     described, last = caption.description.answer, caption.final.answer
     assert described is not None and last is not None
     row |= {"status": DONE, "text": last.text, "flags": flags_of(last)}
-    row |= {"description": described.text, "vision_model": described.model}
-    return row if last is described else row | {"text_model": last.model}
+    row |= {"description": described.text, **_model("vision", described, describer or worker)}
+    return row if last is described else row | _model("text", last, worker)
 
 
-def to_do(items: Iterable[Item], statuses: Callable[[str], str], *, retry: bool) -> list[Item]:
-    """Return the items that have no row, or with `retry` a failed one."""
-    wanted = ("", FAILED) if retry else ("",)
-    return [item for item in items if statuses(item.id) in wanted]
+def _model(stage: str, answer: Answer, worker: Worker) -> Row:
+    digest = worker.models[stage].digest if stage in worker.models else ""
+    return {f"{stage}_model": answer.model, f"{stage}_digest": digest[:_DIGEST_CHARS]}
+
+
+def to_do(
+    items: Iterable[Item], rows: Rows, *, failed: bool = False, flagged: bool = False
+) -> tuple[list[Item], dict[str, int]]:
+    """Return the items to ask, and by id how often those that are asked again were answered.
+
+    Args:
+        failed: also those whose last row is a failure.
+        flagged: also those whose text has a flag, to be answered with another seed.
+    """
+    again: dict[str, int] = {}
+    if flagged:
+        again = {row["id"]: row.get("attempt", 0) + 1 for row in rows if row.get("flags")}
+    wanted = ("", FAILED) if failed else ("",)
+    return [item for item in items if rows.status(item.id) in wanted or item.id in again], again

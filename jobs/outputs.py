@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..files.captions import caption_file, one_line
 from ..texts.characters import whole_characters
-from .items import Item
+from .directory import JobError
+from .items import Item, is_inside
 from .rows import DONE, Row, Rows
 from .whole import written_whole
 
@@ -50,6 +51,45 @@ class Outputs:
         """
         with written_whole(self.txt(item)) as file:
             file.write(self._caption(row))
+
+    def restore_txt(self, rows: Rows, items: Mapping[str, Item]) -> None:
+        """Write the caption files that are missing: a run was killed between a row and its file.
+
+        Raises:
+            OSError: one cannot be written.
+        """
+        for row in rows:
+            item = items.get(row["id"])
+            if item and row["status"] == DONE and not self.txt(item).exists():
+                self.write_txt(item, row)
+
+    def check(self, items: Sequence[Item], *, is_new: bool) -> None:
+        """Raise JobError if an output would replace a foreign file, or leave its folder.
+
+        Args:
+            is_new: whether the job has only begun, so that none of the files is from it.
+        """
+        if "jsonl" in self.kinds and is_new and self.jsonl.exists():
+            raise JobError(
+                f"{self.jsonl} is there already, and not from this job. Name another folder after "
+                "--output."
+            )
+        if "txt" not in self.kinds:
+            return
+        files: dict[str, Item] = {}
+        for item in items:
+            if self.folder is not None and not is_inside(item.id):
+                raise JobError(
+                    f"{item.id} would not be below --output. Name its folder as the input, or "
+                    "write each caption beside its image."
+                )
+            file = self.txt(item)
+            other = files.setdefault(str(file).casefold(), item)
+            if other is not item:
+                raise JobError(
+                    f"{other.path} and {item.path} would have the same caption file {file}. Rename "
+                    "one of the two, or write --out jsonl."
+                )
 
     def write_jsonl(self, rows: Rows, items: Mapping[str, Item]) -> None:
         """Write `metadata.jsonl` of all that is done: `file_name` and `text`, in no fixed order.

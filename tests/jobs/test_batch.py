@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +78,11 @@ def test_a_job_has_a_row_and_an_output_for_each_image(
         "flags": [],
         "description": RED,
         "vision_model": "llava:latest",
+        "vision_digest": rows["a.png"]["vision_digest"],
         "text_model": "llama3.2:latest",
+        "text_digest": rows["a.png"]["text_digest"],
     }
+    assert len(rows["a.png"]["vision_digest"]) == len(rows["a.png"]["text_digest"]) == 12
     assert (images / "inner" / "a.txt").read_text() == f"ohwx, {CRIMSON}"
     lines = (tmp_path / "job" / "metadata.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["file_name"] for line in lines) == IDS
@@ -183,9 +187,11 @@ def test_files_of_others_are_not_replaced(
 ) -> None:
     listed = images / "metadata.jsonl"
     listed.write_text('{"file_name": "a.png", "label": 1}\n')
-    words = ["batch", str(listed), "--job", str(tmp_path / "job"), "--output", str(images)]
-    assert main(words) == 1
+    job = ["--job", str(tmp_path / "job"), "--output", str(images)]
+    assert main(["batch", str(images), *job]) == 1
     assert "is there already, and not from this job" in capsys.readouterr().err
+    assert main(["batch", str(listed), *job]) == 1
+    assert "metadata.jsonl is an input" in capsys.readouterr().err
     assert "label" in listed.read_text() and not ollama.of("chat")
 
 
@@ -335,6 +341,140 @@ def test_several_servers_share_the_images(
     assert sum(by.values()) == 6 and set(by) == {"one", "two"}
 
 
+@pytest.fixture
+def named(
+    tmp_path: Path, make_ollama: Callable[..., FaultyOllama]
+) -> Callable[..., dict[str, FaultyOllama]]:
+    """Start servers, and name them in image-refinery.toml."""
+
+    def start(**models: Any) -> dict[str, FaultyOllama]:
+        servers = {name: make_ollama(*given) for name, given in models.items()}
+        config = tmp_path / "config" / "image-refinery" / "image-refinery.toml"
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(
+            "".join(f'[servers.{name}]\nurl = "{one.url}"\n' for name, one in servers.items())
+        )
+        return servers
+
+    return start
+
+
+CAPTION = ("--task", "caption", "--instructions", "Shorten it.")
+ROLES = ("--vision-server", "eye", "--text-server", "pen")
+
+
+def test_servers_with_a_role_swap_nothing(
+    batch: Callable[..., int], named: Callable[..., Any], tmp_path: Path
+) -> None:
+    servers = named(eye=(), pen=())
+    assert batch(*CAPTION, *ROLES, "--chunk", "2") == 0
+    assert servers["eye"].loads == {"llava:latest": 1}
+    assert servers["pen"].loads == {"llama3.2:latest": 1}
+    assert not servers["eye"].loaded and not servers["pen"].loaded, "unloaded at the end"
+    rows = rows_of(tmp_path / "job")
+    assert len(rows) == 6
+    assert {(row["by"], row["text"], row["description"]) for row in rows.values()} == {
+        ("pen", CRIMSON, RED)
+    }
+    asked = len(servers["eye"].of("chat"))
+    assert batch(*CAPTION, *ROLES) == 0 and len(servers["eye"].of("chat")) == asked == 6
+
+
+def test_a_server_that_rewrites_no_more_loses_no_description(
+    batch: Callable[..., int], named: Callable[..., Any], tmp_path: Path, capsys: Any
+) -> None:
+    servers = named(eye=(), pen=())
+    servers["pen"].script("chat", None, None)
+    servers["pen"].always("chat", "busy")
+    assert batch(*CAPTION, *ROLES, "--chunk", "2") == 1
+    assert "2 done, 0 failed, 4 left." in capsys.readouterr().err
+    servers["pen"].forget_script()
+    assert batch(*CAPTION, *ROLES) == 0
+    assert len(servers["eye"].of("chat")) == 6, "descriptions are kept"
+    assert len(rows_of(tmp_path / "job")) == 6
+
+
+def test_a_bad_image_is_a_failure_of_the_server_that_describes(
+    batch: Callable[..., int], named: Callable[..., Any], images: Path, tmp_path: Path
+) -> None:
+    named(eye=(), pen=())
+    (images / "b.png").write_text("no image")
+    assert batch(*CAPTION, *ROLES) == 1
+    rows = rows_of(tmp_path / "job")
+    assert rows["b.png"]["by"] == "eye" and rows["b.png"]["status"] == "failed"
+    assert len(rows) == 6
+
+
+def test_roles_that_contradict_each_other(batch: Callable[..., int], capsys: Any) -> None:
+    for words, said in (
+        ((*CAPTION, *ROLES, "--server", "x"), "--server is for both models"),
+        ((*CAPTION, "--vision-server", "x"), "belong together"),
+        ((*CAPTION, "--vision-server", "x", "--text-server", "x"), "x would have both roles"),
+        (ROLES, "--task describe takes no --text-server"),
+        (("--parallel", "65"), "invalid choice"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            batch(*words)
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_another_model_under_the_same_name_stops_before_the_first_image(
+    batch: Callable[..., int], named: Callable[..., Any], tmp_path: Path, capsys: Any
+) -> None:
+    from faulty_ollama import vision_model
+
+    one, other = vision_model("llava"), replace(vision_model("llava"), listed_digest="f" * 64)
+    servers = named(one=([one],), two=([other],))
+    words = ("--server", "one", "--server", "two")
+    assert batch(*words) == 1
+    assert '"one" and "two" have different models under the name' in capsys.readouterr().err
+    assert not any(server.of("chat") for server in servers.values())
+    assert batch(*words, "--allow-mixed", "--chunk", "1") == 0
+    digests = {row["vision_digest"] for row in rows_of(tmp_path / "job").values()}
+    assert digests <= {one.digest[:12], "f" * 12}
+    manifest = json.loads((tmp_path / "job" / "manifest.json").read_text())
+    assert manifest["fingerprint"]["vision_digest"] == "mixed"
+
+
+def test_a_flagged_text_is_answered_again_with_another_seed(
+    batch: Callable[..., int], images: Path, tmp_path: Path, ollama: FaultyOllama
+) -> None:
+    from faulty_ollama import Reply
+
+    ollama.script("chat", Reply(text="I'm sorry, but I can't describe this image."))
+    assert batch("--out", "txt") == 0
+    first = rows_of(tmp_path / "job")["a.png"]
+    assert first["flags"] == ["refusal"]
+    assert batch("--out", "txt", "--retry-flagged") == 0
+    row = rows_of(tmp_path / "job")["a.png"]
+    assert row["text"] == RED and row["attempt"] == 1 and (images / "a.txt").read_text() == RED
+    chats = ollama.of("chat")
+    assert len(chats) == 7
+    assert chats[0].body["options"]["seed"] != chats[6].body["options"]["seed"]
+
+
+def test_an_estimate_tells_how_long_the_rest_takes(
+    batch: Callable[..., int], ollama: FaultyOllama, capsys: Any
+) -> None:
+    from faulty_ollama import Reply
+
+    ollama.always("chat", Reply(token_s=0.02))
+    assert batch("--limit", "2", "--estimate") == 0
+    assert "the 4 images that are left would take about 0:00:0" in capsys.readouterr().out
+
+
+def test_requests_at_a_time(
+    batch: Callable[..., int], ollama: FaultyOllama, tmp_path: Path
+) -> None:
+    from faulty_ollama import Reply
+
+    ollama.always("chat", Reply(token_s=0.02))
+    assert batch("--parallel", "3") == 0
+    assert len(rows_of(tmp_path / "job")) == 6
+    chats = sorted(ollama.of("chat"), key=lambda chat: chat.started)
+    assert chats[0].ended is not None and chats[2].started < chats[0].ended
+
+
 # a process that is killed
 
 
@@ -397,6 +537,23 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path, images: Path, ollama: FaultyO
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "The same command continues." in said and "Traceback" not in said
+    assert len(rows_of(tmp_path / "job")) >= 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process on Windows")
+def test_a_second_ctrl_c_ends_it(tmp_path: Path, images: Path, ollama: FaultyOllama) -> None:
+    from faulty_ollama import Reply
+
+    ollama.always("chat", Reply(token_s=0.05))
+    ollama.always("unload", "hang")
+    process = start(images, tmp_path / "job")
+    assert ollama.wait_until(lambda: len(ollama.of("chat")) >= 3, 60)
+    process.send_signal(signal.SIGINT)
+    assert ollama.wait_until(lambda: len(ollama.of("unload")) >= 1, 60), "it waits for the unload"
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130 and time.monotonic() - began < 3
     assert len(rows_of(tmp_path / "job")) >= 2
 
 

@@ -1,0 +1,112 @@
+"""Begin or continue a job of captions, and end a run of it: the same for every caller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..captioning.events import Watcher
+from ..captioning.job import Job
+from ..captioning.placeholders import used_in
+from .captions import Worker, to_do
+from .directory import JobError, check_manifest, read_fingerprint
+from .items import Item
+from .outputs import Outputs
+from .plan import fingerprint, with_models
+from .report import count_rows, write_report
+from .rows import Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A job of which a run can start.
+
+    Attributes:
+        job: with the names of its models.
+        workers: with their models.
+        items: the job's images by their ids, without those whose caption another program wrote.
+        todo: the images that this run asks.
+        attempts: see `run_captions`.
+        notes: sentences for the user.
+    """
+
+    job: Job
+    workers: Sequence[Worker]
+    items: Mapping[str, Item]
+    todo: Sequence[Item]
+    attempts: Mapping[str, int] = field(default_factory=dict[str, int])
+    notes: Sequence[str] = ()
+
+
+def begin(
+    items: Sequence[Item],
+    job: Job,
+    workers: Sequence[Worker],
+    folder: Path,
+    outputs: Outputs,
+    watcher: Watcher,
+    *,
+    settings: Mapping[str, Any],
+    retry_failed: bool = False,
+    retry_flagged: bool = False,
+    overwrite: bool = False,
+    allow_mixed: bool = False,
+) -> Begun:
+    """Begin a job in its directory, or continue it.
+
+    Args:
+        folder: the job's directory, which the caller has locked.
+        settings: what the answers depend on beside `job`, for the manifest.
+        retry_failed, retry_flagged: see `to_do`.
+        overwrite: replace captions that another program wrote; else their images are left out.
+        allow_mixed: see `with_models`.
+
+    Raises:
+        JobError: the job was begun with other settings, or an output is not the job's own.
+        Cancelled, LLMError: a model cannot be found.
+        OSError: the directory or a caption cannot be written.
+    """
+    before = read_fingerprint(folder)
+    job, workers = with_models(job, workers, before, watcher, allow_mixed=allow_mixed)
+    warning = check_manifest(folder, fingerprint(job, workers, **settings))
+    notes = [warning] if warning else []
+    outputs.check(items, is_new=not before)
+    by_id = {item.id: item for item in items}
+    rows = Rows(folder)
+    todo, attempts = to_do(items, rows, failed=retry_failed, flagged=retry_flagged)
+    if "txt" in outputs.kinds:
+        outputs.restore_txt(rows, by_id)
+        if not overwrite:
+            _check_tags(job, outputs)
+            foreign = [one for one in todo if not rows.status(one.id) and outputs.txt(one).exists()]
+            if foreign:
+                notes.append(f"{len(foreign)} images have a caption already and are left out.")
+            for item in foreign:
+                del by_id[item.id]
+            todo = [item for item in todo if item.id in by_id]
+    return Begun(job=job, workers=workers, items=by_id, todo=todo, attempts=attempts, notes=notes)
+
+
+def end(begun: Begun, folder: Path, outputs: Outputs) -> dict[str, Any]:
+    """Write the outputs and the report of all that is done; return the counts of the report.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    rows = Rows(folder)
+    if "jsonl" in outputs.kinds:
+        outputs.write_jsonl(rows, begun.items)
+    counts = count_rows(rows, begun.items)
+    write_report(folder, counts)
+    return counts
+
+
+def _check_tags(job: Job, outputs: Outputs) -> None:
+    if "tags" in used_in([*job.instructions, *job.custom_prompts]) and outputs.folder is None:
+        raise JobError(
+            "{tags} is the caption beside an image, and images that have one are left out. Replace "
+            "captions (--existing overwrite), or write them to another folder (--output) or to "
+            "metadata.jsonl (--out jsonl)."
+        )
