@@ -82,7 +82,7 @@ def begin(
             _check_tags(job, outputs)
             foreign = [one for one in todo if not rows.status(one.id) and outputs.txt(one).exists()]
             if foreign:
-                notes.append(f"{len(foreign)} images have a caption already and are left out.")
+                notes.append(f"Left out, as they have a caption: {len(foreign)} images.")
             for item in foreign:
                 del by_id[item.id]
             todo = [item for item in todo if item.id in by_id]

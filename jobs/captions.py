@@ -129,6 +129,10 @@ def run_captions(
             progress=progress,
         )
         tasks = work.tasks(items, workers, chunk)
+        if len(tasks) == 1:
+            # In the caller's thread: ComfyUI's models, which make room, belong to it.
+            tasks[0]()
+            return work.state
         with ThreadPoolExecutor(len(tasks), "image-refinery-job") as threads:
             for ended in [threads.submit(task) for task in tasks]:
                 ended.result()
@@ -193,7 +197,7 @@ class _Work:
                 try:
                     rest = ask(worker, log, taken)
                 finally:
-                    supply.give_back([taken[index] for index in rest])
+                    supply.put_back([taken[index] for index in rest])
                 sizes.learn(len(taken), time.monotonic() - began)
         if not worker.swaps and not self.job.keep_loaded_s:
             cancelled = self.watcher(worker).cancelled

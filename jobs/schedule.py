@@ -21,7 +21,7 @@ _SPLIT = 8
 
 
 class Supply(Generic[T]):
-    """Images, or what else workers take, and give back where they cannot finish it.
+    """Images, or what else workers take; they return what they cannot finish.
 
     Args:
         items: what is there.
@@ -35,9 +35,9 @@ class Supply(Generic[T]):
         self._changed = Condition()
 
     def take(self, size: Callable[[int], int]) -> list[T]:
-        """Return the next items, or none if there are no more; then call `give_back`.
+        """Return the next items, or none if there are no more; then call `put_back`.
 
-        Waits while there are none, but another worker may give back or add some.
+        Waits while there are none, but another worker may return or add some.
 
         Args:
             size: returns how many to take, of so many that are there.
@@ -49,7 +49,7 @@ class Supply(Generic[T]):
                 self._busy += 1
             return [self._items.popleft() for _ in range(count)]
 
-    def give_back(self, rest: Iterable[T] = ()) -> None:
+    def put_back(self, rest: Iterable[T] = ()) -> None:
         """End the work on what was taken; return what was not finished."""
         with self._changed:
             self._items.extend(rest)

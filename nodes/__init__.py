@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .caption_folder import CaptionFolder
 from .check_setup import CheckSetup
 from .display_anything import DisplayAnything
 from .free_memory import FreeMemory
@@ -37,4 +38,5 @@ class ImageRefineryExtension(ComfyExtension):
             SaveCaption,
             TextToFilename,
             CheckSetup,
+            CaptionFolder,
         ]

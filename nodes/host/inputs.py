@@ -1,4 +1,4 @@
-"""A node's inputs as one frozen dataclass: each field is a widget or socket with its default.
+"""A node's inputs as one dataclass: each field is a widget or socket with its default.
 
 `widgets` makes the schema's inputs of the fields, in their order, and `read` makes the dataclass of
 what ComfyUI calls a node with that gets lists (`is_input_list`).

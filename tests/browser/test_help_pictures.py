@@ -106,6 +106,15 @@ EXAMPLES: dict[str, list[Any]] = {
         values={"text": "A red ball: on snow / at night.", "folder": "captions"},
     ),
     "RefineryCheckSetup": [LAKE, {"type": "RefineryCheckSetup", "tall": 340}],
+    "RefineryCaptionFolder": [
+        LAKE,
+        {
+            "type": "RefineryCaptionFolder",
+            "values": {"folder": "lakes", "instructions": "", "existing": "overwrite"},
+        },
+        {**shows(1, "texts"), "tall": 200},
+        {**shows(2, "report"), "tall": 150},
+    ],
     # It wants weights that are not here: its example is drawn, not run.
     "RefinerySDXLRefiner": [
         {**LAKE, "shown": True, "tall": 300},

@@ -360,6 +360,12 @@ class ComfyHost:
                 return
         raise AssertionError(f"ComfyUI did not answer in {START_TIMEOUT_S} s:\n{self.log}")
 
+    def peak_memory_bytes(self) -> int:
+        """The most memory that the process has had so far, from /proc: Linux only."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
     def stop(self) -> None:
         """End the server; its log stays."""
         if self._process is not None:

@@ -16,7 +16,7 @@ IDS = [
     *("RefineryLLMDescribe", "RefineryOllamaProcess", "RefineryOllamaOptions"),
     *("RefineryReadyInstructions", "RefineryWildcardProcessor", "RefineryDisplayAnything"),
     *("RefineryFreeMemory", "RefineryLoadFolder", "RefinerySaveCaption"),
-    *("RefineryTextToFilename", "RefineryCheckSetup"),
+    *("RefineryTextToFilename", "RefineryCheckSetup", "RefineryCaptionFolder"),
 ]
 
 

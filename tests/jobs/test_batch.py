@@ -252,7 +252,7 @@ def test_captions_of_others_stay_unless_they_may_be_replaced(
 ) -> None:
     (images / "b.txt").write_text("by hand")
     assert batch("--out", "txt") == 0
-    assert "1 images have a caption already" in capsys.readouterr().err
+    assert "Left out, as they have a caption: 1 images." in capsys.readouterr().err
     assert (images / "b.txt").read_text() == "by hand"
     assert batch("--out", "txt", "--existing", "overwrite") == 0
     assert (images / "b.txt").read_text() == RED

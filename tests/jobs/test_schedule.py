@@ -15,11 +15,11 @@ def test_what_is_given_back_goes_to_another_worker() -> None:
     other = threading.Thread(target=lambda: taken.append(supply.take(lambda there: 9)))
     other.start()
     time.sleep(0.05)
-    assert other.is_alive(), "it waits: the first may give some back"
-    supply.give_back([2, 3])
+    assert other.is_alive(), "it waits: the first may return some"
+    supply.put_back([2, 3])
     other.join(5)
     assert taken == [[2, 3]]
-    supply.give_back()
+    supply.put_back()
     assert supply.take(lambda there: 1) == []
 
 
@@ -31,7 +31,7 @@ def test_a_feeder_is_waited_for() -> None:
     supply.add(["a"])
     worker.join(5)
     assert taken == [["a"]]
-    supply.give_back()
+    supply.put_back()
     supply.end_feeding()
     assert supply.take(lambda there: 5) == []
 
