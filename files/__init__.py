@@ -1,6 +1,6 @@
 """Folders of images and their caption files; names never lead outside a given folder."""
 
-from .about import about_file
+from .about import about_data, about_file
 from .captions import (
     EXISTING,
     NameTaken,
@@ -38,6 +38,7 @@ __all__ = [
     "OutsideFolder",
     "UnknownRange",
     "UnreadableImage",
+    "about_data",
     "about_file",
     "caption_file",
     "caption_files",

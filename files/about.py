@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import IO
 
 from .captions import caption_file
 from .images import opened
@@ -17,23 +18,33 @@ def about_file(path: Path) -> dict[str, str]:
     Raises:
         UnreadableImage: the file cannot be read.
     """
-    with opened(path) as image:
+    try:
+        with caption_file(path).open("rb") as file:
+            caption = file.read(_LONGEST_CAPTION_BYTES)
+    except OSError:  # there is none
+        caption = b""
+    return about_data(path, path.absolute(), caption)
+
+
+def about_data(file: Path | IO[bytes], path: PurePath, caption: bytes) -> dict[str, str]:
+    """Return what `about_file` does, for an image that may be no file on a disk.
+
+    Args:
+        path: has its name and folder.
+        caption: what its caption file holds; b"" if there is none.
+
+    Raises:
+        UnreadableImage: the image cannot be read.
+    """
+    with opened(file, str(path)) as image:
         width, height = image.size
         if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):  # turned by a quarter
             width, height = height, width
+    text = caption[:_LONGEST_CAPTION_BYTES].decode("utf-8-sig", "replace")
     return {
         "name": path.stem,
-        "folder": path.absolute().parent.name,
-        "tags": _caption(caption_file(path)),
+        "folder": path.parent.name,
+        "tags": " ".join(text.split()),
         "width": str(width),
         "height": str(height),
     }
-
-
-def _caption(file: Path) -> str:
-    try:
-        with file.open("rb") as opened_file:
-            data = opened_file.read(_LONGEST_CAPTION_BYTES)
-    except OSError:  # there is none
-        return ""
-    return " ".join(data.decode("utf-8-sig", "replace").split())

@@ -6,7 +6,7 @@ import contextlib
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,14 +35,17 @@ class UnknownRange(ValueError):
     """The range of an image's values is unknown: 0 to 1, to 255, or another one."""
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(file: Path | IO[bytes], name: str = "") -> Image.Image:
     """Return the first frame of an image file, fully read and `normalized`.
+
+    Args:
+        name: for messages; for a file that has no path.
 
     Raises:
         UnreadableImage: the file cannot be read.
     """
-    with opened(path) as file:
-        return normalized(file)
+    with opened(file, name) as image:
+        return normalized(image)
 
 
 def check_image(path: Path) -> None:
@@ -56,13 +59,14 @@ def check_image(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def opened(file: Path | IO[bytes], name: str = "") -> Iterator[Image.Image]:
     """Open an image file, and raise UnreadableImage for whatever is wrong with it in the block."""
     from PIL import Image, UnidentifiedImageError
 
+    path = name or file
     try:
-        with Image.open(path) as file:
-            yield file
+        with Image.open(file) as image:
+            yield image
     except FileNotFoundError:
         raise UnreadableImage(f"{path} does not exist.") from None
     except UnidentifiedImageError:

@@ -16,13 +16,12 @@ from typing import NamedTuple, TypeVar
 
 from .._version import __version__
 from ..captioning.events import Watcher
-from ..captioning.images import file_source
 from ..captioning.job import Caption, Job, Result
 from ..captioning.kept import FILE_NAME, KeptAnswers
 from ..captioning.options import fold_seed
 from ..captioning.placeholders import used_in
 from ..captioning.run import FATAL_ERRORS, RUN_KEEP_ALIVE_S, Memory, rewrite, run
-from ..files import UnreadableImage, about_file
+from ..files import UnreadableImage
 from ..llm.backend import Answer, Backend, Model
 from ..llm.errors import AccessDenied, LLMError, OutOfMemory, ServerTimeout
 from .flags import flags_of
@@ -208,7 +207,7 @@ class _Work:
     def _whole(self, worker: Worker, log: RowLog, items: Sequence[Item]) -> Sequence[int]:
         assert worker.vision is not None
         return self._ask(
-            partial(run, worker.vision, [file_source(item.path) for item in items]),
+            partial(run, worker.vision, [item.open for item in items]),
             self._job_for(items, worker),
             worker,
             lambda index, caption: self._write(items[index], caption, worker, log),
@@ -227,7 +226,7 @@ class _Work:
             else:
                 answered.append(_Described(items[index], caption.description, worker))
 
-        images = [file_source(item.path) for item in items]
+        images = [item.open for item in items]
         job = replace(self._job_for(items, worker), text=None)
         rest = self._ask(partial(run, worker.vision, images), job, worker, done)
         described.add(answered)
@@ -330,7 +329,7 @@ class _Work:
 
 def _about(item: Item) -> dict[str, str]:
     try:
-        return about_file(item.path)
+        return item.about()
     except UnreadableImage:
         return {}  # which is what its row will say
 

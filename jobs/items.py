@@ -2,32 +2,94 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
+from ..captioning.images import file_source
+from ..files import UnreadableImage, about_data, about_file, open_image
 from ..files.folders import IMAGE_SUFFIXES
+from ..llm.errors import UnusableImage
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LIST_SUFFIXES = (".txt", ".jsonl")
 
 
+class Source(Protocol):
+    """Where an image is that is no file on a disk."""
+
+    def read(self, id: str) -> bytes:
+        """Return the image file.
+
+        Raises:
+            UnreadableImage: it cannot be read.
+        """
+        ...
+
+    def caption(self, id: str) -> bytes:
+        """Return the caption file beside it; b"" if there is none."""
+        ...
+
+
 class Item(NamedTuple):
-    """One image.
+    """One image. A job may have a million of them.
 
     Attributes:
         id: its path inside its input, with slashes; stable when the input moves.
         root: the folder that the id is in.
+        source: None: it is a file.
     """
 
     id: str
     root: str
+    source: Source | None = None
 
     @property
     def path(self) -> Path:
-        """The image file."""
+        """The image file, if it is one (`source` is None)."""
         return Path(self.root, self.id)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.path) if self.source is None else f"{self.root}/{self.id}"
+
+    def open(self) -> Image.Image:
+        """Return the image, upright; this is an `ImageSource`.
+
+        Raises:
+            UnusableImage: it cannot be read.
+        """
+        if self.source is None:
+            return file_source(self.path)()
+        try:
+            return open_image(io.BytesIO(self.source.read(self.id)), self.name)
+        except UnreadableImage as error:
+            raise UnusableImage(str(error)) from error
+
+    def read(self) -> bytes:
+        """Return the image file as it is.
+
+        Raises:
+            OSError, UnreadableImage: it cannot be read.
+        """
+        return self.path.read_bytes() if self.source is None else self.source.read(self.id)
+
+    def about(self) -> dict[str, str]:
+        """Return the values of its placeholders, as `about_file`.
+
+        Raises:
+            UnreadableImage: the image cannot be read.
+        """
+        if self.source is None:
+            return about_file(self.path)
+        data = io.BytesIO(self.source.read(self.id))
+        return about_data(data, PurePosixPath(self.name), self.source.caption(self.id))
 
 
 class BadInputList(Exception):
@@ -141,7 +203,7 @@ def _unique(items: Iterable[Item]) -> list[Item]:
         other = found.setdefault(item.id, item)
         if other.root != item.root:
             raise BadInputList(
-                f"{other.path} and {item.path} would have the same id {item.id}. Begin a job for "
+                f"{other.name} and {item.name} would have the same id {item.id}. Begin a job for "
                 "each input, or name the folder above both with --recursive."
             )
     return list(found.values())

@@ -87,7 +87,7 @@ class Outputs:
             other = files.setdefault(str(file).casefold(), item)
             if other is not item:
                 raise JobError(
-                    f"{other.path} and {item.path} would have the same caption file {file}. Rename "
+                    f"{other.name} and {item.name} would have the same caption file {file}. Rename "
                     "one of the two, or write --out jsonl."
                 )
 
