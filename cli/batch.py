@@ -180,6 +180,7 @@ def _run(
                 watcher=lambda worker: bars.watcher(),
                 seed=options.seed,
                 attempts=begun.attempts,
+                tags=begun.tags,
                 chunk=options.chunk,
                 progress=bars.show,
             )

@@ -28,7 +28,7 @@ class Begun:
         workers: with their models.
         items: the job's images by their ids, without those whose caption another program wrote.
         todo: the images that this run asks.
-        attempts: see `run_captions`.
+        attempts, tags: see `run_captions`.
         notes: sentences for the user.
     """
 
@@ -37,6 +37,7 @@ class Begun:
     items: Mapping[str, Item]
     todo: Sequence[Item]
     attempts: Mapping[str, int] = field(default_factory=dict[str, int])
+    tags: Mapping[str, str] = field(default_factory=dict[str, str])
     notes: Sequence[str] = ()
 
 
@@ -86,7 +87,17 @@ def begin(
             for item in foreign:
                 del by_id[item.id]
             todo = [item for item in todo if item.id in by_id]
-    return Begun(job=job, workers=workers, items=by_id, todo=todo, attempts=attempts, notes=notes)
+    asked = {item.id for item in todo if rows.status(item.id)}
+    tags = {row["id"]: row["tags"] for row in rows if row["id"] in asked and "tags" in row}
+    return Begun(
+        job=job,
+        workers=workers,
+        items=by_id,
+        todo=todo,
+        attempts=attempts,
+        tags=tags,
+        notes=notes,
+    )
 
 
 def end(begun: Begun, folder: Path, outputs: Outputs) -> dict[str, Any]:

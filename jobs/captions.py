@@ -94,6 +94,7 @@ def run_captions(
     watcher: Callable[[Worker], Watcher],
     seed: int = 0,
     attempts: Mapping[str, int] | None = None,
+    tags: Mapping[str, str] | None = None,
     chunk: int | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
@@ -109,6 +110,7 @@ def run_captions(
         watcher: returns what follows and cancels a worker's run.
         seed: of the job; each image has its own, from this and its id.
         attempts: by id, how often an image was asked before and is to be answered in another way.
+        tags: by id, the caption that an image had before the job, if an earlier run found it.
         chunk: images that a worker takes at a time; None: chosen by `ChunkSizes`.
         progress: called after each row.
 
@@ -124,6 +126,7 @@ def run_captions(
             watcher=watcher,
             seed=seed,
             attempts=attempts or {},
+            tags={**(tags or {})},
             state=Progress(total=len(items)),
             progress=progress,
         )
@@ -157,6 +160,7 @@ class _Work:
     watcher: Callable[[Worker], Watcher]
     seed: int
     attempts: Mapping[str, int]
+    tags: dict[str, str]
     state: Progress
     progress: Callable[[Progress], None]
 
@@ -248,13 +252,22 @@ class _Work:
     def _job_for(self, items: Sequence[Item], worker: Worker) -> Job:
         """Return the job of some images, with their own seeds and placeholders."""
         about: list[dict[str, str]] = []
-        if used_in([*self.job.instructions, *self.job.custom_prompts]):
-            about = [_about(item) for item in items]
+        if used := used_in([*self.job.instructions, *self.job.custom_prompts]):
+            about = [self._about(item, keep_tags="tags" in used) for item in items]
         seeds = [seed_of(item, self.seed, self.attempts.get(item.id, 0)) for item in items]
         job = replace(self.job, seeds=seeds, about=about)
         # One model stays until the worker has ended: the next chunk needs it again.
         keeps = not worker.swaps and not job.keep_loaded_s
         return replace(job, keep_loaded_s=RUN_KEEP_ALIVE_S) if keeps else job
+
+    def _about(self, item: Item, *, keep_tags: bool) -> dict[str, str]:
+        try:
+            about = item.about()
+        except UnreadableImage:
+            return {}  # which is what its row will say
+        if keep_tags:  # later its caption file may hold the job's own caption
+            about["tags"] = self.tags.setdefault(item.id, about["tags"])
+        return about
 
     def _ask(
         self,
@@ -312,7 +325,9 @@ class _Work:
         row = row_of(item, caption, worker, describer)
         if attempt := self.attempts.get(item.id):
             row["attempt"] = attempt
-        log.write(row)
+        if (tags := self.tags.pop(item.id, None)) is not None:
+            row["tags"] = tags
+        log.write(row, sync="tags" in row)  # before its caption file may be replaced
         problem = ""
         if row["status"] == DONE and "txt" in self.outputs.kinds:
             try:
@@ -325,13 +340,6 @@ class _Work:
             if problem:
                 self.state.unwritten.append(problem)
             self.progress(self.state)
-
-
-def _about(item: Item) -> dict[str, str]:
-    try:
-        return item.about()
-    except UnreadableImage:
-        return {}  # which is what its row will say
 
 
 def seed_of(item: Item, seed: int, attempt: int = 0) -> int:

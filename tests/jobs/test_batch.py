@@ -217,6 +217,33 @@ def test_tags_need_captions_that_are_not_left_out(
     assert sorted(asked)[-1] == "Use ohwx cat."
 
 
+def test_tags_are_the_caption_from_before_the_job(
+    batch: Callable[..., int], images: Path, tmp_path: Path, ollama: FaultyOllama
+) -> None:
+    from faulty_ollama import Reply
+
+    (images / "a.txt").write_text("ohwx cat")
+    (images / "b.txt").write_text("ohwx dog")
+    (images / "c.png").write_text("no image")
+    words = ("--out", "txt", "--existing", "overwrite", "--vision-prompt", "Use {tags}.")
+    ollama.script("chat", Reply(tokens=("I cannot describe it.",)))
+    assert batch(*words) == 1
+    rows = rows_of(tmp_path / "job")
+    assert rows["a.png"]["flags"] == ["refusal"] and rows["a.png"]["tags"] == "ohwx cat"
+    assert rows["d.png"]["tags"] == "" and "tags" not in rows["c.png"]
+    assert (images / "a.txt").read_text() == "I cannot describe it."
+    (images / "c.txt").write_text("ohwx owl")
+    Image.new("RGB", (60, 40)).save(images / "c.png")
+    ollama.requests.clear()
+    ollama.script("chat", Reply(tokens=("I cannot describe it.",)))
+    assert batch(*words, "--retry-flagged", "--retry-failed") == 0
+    assert batch(*words, "--retry-flagged") == 0
+    asked = [request.body["messages"][-1]["content"] for request in ollama.of("chat")]
+    assert asked == ["Use ohwx cat.", "Use ohwx owl.", "Use ohwx cat."]
+    assert rows_of(tmp_path / "job")["a.png"]["tags"] == "ohwx cat"
+    assert (images / "b.txt").read_text() == RED
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_name_that_is_no_utf_8_is_done_once(
     batch: Callable[..., int], images: Path, ollama: FaultyOllama
