@@ -17,6 +17,7 @@ from .. import jobs
 from .._backends import open_backends
 from ..captioning.events import Watcher
 from ..captioning.job import Job, Result, Stage
+from ..jobs.on_ray import on_ray
 from ..llm.errors import Cancelled, LLMError
 from ..memory import StageMemory, finish_pending_unloads
 from ..texts.instructions import PresetError
@@ -54,7 +55,10 @@ def batch(options: argparse.Namespace) -> int:
             _workers(options, job) as workers,
             _Bars(stop) as bars,
         ):
-            return _run(items, job, workers, outputs, options, bars)
+            if options.ray is None:
+                return _run(items, job, workers, outputs, options, bars)
+            with on_ray(workers, options.ray, options.job) as remote:
+                return _run(items, job, remote, outputs, options, bars)
     except jobs.JobError as error:
         return failed(error)
     except OSError as error:  # the rows or an output cannot be written

@@ -281,6 +281,14 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
             "share the work",
         )
     batch.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="open the images and ask the servers in a Ray cluster, such as ray://head:10001 or "
+        "auto (default: a Ray on this machine); all machines need the images under the same paths",
+    )
+    batch.add_argument(
         "--allow-mixed",
         action="store_true",
         help="let servers have different models under one name; each result records its model",

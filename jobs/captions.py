@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .._version import __version__
 from ..captioning.events import Watcher
@@ -41,6 +41,21 @@ _MAY_BE_THE_IMAGE = (AccessDenied, OutOfMemory, ServerTimeout)
 """Errors of a server that an image may have caused: it has a row, so that no run begins with it."""
 
 
+class Remote(Protocol):
+    """`captioning.run.run` and `rewrite` in a process elsewhere.
+
+    An image of which `finished` hears nothing is asked again.
+    """
+
+    def describe(self, items: Sequence[Item], job: Job, **more: Any) -> None:
+        """Run a job on images, which are opened there."""
+        ...
+
+    def rewrite(self, descriptions: Sequence[Result], job: Job, **more: Any) -> None:
+        """Rewrite descriptions."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Worker:
     """A server that works on a job.
@@ -50,6 +65,7 @@ class Worker:
         vision: for descriptions; None: other workers describe.
         text: for rewrites; None: other workers rewrite.
         models: its models by their stage, "vision" and "text".
+        remote: asks the server from another machine; None: this process does.
     """
 
     name: str
@@ -57,6 +73,7 @@ class Worker:
     text: Backend | None
     memory: Memory
     models: Mapping[str, Model] = field(default_factory=dict[str, Model])
+    remote: Remote | None = None
 
     @property
     def swaps(self) -> bool:
@@ -209,11 +226,11 @@ class _Work:
                     worker.memory.after(backend, worker.models[name], cancelled=cancelled)
 
     def _whole(self, worker: Worker, log: RowLog, items: Sequence[Item]) -> Sequence[int]:
-        assert worker.vision is not None
         return self._ask(
-            partial(run, worker.vision, [item.open for item in items]),
+            _describing(worker, items),
             self._job_for(items, worker),
             worker,
+            len(items),
             lambda index, caption: self._write(items[index], caption, worker, log),
             text_backend=worker.text,
         )
@@ -221,7 +238,6 @@ class _Work:
     def _describe(
         self, described: Supply[_Described], worker: Worker, log: RowLog, items: Sequence[Item]
     ) -> Sequence[int]:
-        assert worker.vision is not None
         answered: list[_Described] = []
 
         def done(index: int, caption: Caption) -> None:
@@ -230,20 +246,23 @@ class _Work:
             else:
                 answered.append(_Described(items[index], caption.description, worker))
 
-        images = [item.open for item in items]
         job = replace(self._job_for(items, worker), text=None)
-        rest = self._ask(partial(run, worker.vision, images), job, worker, done)
+        rest = self._ask(_describing(worker, items), job, worker, len(items), done)
         described.add(answered)
         return rest
 
     def _rewrite(
         self, worker: Worker, log: RowLog, described: Sequence[_Described]
     ) -> Sequence[int]:
+        descriptions = [one.description for one in described]
         assert worker.text is not None
         return self._ask(
-            partial(rewrite, worker.text, [one.description for one in described]),
+            partial(worker.remote.rewrite, descriptions)
+            if worker.remote
+            else partial(rewrite, worker.text, descriptions),
             self._job_for([one.item for one in described], worker),
             worker,
+            len(described),
             lambda index, caption: self._write(
                 described[index].item, caption, worker, log, described[index].by
             ),
@@ -274,6 +293,7 @@ class _Work:
         call: Callable[..., object],
         job: Job,
         worker: Worker,
+        count: int,
         done: Callable[[int, Caption], None],
         **backends: Backend | None,
     ) -> Sequence[int]:
@@ -281,9 +301,10 @@ class _Work:
 
         Args:
             call: `run` or `rewrite`, with the server and the images or descriptions.
+            count: of these.
             done: called with the index and the result of each image that has one.
         """
-        rest: list[int] = []
+        rest = set(range(count))
         ended: LLMError | None = None
         answered = 0
 
@@ -293,26 +314,29 @@ class _Work:
             if isinstance(error, FATAL_ERRORS):
                 with self.state.lock:
                     # What follows an error that ends a stage has the same one, and was not sent.
-                    first = error is not ended
+                    first = str(error) != str(ended)
                     ended = error
                 if not (first and isinstance(error, _MAY_BE_THE_IMAGE)):
-                    rest.append(index)
                     return
             done(index, caption)
             with self.state.lock:
+                rest.discard(index)
                 answered += error is None
 
-        call(
-            job,
-            memory=worker.memory,
-            watcher=self.watcher(worker),
-            kept=self.kept,
-            finished=finished,
-            **backends,
-        )
+        try:
+            call(
+                job,
+                memory=worker.memory,
+                watcher=self.watcher(worker),
+                kept=self.kept,
+                finished=finished,
+                **backends,
+            )
+        except LLMError as error:  # a remote worker that is not to be replaced again
+            self.state.errors[worker.name] = error
         if ended and not (answered and isinstance(ended, _MAY_BE_THE_IMAGE)):
             self.state.errors[worker.name] = ended
-        return rest
+        return sorted(rest)
 
     def _write(
         self,
@@ -340,6 +364,13 @@ class _Work:
             if problem:
                 self.state.unwritten.append(problem)
             self.progress(self.state)
+
+
+def _describing(worker: Worker, items: Sequence[Item]) -> Callable[..., object]:
+    if worker.remote:
+        return partial(worker.remote.describe, items)
+    assert worker.vision is not None
+    return partial(run, worker.vision, [item.open for item in items])
 
 
 def seed_of(item: Item, seed: int, attempt: int = 0) -> int:

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .servers import Server
@@ -102,6 +102,16 @@ class LLMError(Exception):
         self.server = server
         self.model = model
         self.cause = cause or sentence
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors go from one process to another, whatever their constructors take."""
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[LLMError], args: tuple[str, ...]) -> LLMError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class ServerConfigError(LLMError):
