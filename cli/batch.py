@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
@@ -31,7 +32,12 @@ _DOING = {"describe": "described", "rewrite": "rewritten"}
 def batch(options: argparse.Namespace) -> int:
     """Run or continue a job; 0 if every image has a result, else 1."""
     try:
-        items = jobs.find_items(options.inputs, recursive=options.recursive)
+        items = jobs.find_items(
+            options.inputs,
+            recursive=options.recursive,
+            patterns=options.pattern,
+            column=options.column,
+        )
         job = _parallel(job_of(options), options.parallel)
     except jobs.BadInputList as error:
         return failed(error)
@@ -147,10 +153,10 @@ def _run(
     options: argparse.Namespace,
     bars: _Bars,
 ) -> int:
-    if "jsonl" in outputs.kinds and outputs.jsonl.absolute() in {
-        one.absolute() for one in options.inputs
-    }:
-        raise jobs.JobError(f"{outputs.jsonl} is an input. Name another folder after --output.")
+    inputs = {one.absolute() for one in options.inputs if isinstance(one, Path)}
+    for place in outputs.places.values():
+        if place.absolute() in inputs:
+            raise jobs.JobError(f"{place} is an input. Name another folder after --output.")
     begun = jobs.begin(
         items,
         job,
@@ -192,7 +198,7 @@ def _run(
         was_cancelled = True
     seconds = time.monotonic() - began
     bars.close()
-    counts = jobs.end(begun, options.job, outputs)
+    counts = jobs.end(begun, options.job, outputs, cancelled=was_cancelled)
     for line in _lines(counts, state):
         print(line, file=sys.stderr)
     if options.estimate and state:

@@ -247,9 +247,10 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
     batch.add_argument(
         "inputs",
         nargs="+",
-        type=Path,
+        type=_path_or_address,
         metavar="INPUT",
-        help="folders, images, lists of paths (.txt), or .jsonl files with file_name",
+        help="folders, images, lists of paths (.txt, .jsonl with file_name, .parquet), .tar files, "
+        "or addresses such as s3://bucket/folder",
     )
     batch.add_argument(
         "--job",
@@ -265,6 +266,19 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         help="describe, or caption: describe and rewrite (default: describe)",
     )
     batch.add_argument("--recursive", action="store_true", help="include subfolders")
+    batch.add_argument(
+        "--pattern",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help='only images whose path matches, such as "cats/*.png"; may be given several times',
+    )
+    batch.add_argument(
+        "--column",
+        default="",
+        metavar="NAME",
+        help="the column of paths in .parquet files (default: file_name, path or image_path)",
+    )
     _add_prompts(batch)
     batch.add_argument(
         "--server",
@@ -307,7 +321,8 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         type=_kinds,
         default=("jsonl",),
         metavar="KINDS",
-        help="txt (a file for each image), jsonl (metadata.jsonl), or txt,jsonl (default: jsonl)",
+        help="txt (a file for each image), jsonl (metadata.jsonl), parquet (captions.parquet), wds "
+        "(WebDataset shards), or several, such as txt,jsonl (default: jsonl)",
     )
     batch.add_argument(
         "--output",
@@ -351,9 +366,13 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
 
 def _kinds(text: str) -> tuple[str, ...]:
     kinds = tuple(dict.fromkeys(text.split(",")))
-    if wrong := set(kinds) - {"txt", "jsonl"}:
-        raise argparse.ArgumentTypeError(f"{sorted(wrong)[0]} is not txt or jsonl")
+    if wrong := set(kinds) - {"txt", "jsonl", "parquet", "wds"}:
+        raise argparse.ArgumentTypeError(f"{sorted(wrong)[0]} is not txt, jsonl, parquet or wds")
     return kinds
+
+
+def _path_or_address(text: str) -> Path | str:
+    return text if "://" in text else Path(text)
 
 
 def _add_refine(refine: argparse.ArgumentParser) -> None:

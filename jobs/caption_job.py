@@ -71,9 +71,9 @@ def begin(
     """
     before = read_fingerprint(folder)
     job, workers = with_models(job, workers, before, watcher, allow_mixed=allow_mixed)
+    outputs.check(items, is_new=not before)  # a job has a manifest once it may write them
     warning = check_manifest(folder, fingerprint(job, workers, **settings))
     notes = [warning] if warning else []
-    outputs.check(items, is_new=not before)
     by_id = {item.id: item for item in items}
     rows = Rows(folder)
     todo, attempts = to_do(items, rows, failed=retry_failed, flagged=retry_flagged)
@@ -100,17 +100,20 @@ def begin(
     )
 
 
-def end(begun: Begun, folder: Path, outputs: Outputs) -> dict[str, Any]:
-    """Write the outputs and the report of all that is done; return the counts of the report.
+def end(begun: Begun, folder: Path, outputs: Outputs, *, cancelled: bool = False) -> dict[str, Any]:
+    """Write the report and the outputs of all that is done; return the counts of the report.
+
+    Args:
+        cancelled: leave out what takes long, which the next run writes.
 
     Raises:
+        JobError: an output needs an image that cannot be read.
         OSError: a file cannot be written.
     """
     rows = Rows(folder)
-    if "jsonl" in outputs.kinds:
-        outputs.write_jsonl(rows, begun.items)
     counts = count_rows(rows, begun.items)
     write_report(folder, counts)
+    outputs.write(rows, begun.items, shards=not cancelled)
     return counts
 
 

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..captioning.images import file_source
 from ..files import UnreadableImage, about_data, about_file, open_image
 from ..files.folders import IMAGE_SUFFIXES
 from ..llm.errors import UnusableImage
+from . import tars
+from .addresses import images_at
+from .source import BadInputList, Source
+from .tables import paths_in_parquet
 
 if TYPE_CHECKING:
     from PIL import Image
 
-LIST_SUFFIXES = (".txt", ".jsonl")
-
-
-class Source(Protocol):
-    """Where an image is that is no file on a disk."""
-
-    def read(self, id: str) -> bytes:
-        """Return the image file.
-
-        Raises:
-            UnreadableImage: it cannot be read.
-        """
-        ...
-
-    def caption(self, id: str) -> bytes:
-        """Return the caption file beside it; b"" if there is none."""
-        ...
+LIST_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 class Item(NamedTuple):
@@ -92,39 +82,61 @@ class Item(NamedTuple):
         return about_data(data, PurePosixPath(self.name), self.source.caption(self.id))
 
 
-class BadInputList(Exception):
-    """An input of a job cannot be read, or two of its images have the same id."""
+def find_items(
+    inputs: Sequence[Path | str],
+    *,
+    recursive: bool = False,
+    patterns: Sequence[str] = (),
+    column: str = "",
+) -> list[Item]:
+    """Return the images of folders, lists, tar files, addresses and single files, in that order.
 
-    code = "R510"
+    A list is a .txt file with one path in each line, a .jsonl file with `file_name` in each line
+    (Hugging Face's metadata.jsonl), or a .parquet file with a column of paths. Paths in a list are
+    relative to its folder, and may lead to tar files.
 
-
-def find_items(inputs: Sequence[Path], *, recursive: bool = False) -> list[Item]:
-    """Return the images of folders, list files and single files, in the order of the inputs.
-
-    A list is a .txt file with one path in each line, or a .jsonl file with `file_name` in each line
-    (Hugging Face's metadata.jsonl). Paths in a list are relative to its folder.
+    Args:
+        inputs: a text is an address such as s3://bucket/folder. It may lead anywhere: only for
+            what the user of this machine wrote, never for what a workflow brought.
+        recursive: include subfolders.
+        patterns: only ids that match one of them, such as "cats/*.png"; case does not matter.
+        column: of paths in parquet files; "": the first usual one.
 
     Raises:
         BadInputList: an input does not exist or cannot be read, or two images have the same id.
     """
-    items: list[Item] = []
-    named = {one.with_suffix("") for one in inputs if one.suffix.lower() in IMAGE_SUFFIXES}
+    found = _in_inputs(inputs, recursive, column)
+    if patterns:
+        matches = re.compile("|".join(fnmatch.translate(one.lower()) for one in patterns)).match
+        found = (item for item in found if matches(item.id.lower()))
+    return _unique(found)
+
+
+def _in_inputs(inputs: Sequence[Path | str], recursive: bool, column: str) -> Iterator[Item]:
+    named = {
+        one.with_suffix("")
+        for one in inputs
+        if isinstance(one, Path) and one.suffix.lower() in IMAGE_SUFFIXES
+    }
     for one in inputs:
+        if isinstance(one, str):
+            root, source, ids = images_at(one, recursive=recursive)
+            yield from (Item(id, root, source) for id in ids)
+            continue
         if one.suffix.lower() == ".txt" and one.with_suffix("") in named:
             continue  # with "folder/*": the caption of an image
         try:
             if one.is_dir():
-                items += _in_folder(one, recursive)
+                yield from _in_folder(one, recursive)
             elif one.suffix.lower() in LIST_SUFFIXES:
-                items += _in_list(one)
+                yield from _in_list(one, column)
             elif one.is_file():
-                items.append(Item(one.name, str(one.absolute().parent)))
+                yield from _in_file(one.name, str(one.absolute().parent))
             else:
                 raise BadInputList(f"There is no file or folder {one}.")
         except OSError as error:
             reason = error.strerror or error
             raise BadInputList(f"{one} cannot be read ({reason}).") from error
-    return _unique(items)
 
 
 def is_inside(id: str) -> bool:
@@ -133,8 +145,9 @@ def is_inside(id: str) -> bool:
     >>> is_inside("a/b.png"), is_inside("../b.png"), is_inside("/b.png"), is_inside("C:/b.png")
     (True, False, False, False)
     """
-    path = PurePosixPath(id)
-    return not (path.is_absolute() or ".." in path.parts or PureWindowsPath(id).drive)
+    path = PurePosixPath(id.replace("\\", "/"))
+    drive = PureWindowsPath(id).drive
+    return not (path.is_absolute() or ".." in path.parts or drive or "\0" in id)
 
 
 def _in_folder(folder: Path, recursive: bool) -> Iterator[Item]:
@@ -168,24 +181,42 @@ def _is_new(entry: os.DirEntry[str], seen: set[str]) -> bool:
     return True
 
 
-def _in_list(file: Path) -> Iterator[Item]:
+def _in_file(name: str, root: str) -> Iterator[Item]:
+    """Yield an image file, or the images of a tar file."""
+    if name.lower().endswith(tars.SUFFIXES):
+        for inner, member in tars.images_in_tar(Path(root, name)):
+            yield Item(f"{name}/{inner}", root, member)
+    else:
+        yield Item(name, root)
+
+
+def _in_list(file: Path, column: str) -> Iterator[Item]:
     root = str(file.absolute().parent)
+    if file.suffix.lower() == ".parquet":
+        names, called = paths_in_parquet(file, column), "Row"
+    else:
+        names, called = _lines(file), "Line"
+    for number, name in names:
+        name = name.replace("\\", "/")
+        if not os.path.exists(os.path.join(root, name)):
+            raise BadInputList(f"{called} {number} of {file} names no file: {name}.")
+        yield from _in_file(name, root)
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield the numbers of lines, and the path in each."""
     try:
         lines = file.read_text("utf-8-sig").splitlines()
     except ValueError as error:
         raise BadInputList(f"{file} is not a text file in UTF-8 ({error}).") from error
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
         name = line.strip()
-        if file.suffix.lower() == ".jsonl":
+        if name and file.suffix.lower() == ".jsonl":
             name = _file_name(line)
             if not name:
                 raise BadInputList(f"Line {number} of {file} is no JSON object with a file_name.")
-        name = name.replace("\\", "/")
-        if not os.path.exists(os.path.join(root, name)):
-            raise BadInputList(f"Line {number} of {file} names no file: {name}.")
-        yield Item(name, root)
+        if name:
+            yield number, name
 
 
 def _file_name(line: str) -> str:

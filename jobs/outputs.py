@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+from ..files import UnreadableImage
 from ..files.captions import caption_file, one_line
+from ..files.folders import IMAGE_SUFFIXES
 from ..texts.characters import whole_characters
 from .directory import JobError
 from .items import Item, is_inside
 from .rows import DONE, Row, Rows
-from .whole import written_whole
+from .shards import Sample, holds_others, write_shards
+from .tables import import_pyarrow, write_parquet
+from .whole import draft_of, written_whole
 
-KINDS = ("txt", "jsonl")
+KINDS = ("txt", "jsonl", "parquet", "wds")
+
+_COLUMNS = (
+    "file_name", "text", "description", "vision_model", "text_model", "flags", "status", "error",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +31,8 @@ class Outputs:
     """Where a job's captions go.
 
     Attributes:
-        kinds: of `KINDS`: "txt" is a file for each image, "jsonl" one `metadata.jsonl`.
+        kinds: of `KINDS`: "txt" is a file for each image, "jsonl" one `metadata.jsonl`, "parquet"
+            one `captions.parquet`, "wds" a folder `wds` of WebDataset shards.
         job: the job's directory, for what is in no `folder`.
         folder: where the files go, by their ids; None: each .txt is beside its image.
         prefix, suffix: put before and after each caption.
@@ -39,9 +49,11 @@ class Outputs:
         return caption_file(item.path if self.folder is None else self.folder / item.id)
 
     @property
-    def jsonl(self) -> Path:
-        """The one file with all captions."""
-        return (self.folder or self.job) / "metadata.jsonl"
+    def places(self) -> dict[str, Path]:
+        """What holds all captions, by its kind."""
+        folder = self.folder or self.job
+        names = {"jsonl": "metadata.jsonl", "parquet": "captions.parquet", "wds": "wds"}
+        return {kind: folder / name for kind, name in names.items() if kind in self.kinds}
 
     def write_txt(self, item: Item, row: Row) -> None:
         """Write an image's caption file, whole or not at all.
@@ -69,19 +81,28 @@ class Outputs:
         Args:
             is_new: whether the job has only begun, so that none of the files is from it.
         """
-        if "jsonl" in self.kinds and is_new and self.jsonl.exists():
-            raise JobError(
-                f"{self.jsonl} is there already, and not from this job. Name another folder after "
-                "--output."
-            )
+        for kind, place in self.places.items():
+            foreign = place.exists() if is_new else kind == "wds" and holds_others(place)
+            if foreign:
+                raise JobError(
+                    f"{place} is there already, and not from this job. Name another folder after "
+                    "--output."
+                )
+        if "parquet" in self.kinds:
+            import_pyarrow(JobError, "Parquet files")
         if "txt" not in self.kinds:
             return
         files: dict[str, Item] = {}
         for item in items:
+            if self.folder is None and item.source is not None:
+                raise JobError(
+                    f"{item.name} is no file on a disk, so no caption can be written beside it. "
+                    "Name a folder after --output, or write --out jsonl."
+                )
             if self.folder is not None and not is_inside(item.id):
                 raise JobError(
                     f"{item.id} would not be below --output. Name its folder as the input, or "
-                    "write each caption beside its image."
+                    "write --out jsonl."
                 )
             file = self.txt(item)
             other = files.setdefault(str(file).casefold(), item)
@@ -91,17 +112,64 @@ class Outputs:
                     "one of the two, or write --out jsonl."
                 )
 
-    def write_jsonl(self, rows: Rows, items: Mapping[str, Item]) -> None:
-        """Write `metadata.jsonl` of all that is done: `file_name` and `text`, in no fixed order.
+    def write(self, rows: Rows, items: Mapping[str, Item], *, shards: bool = True) -> None:
+        """Write all but the caption files, each whole or not at all, in no fixed order.
+
+        Args:
+            shards: also those of "wds", which copy all images.
 
         Raises:
-            OSError: it cannot be written.
+            JobError: an image cannot be read.
+            OSError: a file cannot be written.
         """
-        with written_whole(self.jsonl) as lines:
-            for row in rows:
-                if row["status"] == DONE and row["id"] in items:
-                    entry = {"file_name": row["id"], "text": self._caption(row)}
-                    lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        places = self.places
+        if "jsonl" in places:
+            with written_whole(places["jsonl"]) as lines:
+                for row in rows:
+                    if row["status"] == DONE and row["id"] in items:
+                        lines.write(_json({"file_name": row["id"], "text": self._caption(row)}))
+        if "parquet" in places:
+            entries = (self._entry(row) for row in rows if row["id"] in items)
+            with draft_of(places["parquet"]) as draft:
+                write_parquet(draft, entries, _COLUMNS)
+        if "wds" in places and shards:
+            done = (row for row in rows if row["status"] == DONE and row["id"] in items)
+            write_shards(places["wds"], (self._sample(row, items[row["id"]]) for row in done))
+
+    def _entry(self, row: Row) -> dict[str, Any]:
+        """Return a row of captions.parquet."""
+        entry = {name: row.get(name) for name in _COLUMNS}
+        if row["status"] == DONE:
+            entry["text"] = self._caption(row)
+        else:
+            entry["error"] = f"{row['error']['message']} ({row['error']['code']})"
+        entry["file_name"] = row["id"]
+        # Arrow takes no half of a character, which a name on Linux or a model may have.
+        return {
+            name: whole_characters(value) if isinstance(value, str) else value
+            for name, value in entry.items()
+        }
+
+    def _sample(self, row: Row, item: Item) -> Sample:
+        """Return the files of an image in a shard, by their endings."""
+        suffix = PurePosixPath(item.id).suffix.lower()
+        try:
+            image = item.read()
+        except UnreadableImage as error:
+            raise JobError(f"{error} The shards need it: run the same command again.") from error
+        # JSON can hold a name that Arrow cannot.
+        entry = {**self._entry(row), "file_name": row["id"]}
+        return {
+            suffix[1:] if suffix in IMAGE_SUFFIXES else "img": image,
+            "txt": self._caption(row).encode(),
+            "json": json.dumps({name: value for name, value in entry.items() if value}).encode(),
+        }
 
     def _caption(self, row: Row) -> str:
         return whole_characters(one_line(f"{self.prefix}{row['text'].strip()}{self.suffix}"))
+
+
+def _json(entry: Mapping[str, Any]) -> str:
+    """Return a line of JSON in characters that UTF-8 has: a name on Linux may hold others."""
+    line = json.dumps(entry, ensure_ascii=False)
+    return (line if whole_characters(line) == line else json.dumps(entry)) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,27 @@ def written_whole(file: Path) -> Iterator[TextIO]:
     Raises:
         OSError: it cannot be written.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f"{file.name}.new")
-    # Names of files on Linux may be no UTF-8.
-    with draft.open("w", encoding="utf-8", errors="surrogatepass", newline="\n") as text:
+    with (
+        draft_of(file) as draft,
+        # Names of files on Linux may be no UTF-8.
+        draft.open("w", encoding="utf-8", errors="surrogatepass", newline="\n") as text,
+    ):
         yield text
-    os.replace(draft, file)
+
+
+@contextmanager
+def draft_of(file: Path) -> Iterator[Path]:
+    """Give the path of a file to write, which takes the place of `file` at the end of the block.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Short: the name of `file` may be as long as a name can be.
+    unique = zlib.crc32(os.fsencode(file.name))
+    draft = file.with_name(f"{file.stem[:40]}-{unique:08x}.new")
+    try:
+        yield draft
+        os.replace(draft, file)
+    finally:
+        draft.unlink(missing_ok=True)

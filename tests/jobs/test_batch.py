@@ -336,7 +336,7 @@ def test_a_task_says_which_options_it_needs(batch: Callable[..., int], capsys: A
     for words, said in (
         (("--task", "caption"), "needs --instructions or --preset"),
         (("--instructions", "x"), "takes no --instructions"),
-        (("--out", "png"), "png is not txt or jsonl"),
+        (("--out", "png"), "png is not txt, jsonl, parquet or wds"),
     ):
         with pytest.raises(SystemExit) as ended:
             batch(*words)
