@@ -46,7 +46,7 @@ class Remote:
         except FileNotFoundError as error:
             raise UnreadableImage(f"{self._root}/{id} does not exist.") from error
         except Exception as error:
-            # Each protocol's driver has errors of its own.
+            # The driver of each protocol has other errors.
             raise UnreadableImage(f"{self._root}/{id} cannot be read ({error}).") from error
 
 

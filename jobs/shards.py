@@ -59,7 +59,7 @@ def _write(folder: Path, samples: Iterable[Sample]) -> None:
                     member = tarfile.TarInfo(f"{number:09}.{ending}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
-                tar.members.clear()  # it keeps all of them
+                tar.members.clear()  # it keeps all  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _numbered(samples: Iterable[Sample]) -> Iterator[tuple[int, int, Sample]]:

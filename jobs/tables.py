@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def import_pyarrow(error: type[Exception], what: str) -> Any:
         what: needs it.
     """
     try:
-        import pyarrow.parquet
+        import_module("pyarrow.parquet")
     except ImportError:
         raise error(f"{what} need the package pyarrow: {install('pyarrow')}") from None
-    return pyarrow
+    return import_module("pyarrow")

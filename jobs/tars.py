@@ -99,7 +99,7 @@ def _members(file: Path, opened: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(fileobj=opened, mode="r:") as tar:
             while member := tar.next():
-                tar.members.clear()  # it keeps all of them
+                tar.members.clear()  # it keeps all  # pyright: ignore[reportAttributeAccessIssue]
                 if member.size < 0 or member.offset_data + member.size > total:
                     raise tarfile.ReadError(f"{member.name} is not whole")
                 if member.isreg() and not member.issparse():

@@ -12,13 +12,28 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
-    *("nodes", "refine", "captioning", "llm", "ollama_client", "memory", "texts", "files", "cli"),
+    *(
+        "nodes",
+        "refine",
+        "captioning",
+        "llm",
+        "ollama_client",
+        "memory",
+        "texts",
+        "files",
+        "jobs",
+        "cli",
+    ),
 )
 CODE_FROM_DATA = {"eval", "exec", "compile", "__import__", "execfile"}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 OPENERS = {"torch.load", "numpy.load", "np.load", "yaml.load", "os.system", "os.popen"}
-NETWORK = {"requests", "urllib3", "httpx", "aiohttp", "socket", "http", "huggingface_hub", "ftplib"}
+NETWORK = {
+    "requests", "urllib3", "httpx", "aiohttp", "socket", "http", "huggingface_hub", "ftplib",
+    "fsspec",
+}  # fmt: skip
 MAY_CONNECT = {
+    "jobs/addresses.py",  # inputs that the user of the command line names
     "llm/http.py",  # to the server that the environment or the file names
     "llm/servers.py",  # looks up whether a name is this machine
     "llm/errors.py",  # HTTP's words for a status
