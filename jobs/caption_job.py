@@ -71,7 +71,7 @@ def begin(
     """
     before = read_fingerprint(folder)
     job, workers = with_models(job, workers, before, watcher, allow_mixed=allow_mixed)
-    outputs.check(items, is_new=not before)  # a job has a manifest once it may write them
+    outputs.check(items)
     warning = check_manifest(folder, fingerprint(job, workers, **settings))
     notes = [warning] if warning else []
     by_id = {item.id: item for item in items}

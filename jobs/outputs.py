@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from ..files import UnreadableImage
 from ..files.captions import caption_file, one_line
@@ -24,6 +24,9 @@ KINDS = ("txt", "jsonl", "parquet", "wds")
 _COLUMNS = (
     "file_name", "text", "description", "vision_model", "text_model", "flags", "status", "error",
 )  # fmt: skip
+
+
+_WRITTEN = "outputs.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +78,12 @@ class Outputs:
             if item and row["status"] == DONE and not self.txt(item).exists():
                 self.write_txt(item, row)
 
-    def check(self, items: Sequence[Item], *, is_new: bool) -> None:
-        """Raise JobError if an output would replace a foreign file, or leave its folder.
-
-        Args:
-            is_new: whether the job has only begun, so that none of the files is from it.
-        """
+    def check(self, items: Sequence[Item]) -> None:
+        """Raise JobError if an output would replace a foreign file, or leave its folder."""
+        written = self._written()
         for kind, place in self.places.items():
-            foreign = place.exists() if is_new else kind == "wds" and holds_others(place)
-            if foreign:
+            is_ours = str(place.absolute()) in written
+            if place.exists() and (not is_ours or (kind == "wds" and holds_others(place))):
                 raise JobError(
                     f"{place} is there already, and not from this job. Name another folder after "
                     "--output."
@@ -123,6 +123,9 @@ class Outputs:
             OSError: a file cannot be written.
         """
         places = self.places
+        if new := {str(place.absolute()) for place in places.values()} - self._written():
+            with written_whole(self.job / _WRITTEN) as file:
+                json.dump(sorted(self._written() | new), file, indent=2)
         if "jsonl" in places:
             with written_whole(places["jsonl"]) as lines:
                 for row in rows:
@@ -135,6 +138,14 @@ class Outputs:
         if "wds" in places and shards:
             done = (row for row in rows if row["status"] == DONE and row["id"] in items)
             write_shards(places["wds"], (self._sample(row, items[row["id"]]) for row in done))
+
+    def _written(self) -> set[str]:
+        """Return which files this job has written: it may replace them."""
+        try:
+            found: Any = json.loads((self.job / _WRITTEN).read_text("utf-8"))
+        except (OSError, ValueError):
+            return set()
+        return set(cast("list[str]", found))
 
     def _entry(self, row: Row) -> dict[str, Any]:
         """Return a row of captions.parquet."""

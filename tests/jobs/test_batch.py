@@ -193,6 +193,12 @@ def test_files_of_others_are_not_replaced(
     assert main(["batch", str(listed), *job]) == 1
     assert "metadata.jsonl is an input" in capsys.readouterr().err
     assert "label" in listed.read_text() and not ollama.of("chat")
+    elsewhere = ["--job", str(tmp_path / "job"), "--output"]
+    assert main(["batch", str(images / "a.png"), *elsewhere, str(tmp_path / "out")]) == 0
+    assert main(["batch", str(images / "a.png"), *elsewhere, str(images)]) == 1
+    assert "not from this job" in capsys.readouterr().err, "nor by a job that has begun elsewhere"
+    assert main(["batch", str(images / "a.png"), *elsewhere, str(tmp_path / "out")]) == 0
+    assert "label" in listed.read_text()
 
 
 def test_captions_stay_below_the_output_folder(
