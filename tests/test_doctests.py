@@ -11,7 +11,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # Not nodes/: those import ComfyUI. Not pytest's --doctest-modules: it would import each file under
 # a name of its own, where relative imports fail.
-FOLDERS = ("captioning", "cli", "files", "llm", "memory", "ollama_client", "refine", "texts")
+FOLDERS = (
+    "captioning",
+    "cli",
+    "files",
+    "jobs",
+    "llm",
+    "memory",
+    "ollama_client",
+    "refine",
+    "texts",
+)
 
 
 def modules_with_examples() -> list[str]:
