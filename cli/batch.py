@@ -198,7 +198,13 @@ def _run(
         was_cancelled = True
     seconds = time.monotonic() - began
     bars.close()
-    counts = jobs.end(begun, options.job, outputs, cancelled=was_cancelled)
+    counts = jobs.end(
+        begun,
+        options.job,
+        outputs,
+        max_tokens=options.max_tokens,
+        cancelled=was_cancelled,
+    )
     for line in _lines(counts, state):
         print(line, file=sys.stderr)
     if options.estimate and state:

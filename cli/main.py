@@ -355,6 +355,13 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         help="answer images with a suspicious text again, with another seed",
     )
     batch.add_argument(
+        "--max-tokens",
+        type=_at_least(1, int),
+        default=225,
+        metavar="N",
+        help="flag captions that surely have more than N tokens of CLIP (default: 225)",
+    )
+    batch.add_argument(
         "--estimate",
         action="store_true",
         help="print how long the images that are left would take; use with --limit 20",

@@ -5,7 +5,7 @@ from .captions import Progress, Worker, run_captions, to_do
 from .directory import JobError, locked
 from .items import BadInputList, Item, find_items
 from .outputs import KINDS, Outputs
-from .report import FILE as REPORT
+from .page import FILE as REPORT
 from .rows import DONE, FAILED, RowLog, Rows
 
 __all__ = [

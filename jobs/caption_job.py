@@ -12,10 +12,11 @@ from ..captioning.job import Job
 from ..captioning.placeholders import used_in
 from .captions import Worker, to_do
 from .directory import JobError, check_manifest, read_fingerprint
+from .flags import MAX_TOKENS
 from .items import Item
 from .outputs import Outputs
 from .plan import fingerprint, with_models
-from .report import count_rows, write_report
+from .report import write_report
 from .rows import Rows
 
 
@@ -100,10 +101,18 @@ def begin(
     )
 
 
-def end(begun: Begun, folder: Path, outputs: Outputs, *, cancelled: bool = False) -> dict[str, Any]:
-    """Write the report and the outputs of all that is done; return the counts of the report.
+def end(
+    begun: Begun,
+    folder: Path,
+    outputs: Outputs,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    cancelled: bool = False,
+) -> dict[str, Any]:
+    """Write the reports and the outputs of all that is done; return the counts of the report.
 
     Args:
+        max_tokens: see `write_report`.
         cancelled: leave out what takes long, which the next run writes.
 
     Raises:
@@ -111,8 +120,7 @@ def end(begun: Begun, folder: Path, outputs: Outputs, *, cancelled: bool = False
         OSError: a file cannot be written.
     """
     rows = Rows(folder)
-    counts = count_rows(rows, begun.items)
-    write_report(folder, counts)
+    counts = write_report(folder, rows, begun.items, max_tokens=max_tokens)
     outputs.write(rows, begun.items, shards=not cancelled)
     return counts
 

@@ -1,55 +1,65 @@
-"""What became of a job, counted from its rows."""
+"""What became of a job, counted from its rows: `report.json`, and a page to look at."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .rows import DONE, Rows
+from .flags import MAX_TOKENS, all_flags, repeated_texts
+from .items import Item
+from .page import Selection, write_page
+from .rows import DONE, FAILED, Rows
 from .whole import written_whole
 
 FILE = "report.json"
 
 
-def count_rows(rows: Rows, ids: Collection[str]) -> dict[str, Any]:
-    """Return the counts of a job.
+def write_report(
+    folder: Path, rows: Rows, items: Mapping[str, Item], *, max_tokens: int = MAX_TOKENS
+) -> dict[str, Any]:
+    """Write `report.json` and `report.html` into a job's directory; return what is in the first.
 
     Args:
-        ids: of its images; rows of others, which have left the input, do not count.
+        items: the job's images by their ids; rows of others, which have left the input, do not
+            count.
+        max_tokens: a text of more is flagged as long.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     status: Counter[str] = Counter()
     flags: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     workers: Counter[str] = Counter()
+    sentences: dict[str, str] = {}
+    selection = Selection()
+    repeated = repeated_texts(row for row in rows if row["id"] in items)
     for row in rows:
-        if row["id"] not in ids:
+        if row["id"] not in items:
             continue
         status[row["status"]] += 1
         workers[row["by"]] += 1
-        flags.update(row.get("flags", ()))
+        found = all_flags(row, max_tokens, repeated)
+        flags.update(found)
+        selection.add(row, found)
         if row["status"] != DONE:
-            errors[f"{row['error']['code']} {row['error']['kind']}"] += 1
-    left = len(ids) - sum(status.values())
-    return {
-        "images": len(ids),
-        **{name: status[name] for name in ("done", "failed")},
-        "left": left,
+            error = row["error"]
+            name = f"{error['code']} {error['kind']}"
+            errors[name] += 1
+            sentences.setdefault(name, error["message"])
+    counts = {
+        "images": len(items),
+        **{name: status[name] for name in (DONE, FAILED)},
+        "left": len(items) - sum(status.values()),
         "flags": dict(flags),
         "errors": dict(errors),
         "by": dict(workers),
+        "max_tokens": max_tokens,
     }
-
-
-def write_report(folder: Path, counts: dict[str, Any]) -> Path:
-    """Write `report.json` into a job's directory.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    file = folder / FILE
-    with written_whole(file) as text:
+    with written_whole(folder / FILE) as text:
         json.dump(counts, text, indent=2)
-    return file
+    write_page(folder, counts, sentences, selection, rows, items)
+    return counts

@@ -85,6 +85,14 @@ class Rows:
         place = self.places.get(id)
         return place.status if place else ""
 
+    def get(self, id: str) -> Row:
+        """Read the row of an id that has one."""
+        place = self.places[id]
+        with self._files[place.file].open("rb") as file:
+            file.seek(place.offset)
+            row: Any = json.loads(file.readline())
+            return row
+
     def __iter__(self) -> Iterator[Row]:
         """Yield the rows, file by file."""
         for number, file in enumerate(self._files):

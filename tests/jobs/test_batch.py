@@ -570,6 +570,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path, images: Path, ollama: FaultyO
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "The same command continues." in said and "Traceback" not in said
+    assert "A red circle" in (tmp_path / "job" / "report.html").read_text("utf-8")
     assert len(rows_of(tmp_path / "job")) >= 2
 
 
