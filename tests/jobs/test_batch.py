@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import signal
@@ -511,8 +512,23 @@ def test_requests_at_a_time(
 # a process that is killed
 
 
-def start(images: Path, job: Path) -> subprocess.Popen[str]:
-    words = ["batch", str(images), "--job", str(job), "--out", "txt"]
+log = logging.getLogger(__name__)
+
+KILLED_JOBS = int(os.environ.get("KILLED_JOBS", "1"))
+KILLED_SERVERS = int(os.environ.get("KILLED_SERVERS", "1"))
+
+
+def many(folder: Path) -> Path:
+    """Forty images."""
+    images = folder / "many"
+    images.mkdir()
+    for number in range(40):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(images / f"{number:02}.png")
+    return images
+
+
+def start(images: Path, job: Path, *more: str) -> subprocess.Popen[str]:
+    words = ["batch", str(images), "--job", str(job), "--out", "txt,jsonl", *more]
     return subprocess.Popen(
         [sys.executable, str(ROOT), *words],
         stdout=subprocess.PIPE,
@@ -522,16 +538,13 @@ def start(images: Path, job: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is Unix's")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(KILLED_JOBS))
 def test_a_killed_job_continues_and_loses_nothing(
     tmp_path: Path, ollama: FaultyOllama, seed: int
 ) -> None:
     from faulty_ollama import Reply
 
-    images, job = tmp_path / "many", tmp_path / "job"
-    images.mkdir()
-    for number in range(40):
-        Image.new("RGB", (40, 30), (number, 0, 0)).save(images / f"{number:02}.png")
+    images, job = many(tmp_path), tmp_path / "job"
     ollama.always("chat", Reply(token_s=0.004))
     kills = 0
     chance = random.Random(seed)
@@ -550,13 +563,51 @@ def test_a_killed_job_continues_and_loses_nothing(
     process = start(images, job)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
+    twice = check_that_all_is_done(images, job, ollama)
+    log.info("seed %s: %s kills, %s requests asked twice", seed, kills, twice)
+    assert twice <= kills, "only what was in flight is asked again"
+
+
+def check_that_all_is_done(images: Path, job: Path, ollama: FaultyOllama) -> int:
+    """Check that each of 40 images has one result everywhere; return the requests asked twice."""
     done = [row["id"] for row in jobs.Rows(job)]
     assert len(done) == len(set(done)) == 40
-    asked = Counter(request.images[0] for request in ollama.of("chat"))
-    twice = sum(count - 1 for count in asked.values())
-    assert len(asked) == 40 and twice <= kills, "only what was in flight is asked again"
+    listed = (job / "metadata.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["file_name"] for line in listed) == sorted(done)
+    assert {file.read_text() for file in images.glob("*.txt")} == {RED}
     assert len(list(images.glob("*.txt"))) == 40
-    assert not list(tmp_path.rglob("*.new"))
+    assert not list(images.parent.rglob("*.new"))
+    asked = Counter(request.images[0] for request in ollama.of("chat"))
+    assert len(asked) == 40
+    return sum(count - 1 for count in asked.values())
+
+
+@pytest.mark.parametrize("seed", range(KILLED_SERVERS))
+def test_a_server_that_dies_loses_nothing(tmp_path: Path, ollama: FaultyOllama, seed: int) -> None:
+    from faulty_ollama import Reply
+
+    images, job = many(tmp_path), tmp_path / "job"
+    ollama.always("chat", Reply(token_s=0.004))
+    chance = random.Random(1000 + seed)
+    process = start(images, job)
+    for _ in range(2):
+        begun, wanted = len(ollama.of("chat")), chance.randrange(1, 9)
+        assert ollama.wait_until(lambda b=begun, w=wanted: len(ollama.of("chat")) >= b + w, 60)
+        time.sleep(chance.random() * 0.05)
+        ollama.stop_listening()
+        time.sleep(chance.choice((0.0, 0.5, 4.0)))  # within the retries, and longer
+        ollama.listen_again()
+        if process.poll() is not None:
+            process = start(images, job)
+    _, said = process.communicate(timeout=120)
+    if process.returncode:
+        assert " failed, " in said and "Traceback" not in said
+        process = start(images, job, "--retry-failed")  # an answer that broke off is a failure
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    twice = check_that_all_is_done(images, job, ollama)
+    log.info("seed %s: 2 deaths of the server, %s requests asked twice", seed, twice)
+    assert twice <= 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process on Windows")
