@@ -143,7 +143,9 @@ class RayWorker:
             LLMError: the actor cannot continue, or its server cannot be opened.
         """
         if self._actor is None:
-            actor = self._ray.remote(_Actor).options(num_cpus=0, max_concurrency=2)
+            actor = self._ray.remote(_Actor).options(
+                num_cpus=0, max_concurrency=2, scheduling_strategy="SPREAD"
+            )
             self._actor = actor.remote(self._name, self._servers, self._keeper)
         results = self._actor.work.options(num_returns="streaming").remote(chunk)
         last = time.monotonic()

@@ -218,6 +218,17 @@ def refiner(result: Result) -> None:
     save(figure, "refiner")
 
 
+def jobs(result: Result) -> None:
+    """Plot the resident size of a job as its images go by."""
+    memory = result["memory"]
+    figure, axes = plt.subplots(figsize=(6, 3))
+    done, size = zip(*memory["samples"], strict=True)
+    axes.plot(done, [bytes_ / 1e6 for bytes_ in size], color=OURS)
+    axes.set_ylim(bottom=0)
+    axes.set(title="Memory of a job", xlabel="images done", ylabel="MB resident")
+    save(figure, "jobs")
+
+
 def save(figure: Any, name: str) -> None:
     """Write a plot."""
     figure.tight_layout()
@@ -266,7 +277,8 @@ def main() -> int:
         page = replaced(page, name, block)
     PAGE.write_text(page, "utf-8")
     plots: dict[str, Callable[[Result], None]] = {
-        "client": client, "batches": batches, "tokens": tokens, "refiner": refiner
+        "client": client, "batches": batches, "tokens": tokens, "refiner": refiner,
+        "jobs": jobs
     }  # fmt: skip
     for name, plot in plots.items():
         plot(results[name])

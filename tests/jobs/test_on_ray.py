@@ -61,9 +61,9 @@ def batch(
         Image.new("RGB", (40, 30), (number, 0, 0)).save(file)
     started: list[subprocess.Popen[str]] = []
 
-    def start(*words: str) -> subprocess.Popen[str]:
+    def start(*words: str, ray: str = "local") -> subprocess.Popen[str]:
         command = [sys.executable, str(ROOT), "batch", str(tmp_path / "images"), *words]
-        command += ["--job", str(tmp_path / "job"), "--out", "txt,jsonl", "--ray"]
+        command += ["--job", str(tmp_path / "job"), "--out", "txt,jsonl", "--ray", ray]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -187,3 +187,29 @@ def test_a_killed_driver_continues(batch: Any, tmp_path: Path, seed: int) -> Non
     asked = Counter(r.images[0] for s in batch.servers.values() for r in s.of("chat"))
     twice = sum(count - 1 for count in asked.values())
     assert len(asked) == COUNT and twice <= 4, "only what was in flight is asked again"
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("RAY_KILLS", "1"))))
+def test_a_killed_node_loses_nothing(batch: Any, tmp_path: Path, seed: int) -> None:
+    from faulty_ollama import Reply
+    from ray.cluster_utils import Cluster
+
+    chance = random.Random(200 + seed)
+    for server in batch.servers.values():
+        server.always("chat", Reply(token_s=0.02))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        process = batch(*BOTH, "--chunk", "8", ray=cluster.address)
+        one = batch.servers["one"]
+        assert one.wait_until(lambda: len(one.of("chat")) >= 2 + chance.randrange(4), 120)
+        cluster.remove_node(node, allow_graceful=False)
+        said = ended(process)
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, said
+    check_outputs(tmp_path, RED)
+    asked = Counter(r.images[0] for s in batch.servers.values() for r in s.of("chat"))
+    twice = sum(count - 1 for count in asked.values())
+    assert len(asked) == COUNT and twice <= 2, "only what was in flight is asked again"
