@@ -81,13 +81,14 @@ def start(images: Path, folder: Path, *words: str) -> subprocess.Popen[str]:
     """Start the command over a folder of images; its job is in `folder`/job."""
     environment = {**os.environ, "XDG_CONFIG_HOME": str(folder / "config")}
     command = [sys.executable, str(ROOT), "batch", str(images), "--job", str(folder / "job")]
-    return subprocess.Popen(
-        [*command, "--vision-model", "seeing", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    with (folder / "log").open("w") as log:  # a pipe that nobody reads would fill up
+        return subprocess.Popen(
+            [*command, "--vision-model", "seeing", *words],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            text=True,
+            env=environment,
+        )
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -103,7 +104,8 @@ def finished(process: subprocess.Popen[str], folder: Path, count: int) -> list[d
     Raises:
         RuntimeError: it failed, or has not one row for each image.
     """
-    _, said = process.communicate()
+    process.wait()
+    said = (folder / "log").read_text("utf-8")
     rows = rows_of(folder)
     if process.returncode or len({row["id"] for row in rows}) != count or len(rows) != count:
         raise RuntimeError(f"{len(rows)} rows, exit code {process.returncode}: {said[-2000:]}")

@@ -246,6 +246,8 @@ class _Bars:
                     desc=_DOING[stage],
                     unit="image",
                     position=len(self._bars),
+                    # A log file gets a line now and then, not ten a second.
+                    mininterval=0.1 if sys.stderr.isatty() else 30.0,
                     file=sys.stderr,
                 )
             self._bars[stage].update(1)
@@ -257,7 +259,9 @@ class _Bars:
                 self._shown = time.monotonic()
                 servers = ", ".join(f"{name} {n}" for name, n in state.by_worker.items())
                 last = list(self._bars.values())[-1]
-                last.set_postfix_str(f"{state.counts[jobs.FAILED]} failed, {servers}")
+                last.set_postfix_str(
+                    f"{state.counts[jobs.FAILED]} failed, {servers}", refresh=sys.stderr.isatty()
+                )
 
     def note(self, text: str) -> None:
         """Print a sentence about the whole run, once: each chunk is another run."""
