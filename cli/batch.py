@@ -23,14 +23,17 @@ from ..llm.errors import Cancelled, LLMError
 from ..memory import StageMemory, finish_pending_unloads
 from ..texts.instructions import PresetError
 from .describe import job_of
-from .progress import stop_on_ctrl_c
+from .progress import estimate, stop_on_ctrl_c
 from .terminal import DESCRIBE, WRONG_ARGUMENTS, cancelled, failed, message
+from .workflow import batch_workflow
 
 _DOING = {"describe": "described", "rewrite": "rewritten"}
 
 
 def batch(options: argparse.Namespace) -> int:
     """Run or continue a job; 0 if every image has a result, else 1."""
+    if options.workflow or options.comfyui:
+        return batch_workflow(options)
     try:
         items = jobs.find_items(
             options.inputs,
@@ -208,7 +211,7 @@ def _run(
     for line in _lines(counts, state):
         print(line, file=sys.stderr)
     if options.estimate and state:
-        print(_estimate(counts["left"], sum(state.counts.values()), seconds))
+        print(estimate(counts["left"], sum(state.counts.values()), seconds))
     print(f"Report: {options.job / jobs.REPORT}", file=sys.stderr)
     if was_cancelled:
         return cancelled(f"{counts['left']} images are left. The same command continues.")
@@ -310,19 +313,6 @@ def _lines(counts: Mapping[str, Any], state: jobs.Progress | None) -> Iterator[s
         yield f"Error: {problem}"
     if len(state.unwritten) > 5:
         yield f"... and {len(state.unwritten) - 5} more caption files."
-
-
-def _estimate(left: int, finished: int, seconds: float) -> str:
-    """
-    >>> _estimate(1000, 20, 80.0)
-    '4.0 s an image: the 1000 images that are left would take about 1:06:40.'
-    """
-    if not finished:
-        return "No image was finished, so there is nothing to estimate from."
-    each = seconds / finished
-    hours, rest = divmod(round(each * left), 3600)
-    time_left = f"{hours}:{rest // 60:02}:{rest % 60:02}"
-    return f"{each:.1f} s an image: the {left} images that are left would take about {time_left}."
 
 
 def _explained(error: LLMError) -> str:

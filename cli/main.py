@@ -346,6 +346,20 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         "of the time)",
     )
     batch.add_argument(
+        "--workflow",
+        type=Path,
+        metavar="FILE",
+        help="run this ComfyUI workflow for each image, in place of captions: a file of Export "
+        "(API) with {image}, {path}, {name} or {seed} in its texts; --output downloads the results",
+    )
+    batch.add_argument(
+        "--comfyui",
+        action="append",
+        metavar="URL",
+        help="with --workflow: the address of a ComfyUI, such as http://127.0.0.1:8188; several "
+        "share the images",
+    )
+    batch.add_argument(
         "--limit", type=_at_least(1, int), metavar="N", help="at most N images in this run"
     )
     batch.add_argument("--retry-failed", action="store_true", help="try failed images again, too")

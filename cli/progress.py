@@ -114,3 +114,17 @@ def watching(
         finally:
             watcher.close()
             finish_pending_unloads()
+
+
+def estimate(left: int, finished: int, seconds: float) -> str:
+    """Return how long the images that are left would take, from those of a run.
+
+    >>> estimate(1000, 20, 80.0)
+    '4.0 s an image: the 1000 images that are left would take about 1:06:40.'
+    """
+    if not finished:
+        return "No image was finished, so there is nothing to estimate from."
+    each = seconds / finished
+    hours, rest = divmod(round(each * left), 3600)
+    time_left = f"{hours}:{rest // 60:02}:{rest % 60:02}"
+    return f"{each:.1f} s an image: the {left} images that are left would take about {time_left}."

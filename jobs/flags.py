@@ -12,7 +12,7 @@ from hashlib import blake2b
 from itertools import pairwise
 
 from ..llm.backend import Answer
-from .rows import DONE, Row
+from .rows import Row
 
 SHORTEST_WORDS = 3
 MAX_TOKENS = 225
@@ -66,16 +66,16 @@ def all_flags(row: Row, max_tokens: int, repeated: Container[int]) -> list[str]:
     Args:
         repeated: see `repeated_texts`.
 
-    >>> row = {"status": "done", "text": "A red ball.", "flags": []}
+    >>> row = {"text": "A red ball.", "flags": []}
     >>> all_flags(row, 3, repeated_texts([row, row]))
     ['long', 'duplicate']
     >>> all_flags(row, 4, ())
     []
     """
-    if row["status"] != DONE:
+    text = row.get("text")
+    if text is None:  # a failure, or the result of a workflow
         return []
     found = list(row.get("flags", ()))
-    text = row["text"]
     if _most_pieces(text) > max_tokens and least_tokens(text) > max_tokens:
         found.append("long")
     if _same(text) in repeated:
@@ -118,7 +118,7 @@ def repeated_texts(rows: Iterable[Row]) -> frozenset[int]:
 
     A million texts take 50 MB for a moment: 64 bits of each, whose case and spaces do not count.
     """
-    hashes = array("Q", (_same(row["text"]) for row in rows if row["status"] == DONE))
+    hashes = array("Q", (_same(row["text"]) for row in rows if "text" in row))
     return frozenset(one for one, following in pairwise(sorted(hashes)) if one == following)
 
 

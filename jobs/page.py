@@ -28,7 +28,7 @@ from ..texts.characters import whole_characters
 from .directory import read_fingerprint
 from .flags import MEANINGS, hashed
 from .items import Item
-from .rows import DONE, FAILED, Row, Rows
+from .rows import DONE, FAILED, Row, Rows, text_of
 from .whole import written_whole
 
 FILE = "report.html"
@@ -321,7 +321,7 @@ def _table(title: str, counts: Mapping[str, int], says: Mapping[str, str]) -> st
 
 
 def _shown(row: Row) -> str:
-    return _short(row["text"] if row["status"] == DONE else row["error"]["message"])
+    return _short(text_of(row) if row["status"] == DONE else row["error"]["message"])
 
 
 def _short(text: str) -> str:

@@ -24,6 +24,18 @@ Row = dict[str, Any]
 """`id`, `status` ("done" or "failed"), and what the task adds."""
 
 
+def text_of(row: Row) -> str:
+    r"""Return what a page shows of a result: its text, or the texts and files of a workflow.
+
+    >>> text_of({"outputs": {"4": {"text": ["A ball."], "images": [{"filename": "a.png"}]}}})
+    'A ball.\na.png'
+    """
+    if "text" in row:
+        return row["text"]
+    shown = [one for node in row["outputs"].values() for values in node.values() for one in values]
+    return "\n".join(one if isinstance(one, str) else one["filename"] for one in shown)
+
+
 class RowLog:
     """Rows of one worker, one JSON object per line. Several threads may write to it."""
 

@@ -60,6 +60,9 @@ CODES = {
     "R509": "PresetError",
     "R510": "BadInputList",
     "R511": "JobError",
+    "R512": "ComfyUIError",
+    "R513": "WorkflowError",
+    "R514": "RunFailed",
 }
 FAMILIES = {
     "image_refinery.llm.errors": ("LLMError",),
@@ -71,7 +74,7 @@ FAMILIES = {
     "image_refinery.nodes.host": ("BadInput",),
     "image_refinery._setup": ("MissingPackages",),
     "image_refinery.texts.instructions": ("PresetError",),
-    "image_refinery.jobs": ("BadInputList", "JobError"),
+    "image_refinery.jobs": ("BadInputList", "JobError", "ComfyUIError", "RunFailed"),
 }
 BASES = {"RefineError"}
 """Without a code: nothing raises one itself."""

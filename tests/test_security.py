@@ -34,6 +34,7 @@ NETWORK = {
 }  # fmt: skip
 MAY_CONNECT = {
     "jobs/addresses.py",  # inputs that the user of the command line names
+    "jobs/comfyui.py",  # to the ComfyUI that the user of the command line names
     "llm/http.py",  # to the server that the environment or the file names
     "llm/servers.py",  # looks up whether a name is this machine
     "llm/errors.py",  # HTTP's words for a status
