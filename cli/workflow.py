@@ -82,7 +82,10 @@ def _run(
         downloads = jobs.Downloads(options.output, folder, items)
     if warning:
         print(warning, file=sys.stderr)
-    print(f"{len(items) - len(todo)} of {len(items)} images have a result.", file=sys.stderr)
+    done = len(items) - len(todo)
+    print(f"{done} of {len(items)} images have a result.", file=sys.stderr)
+    if done and downloads and downloads.is_new:
+        print("Results of earlier runs are not downloaded.", file=sys.stderr)
     todo = todo[: options.limit]
     state: jobs.WorkflowProgress | None = None
     was_cancelled = False

@@ -134,6 +134,9 @@ class Downloads:
     Args:
         job: the job's directory.
 
+    Attributes:
+        is_new: whether no earlier run of the job has used the folder.
+
     Raises:
         JobError: the folder has other files, or two images would have the same file.
     """
@@ -153,7 +156,8 @@ class Downloads:
                 )
         record, place = job / _FETCHED, str(folder.absolute())
         ours: list[str] = json.loads(record.read_text("utf-8")) if record.exists() else []
-        if place in ours:
+        self.is_new = place not in ours
+        if not self.is_new:
             return
         if folder.exists() and any(folder.iterdir()):
             raise JobError(

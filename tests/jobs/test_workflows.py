@@ -550,6 +550,9 @@ def test_outputs_are_downloaded_by_the_ids_of_the_images(
     assert batch("--output", str(out), "--pattern", "new*") == 0
     names = {file.stem for file in out.iterdir() if file.stem.startswith("new")}
     assert names == {"new_1_", "new_2", "new_1_1", "new_1_2"}
+    capsys.readouterr()
+    assert batch("--output", str(tmp_path / "late")) == 0
+    assert "Results of earlier runs are not downloaded." in capsys.readouterr().err
     assert batch("--output", str(images / "out")) == 1
     assert "is inside the input" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
