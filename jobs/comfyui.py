@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -225,12 +226,12 @@ def _split(address: str) -> tuple[str, tuple[str, str] | None]:
     >>> _split("https://me:p%40ss@gpu-box/comfy/?x=1#top")
     ('https://gpu-box/comfy', ('me', 'p@ss'))
     """
-    try:
-        parts = urlsplit(address.strip())
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:  # it may hold a password, so it is not repeated
+    parts = None
+    with contextlib.suppress(ValueError):
+        found = urlsplit(address.strip())
+        if found.scheme in ("http", "https") and found.hostname and found.port != 0:
+            parts = found
+    if parts is None:  # it may hold a password, so it is not repeated
         raise ComfyUIError("An address of --comfyui cannot be used. Write http://127.0.0.1:8188.")
     place = parts.netloc.rpartition("@")[2]
     login = None
