@@ -92,7 +92,13 @@ def _run(
     began = time.monotonic()
     try:
         if todo:
-            with tqdm(total=len(todo), desc="done", unit="image", file=sys.stderr) as bar:
+            with tqdm(
+                total=len(todo),
+                desc="done",
+                unit="image",
+                mininterval=0.1 if sys.stderr.isatty() else 30.0,
+                file=sys.stderr,
+            ) as bar:
                 state = jobs.run_workflow(
                     todo,
                     workflow,

@@ -23,6 +23,15 @@ INVERT: Graph = {
     "4": node("PreviewAny", source="Inverted {name}."),
 }
 
+SLOW: Graph = {
+    "1": node("LoadImage", image="{image}"),
+    "2": node("ImageScale", image=["1", 0], upscale_method="lanczos", width=7000, height=7000,
+              crop="disabled"),
+    "3": node("ImageScale", image=["2", 0], upscale_method="lanczos", width=6000, height=6000,
+              crop="disabled"),
+    "4": node("PreviewAny", source=["3", 0]),
+}  # fmt: skip
+
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
@@ -100,14 +109,6 @@ def test_what_a_real_comfyui_refuses_and_what_fails(
 def test_a_cancel_interrupts_what_is_running_and_nothing_else(
     comfyui: ComfyHost, images: Path
 ) -> None:
-    slow: Graph = {
-        "1": node("LoadImage", image="{image}"),
-        "2": node("ImageScale", image=["1", 0], upscale_method="lanczos", width=7000, height=7000,
-                  crop="disabled"),
-        "3": node("ImageScale", image=["2", 0], upscale_method="lanczos", width=6000, height=6000,
-                  crop="disabled"),
-        "4": node("PreviewAny", source=["3", 0]),
-    }  # fmt: skip
     stop = threading.Event()
 
     def press() -> None:
@@ -118,7 +119,7 @@ def test_a_cancel_interrupts_what_is_running_and_nothing_else(
     thread = threading.Thread(target=press)
     thread.start()
     server = jobs.ComfyUI(comfyui.url)
-    found = jobs.Workflow(slow, frozenset(("image",)))
+    found = jobs.Workflow(SLOW, frozenset(("image",)))
     before = set(comfyui.get("/history"))
     with pytest.raises(Cancelled):
         jobs.run_workflow(
@@ -131,3 +132,17 @@ def test_a_cancel_interrupts_what_is_running_and_nothing_else(
     queue = comfyui.get("/queue")
     assert not queue["queue_running"] and not queue["queue_pending"]
     assert len(set(comfyui.get("/history")) - before) == 1
+
+
+def test_a_restart_loses_no_image(comfyui: ComfyHost, images: Path, capsys: Any) -> None:
+    def restart() -> None:
+        while not comfyui.get("/queue")["queue_running"]:
+            time.sleep(0.02)
+        comfyui.restart()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    assert main(words(comfyui, images, SLOW, "--limit", "2")) == 0
+    thread.join()
+    said = capsys.readouterr().err
+    assert "The job waits for it" in said and "2 done, 0 failed, 3 left." in said
