@@ -27,7 +27,7 @@ from ..llm.errors import AccessDenied, LLMError, OutOfMemory, ServerTimeout
 from .flags import flags_of
 from .items import Item
 from .outputs import Outputs
-from .rows import DONE, FAILED, Row, RowLog, Rows
+from .rows import DONE, FAILED, Row, RowLog, Rows, failure_of
 from .schedule import ChunkSizes, Supply
 
 T = TypeVar("T")
@@ -389,9 +389,7 @@ def row_of(item: Item, caption: Caption, worker: Worker, describer: Worker | Non
     row: Row = {"id": item.id, "at": round(time.time(), 3), "by": worker.name}
     row["version"] = __version__
     if caption.final.error is not None:
-        error = caption.final.error
-        kind = {"kind": type(error).__name__, "code": error.code, "message": str(error)}
-        return row | {"status": FAILED, "error": kind}
+        return row | failure_of(caption.final.error)
     described, last = caption.description.answer, caption.final.answer
     assert described is not None and last is not None
     row |= {"status": DONE, "text": last.text, "flags": flags_of(last)}

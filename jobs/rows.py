@@ -24,6 +24,17 @@ Row = dict[str, Any]
 """`id`, `status` ("done" or "failed"), and what the task adds."""
 
 
+def failure_of(error: Exception, kind: str = "") -> Row:
+    """Return what a row says of an error, which has a `code`.
+
+    Args:
+        kind: in place of the name of its class.
+    """
+    code: str = getattr(error, "code", "")
+    about = {"kind": kind or type(error).__name__, "code": code, "message": str(error)}
+    return {"status": FAILED, "error": about}
+
+
 def text_of(row: Row) -> str:
     r"""Return what a page shows of a result: its text, or the texts and files of a workflow.
 

@@ -25,7 +25,7 @@ from .comfyui import ComfyUI, ComfyUIError, Json, WorkflowError, suffix_of
 from .directory import JobError, check_manifest
 from .flags import hashed
 from .items import Item, is_inside
-from .rows import DONE, FAILED, Row, RowLog, Rows
+from .rows import DONE, Row, RowLog, Rows, failure_of
 from .schedule import Supply
 from .whole import draft_of, written_whole
 
@@ -337,17 +337,16 @@ class _Work:
     def _row(self, server: ComfyUI, item: Item) -> Row | None:
         """Return the row of an image; None if its prompt was lost, so that it is queued again."""
         began = time.monotonic()
-        row: Row = {"id": item.id, "status": FAILED, "by": server.url, "version": __version__}
+        row: Row = {"id": item.id, "by": server.url, "version": __version__}
         try:
             outputs = self._outputs(server, item, row)
             if outputs is None:
                 return None
             row |= {"status": DONE, "outputs": outputs}
         except RunFailed as error:
-            row["error"] = {"kind": error.kind, "code": error.code, "message": str(error)}
+            row |= failure_of(error, error.kind)
         except UnreadableImage as error:
-            kind = type(error).__name__
-            row["error"] = {"kind": kind, "code": error.code, "message": str(error)}
+            row |= failure_of(error)
         return row | {"at": round(time.time(), 3), "seconds": round(time.monotonic() - began, 3)}
 
     def _outputs(self, server: ComfyUI, item: Item, row: Row) -> Json | None:
