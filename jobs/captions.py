@@ -34,7 +34,6 @@ T = TypeVar("T")
 _Ask = Callable[["Worker", RowLog, Sequence[T]], Sequence[int]]
 """Works on a chunk; returns the indexes of what its server did not get to."""
 
-_UNBOUNDED = 2**62
 _DIGEST_CHARS = 12
 """As Ollama shows it; a row of a million has no room for 64."""
 _MAY_BE_THE_IMAGE = (AccessDenied, OutOfMemory, ServerTimeout)
@@ -93,7 +92,6 @@ class Progress:
         unwritten: caption files that could not be written, and why.
     """
 
-    total: int
     counts: Counter[str] = field(default_factory=Counter[str])
     by_worker: Counter[str] = field(default_factory=Counter[str])
     errors: dict[str, LLMError] = field(default_factory=dict[str, LLMError])
@@ -134,7 +132,7 @@ def run_captions(
     Raises:
         Cancelled: a watcher cancelled. All rows that were finished are there.
     """
-    with closing(KeptAnswers(folder / FILE_NAME, max_bytes=_UNBOUNDED)) as kept:
+    with closing(answers_of(folder)) as kept:
         work = _Work(
             job=job,
             folder=folder,
@@ -144,7 +142,7 @@ def run_captions(
             seed=seed,
             attempts=attempts or {},
             tags={**(tags or {})},
-            state=Progress(total=len(items)),
+            state=Progress(),
             progress=progress,
         )
         tasks = work.tasks(items, workers, chunk)
@@ -156,6 +154,11 @@ def run_captions(
             for ended in [threads.submit(task) for task in tasks]:
                 ended.result()
     return work.state
+
+
+def answers_of(folder: Path) -> KeptAnswers:
+    """Return the kept answers in a job's directory: all of them, as a kill costs what is lost."""
+    return KeptAnswers(folder / FILE_NAME, max_bytes=2**62)
 
 
 class _Described(NamedTuple):

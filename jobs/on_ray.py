@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 from .._backends import open_backend
 from ..captioning.events import Watcher
 from ..captioning.job import Caption, Job, Result
-from ..captioning.kept import FILE_NAME, KeptAnswers
-from ..captioning.run import Memory, rewrite, run
+from ..captioning.kept import KeptAnswers
+from ..captioning.run import rewrite, run
 from ..llm.backend import Answer
 from ..llm.errors import Cancelled, LLMError
 from ..llm.servers import Server
 from ..memory import StageMemory
-from .captions import Worker
+from .captions import Worker, answers_of
 from .directory import JobError
 from .items import Item
 
@@ -97,7 +97,7 @@ def on_ray(
         keeper = (
             ray.remote(_Keeper)
             .options(num_cpus=0, scheduling_strategy=here)
-            .remote(str(folder / FILE_NAME))
+            .remote(str(folder.absolute()))
         )
         yield [replace(one, remote=RayWorker(ray, one, keeper, stall_s)) for one in workers]
     finally:
@@ -132,11 +132,12 @@ class RayWorker:
         *,
         watcher: Watcher,
         finished: Callable[[int, Caption], None],
-        memory: Memory,
-        kept: KeptAnswers,
-        **backends: object,
+        **_: object,
     ) -> None:
         """Work on a chunk; what a dead actor has not finished is left.
+
+        Args:
+            _: memory, answers and backends, which the actor has for itself.
 
         Raises:
             Cancelled: the watcher cancelled.
@@ -146,7 +147,7 @@ class RayWorker:
             actor = self._ray.remote(_Actor).options(
                 num_cpus=0, max_concurrency=2, scheduling_strategy="SPREAD"
             )
-            self._actor = actor.remote(self._name, self._servers, self._keeper)
+            self._actor = actor.remote(self._servers, self._keeper)
         results = self._actor.work.options(num_returns="streaming").remote(chunk)
         last = time.monotonic()
         try:
@@ -196,8 +197,8 @@ class RayWorker:
 class _Keeper:
     """The job's kept answers, for actors on any machine."""
 
-    def __init__(self, path: str) -> None:
-        self._answers = KeptAnswers(Path(path), max_bytes=2**62)
+    def __init__(self, folder: str) -> None:
+        self._answers = answers_of(Path(folder))
 
     def get(self, key: bytes) -> Answer | None:
         return self._answers.get(key)
@@ -227,7 +228,7 @@ def _ray_get(reference: Any) -> Any:
 class _Actor:
     """Asks a server, on any machine of the cluster."""
 
-    def __init__(self, name: str, servers: Sequence[Server | None], keeper: Any) -> None:
+    def __init__(self, servers: Sequence[Server | None], keeper: Any) -> None:
         self._backends = [None if one is None else open_backend(one) for one in servers]
         self._answers = _RemoteAnswers(keeper)
         self._memory = StageMemory()
