@@ -88,8 +88,8 @@ def begin(
             for item in foreign:
                 del by_id[item.id]
             todo = [item for item in todo if item.id in by_id]
-    asked = {item.id for item in todo if rows.status(item.id)}
-    tags = {row["id"]: row["tags"] for row in rows if row["id"] in asked and "tags" in row}
+    again = (rows.get(item.id) for item in todo if rows.status(item.id))
+    tags = {row["id"]: row["tags"] for row in again if "tags" in row}
     return Begun(
         job=job,
         workers=workers,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from .whole import written_whole
 
 MANIFEST = "manifest.json"
 _LOCK = "lock"
+_PLACES = "outputs.json"
 _FORMAT = 1
 
 
@@ -93,6 +94,28 @@ def check_manifest(folder: Path, fingerprint: Mapping[str, Any]) -> str:
     if version != __version__:
         return f"The job was begun with version {version} of the pack, and this is {__version__}."
     return ""
+
+
+def own_places(folder: Path) -> set[str]:
+    """Return the files and folders that a job has written, and so may replace."""
+    try:
+        found: Any = json.loads((folder / _PLACES).read_text("utf-8"))
+    except (OSError, ValueError):
+        return set()
+    return set(cast("list[str]", found))
+
+
+def add_own_places(folder: Path, places: Iterable[Path]) -> None:
+    """Record files and folders that a job is about to write.
+
+    Raises:
+        OSError: the record cannot be written.
+    """
+    before = own_places(folder)
+    after = before | {str(place.absolute()) for place in places}
+    if after != before:
+        with written_whole(folder / _PLACES) as file:
+            json.dump(sorted(after), file, indent=2)
 
 
 def _shown(value: Any) -> str:

@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any
 
 from ..files import UnreadableImage
 from ..files.captions import caption_file, one_line
 from ..files.folders import IMAGE_SUFFIXES
 from ..texts.characters import whole_characters
-from .directory import JobError
+from .directory import JobError, add_own_places, own_places
 from .items import Item, is_inside
 from .rows import DONE, Row, Rows
 from .shards import Sample, holds_others, write_shards
@@ -24,9 +24,6 @@ KINDS = ("txt", "jsonl", "parquet", "wds")
 _COLUMNS = (
     "file_name", "text", "description", "vision_model", "text_model", "flags", "status", "error",
 )  # fmt: skip
-
-
-_WRITTEN = "outputs.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +77,9 @@ class Outputs:
 
     def check(self, items: Sequence[Item]) -> None:
         """Raise JobError if an output would replace a foreign file, or leave its folder."""
-        written = self._written()
+        ours = own_places(self.job)
         for kind, place in self.places.items():
-            is_ours = str(place.absolute()) in written
+            is_ours = str(place.absolute()) in ours
             if place.exists() and (not is_ours or (kind == "wds" and holds_others(place))):
                 raise JobError(
                     f"{place} is there already, and not from this job. Name another folder after "
@@ -123,9 +120,7 @@ class Outputs:
             OSError: a file cannot be written.
         """
         places = self.places
-        if new := {str(place.absolute()) for place in places.values()} - self._written():
-            with written_whole(self.job / _WRITTEN) as file:
-                json.dump(sorted(self._written() | new), file, indent=2)
+        add_own_places(self.job, places.values())
         if "jsonl" in places:
             with written_whole(places["jsonl"]) as lines:
                 for row in rows:
@@ -138,14 +133,6 @@ class Outputs:
         if "wds" in places and shards:
             done = (row for row in rows if row["status"] == DONE and row["id"] in items)
             write_shards(places["wds"], (self._sample(row, items[row["id"]]) for row in done))
-
-    def _written(self) -> set[str]:
-        """Return which files this job has written: it may replace them."""
-        try:
-            found: Any = json.loads((self.job / _WRITTEN).read_text("utf-8"))
-        except (OSError, ValueError):
-            return set()
-        return set(cast("list[str]", found))
 
     def _entry(self, row: Row) -> dict[str, Any]:
         """Return a row of captions.parquet."""

@@ -22,12 +22,12 @@ from ..llm.errors import Cancelled
 from ..texts.characters import whole_characters
 from .captions import seed_of, to_do
 from .comfyui import ComfyUI, ComfyUIError, Json, WorkflowError, suffix_of
-from .directory import JobError, check_manifest
+from .directory import JobError, add_own_places, check_manifest, own_places
 from .flags import hashed
 from .items import Item, is_inside
 from .rows import DONE, Row, RowLog, Rows, failure_of
 from .schedule import Supply
-from .whole import draft_of, written_whole
+from .whole import draft_of
 
 T = TypeVar("T")
 
@@ -40,7 +40,6 @@ _LOOK_S = 2.0
 """Between two looks into the queue, whose answer holds all that others have queued."""
 _MOST_LOSSES = 3
 """An image whose prompt is lost so often has a row: it may be the one that ends the server."""
-_FETCHED = "downloads.json"
 _EXPORT = "Choose Export (API) in the menu of ComfyUI, and name that file after --workflow."
 
 
@@ -154,9 +153,7 @@ class Downloads:
                 raise JobError(
                     f"{other} and {item.id} would have the same file in {folder}. Rename one."
                 )
-        record, place = job / _FETCHED, str(folder.absolute())
-        ours: list[str] = json.loads(record.read_text("utf-8")) if record.exists() else []
-        self.is_new = place not in ours
+        self.is_new = str(folder.absolute()) not in own_places(job)
         if not self.is_new:
             return
         if folder.exists() and any(folder.iterdir()):
@@ -164,8 +161,7 @@ class Downloads:
                 f"{folder} has files that are not from this job. Name another folder after "
                 "--output."
             )
-        with written_whole(record) as file:
-            json.dump([*ours, place], file)
+        add_own_places(job, [folder])
 
     def places(self, id: str, outputs: Json) -> list[tuple[dict[str, str], Path]]:
         """Return the files of a result, and where each goes. Previews only if there is no other."""
@@ -203,7 +199,6 @@ class WorkflowProgress:
         counts: rows by their status.
         by_server: rows by the address of the server.
         errors: what ended the work of a server, by its address.
-        notes: sentences for the user, so far.
     """
 
     counts: Counter[str] = field(default_factory=Counter[str])
