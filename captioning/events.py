@@ -58,5 +58,9 @@ class Watcher:
     def waiting(self, reason: str, seconds: float) -> None:
         """Called before a retry: a request failed, and is sent again after `seconds`."""
 
+    def kept(self, title: str, count: int, requests: int) -> None:
+        """Called when a stage has ended of which `count` answers were kept from earlier runs."""
+        self.note(f"{count} of {requests} answers ({title}) were kept from earlier requests.")
+
     def note(self, text: str) -> None:
         """Called with one sentence about the whole run for its user."""

@@ -378,9 +378,7 @@ class _Run:
         if self.rules.stop_on_error and fatal:
             raise fatal
         if kept := sum(result.answer is not None and result.answer.kept for result in results):
-            self._note(
-                f"{kept} of {len(requests)} answers ({title}) were kept from earlier requests."
-            )
+            self.watcher.kept(title, kept, len(requests))
         return results
 
     def rewrite(

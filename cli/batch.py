@@ -268,7 +268,7 @@ class _Bars:
 
     def note(self, text: str) -> None:
         """Print a sentence about the whole run, once: each chunk is another run."""
-        if text not in self.noted and "kept from earlier" not in text:
+        if text not in self.noted:
             self.noted.add(text)
             tqdm.write(text, file=sys.stderr)
 
@@ -295,6 +295,9 @@ class _Watcher(Watcher):
 
     def finished(self, index: int, result: Result) -> None:
         self._bars.finished(self._stage)
+
+    def kept(self, title: str, count: int, requests: int) -> None:
+        """Say nothing: each chunk that is continued would."""
 
     def note(self, text: str) -> None:
         self._bars.note(text)

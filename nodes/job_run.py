@@ -225,8 +225,11 @@ class JobWatcher(Watcher):
     def waiting(self, reason: str, seconds: float) -> None:
         self._show(f"{self._title}: {reason}, trying again in {seconds:g} s", always=True)
 
+    def kept(self, title: str, count: int, requests: int) -> None:
+        """Say nothing: each chunk that is continued would."""
+
     def note(self, text: str) -> None:
-        if text not in self.notes and "kept from earlier" not in text:
+        if text not in self.notes:
             self.notes.append(text)
 
     def _show(self, *lines: str, always: bool = False) -> None:
