@@ -7,6 +7,7 @@ from .directory import JobError, locked
 from .items import BadInputList, Item, find_items
 from .outputs import KINDS, Outputs
 from .page import FILE as REPORT
+from .plan import fingerprint
 from .report import write_report
 from .rows import DONE, FAILED, RowLog, Rows
 from .workflows import (
@@ -44,6 +45,7 @@ __all__ = [
     "begin_workflow",
     "end",
     "find_items",
+    "fingerprint",
     "locked",
     "read_workflow",
     "run_captions",

@@ -84,5 +84,8 @@ def fingerprint(job: Job, workers: Sequence[Worker], **settings: Any) -> dict[st
         digests = {worker.models[name].digest for worker in workers if name in worker.models}
         found[f"{name}_model"] = stage.model
         found[f"{name}_digest"] = digests.pop() if len(digests) == 1 else "mixed"
-        found[f"{name}_options"] = {**stage.options, "format": stage.settings.format}
+        # What chooses a server or when to load changes no answer.
+        changes = ("format", "think", "max_image_side", "lossless", "must", "must_not")
+        settings_of_stage = {one: getattr(stage.settings, one) for one in changes}
+        found[f"{name}_options"] = {**stage.options, **settings_of_stage}
     return found

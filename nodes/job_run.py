@@ -97,6 +97,7 @@ def _run(
                 outputs,
                 watcher=lambda worker: watcher,
                 attempts=begun.attempts,
+                tags=begun.tags,
             )
     except Cancelled as error:
         cancelled = error
@@ -119,10 +120,7 @@ def _run(
 
 def job_directory(folder: Path, job: Job, settings: dict[str, Any]) -> Path:
     """Return the directory of a job: the same for the same folder and settings."""
-    stages = [
-        (one.model, dict(one.options), one.settings.format) for one in (job.vision, job.text) if one
-    ]
-    key = [str(folder), stages, job.instructions[0], job.custom_prompts[0], settings]
+    key = [str(folder), jobs.fingerprint(job, (), **settings)]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode("utf-8", "surrogatepass"))
     return host.own_folder("jobs") / f"{folder.name}-{digest.hexdigest()[:8]}"
 

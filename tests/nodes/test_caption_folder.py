@@ -74,6 +74,16 @@ def test_other_settings_are_another_job(node: Any, folders: Path, ollama: Faulty
     assert "Left out, as they have a caption: 3 images." in report
     assert execute(node, custom_vision_prompt="Name it.", existing="overwrite")[1] == [RED] * 3
     assert len(list((folders / "user/image-refinery/jobs").iterdir())) == 3
+    from image_refinery.captioning.options import StageOptions
+
+    options = {"existing": "overwrite", "custom_vision_prompt": "Name it."}
+    for setting in ({"max_image_side": 512}, {"must": ("circle",)}, {"lossless": True}):
+        asked = len(ollama.of("chat"))
+        execute(node, **options, vision_options=StageOptions(**setting))
+        assert len(ollama.of("chat")) > asked, f"{setting} changes an answer"
+    asked = len(ollama.of("chat"))
+    execute(node, **options, vision_options=StageOptions(parallel=2))
+    assert len(ollama.of("chat")) == asked, "parallel changes none"
 
 
 def test_a_folder_of_the_output(node: Any, folders: Path) -> None:
