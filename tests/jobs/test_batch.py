@@ -29,10 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RED, CRIMSON = "A red circle on a white background.", "A crimson disc floats on snow."
 
 
-@pytest.fixture(autouse=True)
-def address(monkeypatch: pytest.MonkeyPatch, ollama: FaultyOllama, tmp_path: Path) -> None:
-    monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+pytestmark = pytest.mark.usefixtures("address")
 
 
 @pytest.fixture

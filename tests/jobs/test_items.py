@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 
 
-@pytest.fixture(autouse=True)
-def address(monkeypatch: pytest.MonkeyPatch, ollama: FaultyOllama, tmp_path: Path) -> None:
-    monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+pytestmark = pytest.mark.usefixtures("address")
 
 
 @pytest.fixture

@@ -96,6 +96,26 @@ def check_outputs(tmp_path: Path, text: str) -> None:
     assert not list(tmp_path.rglob("*.new"))
 
 
+def requests_of(batch: Any) -> list[bytes]:
+    """The image of each request to any server."""
+    return [request.images[0] for s in batch.servers.values() for request in s.of("chat")]
+
+
+def wait_for_requests(batch: Any, count: int) -> None:
+    """Wait for requests to either server: one may have begun before the other's actor is there."""
+    until = time.monotonic() + 120
+    while len(requests_of(batch)) < count:
+        assert time.monotonic() < until, "nothing is asked"
+        time.sleep(0.01)
+
+
+def check_requests(batch: Any, *, twice_at_most: int) -> None:
+    """Check that each image was asked, and only what was in flight again."""
+    asked = Counter(requests_of(batch))
+    twice = sum(count - 1 for count in asked.values())
+    assert len(asked) == COUNT and twice <= twice_at_most
+
+
 def test_two_servers_share_the_images(batch: Any, tmp_path: Path) -> None:
     process = batch(*BOTH, "--task", "caption", "--instructions", "Shorten it.", "--chunk", "5")
     said = ended(process)
@@ -155,16 +175,13 @@ def test_killed_actors_are_replaced(batch: Any, tmp_path: Path, seed: int) -> No
     for server in batch.servers.values():
         server.always("chat", Reply(token_s=0.01))
     process = batch(*BOTH, "--chunk", "8")
-    one = batch.servers["one"]
-    assert one.wait_until(lambda: len(one.of("chat")) >= 2 + chance.randrange(4), 90)
+    wait_for_requests(batch, 2 + chance.randrange(4))
     victims = actors_of(process.pid)
     os.kill(chance.choice(victims), signal.SIGKILL)
     said = ended(process)
     assert process.returncode == 0, said
     check_outputs(tmp_path, RED)
-    asked = Counter(r.images[0] for s in batch.servers.values() for r in s.of("chat"))
-    twice = sum(count - 1 for count in asked.values())
-    assert len(asked) == COUNT and twice <= 1, "only what was in flight is asked again"
+    check_requests(batch, twice_at_most=1)
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("RAY_KILLS", "1"))))
@@ -175,8 +192,7 @@ def test_a_killed_driver_continues(batch: Any, tmp_path: Path, seed: int) -> Non
     for server in batch.servers.values():
         server.always("chat", Reply(token_s=0.01))
     process = batch(*BOTH, "--chunk", "8")
-    one = batch.servers["one"]
-    assert one.wait_until(lambda: len(one.of("chat")) >= 2 + chance.randrange(4), 90)
+    wait_for_requests(batch, 2 + chance.randrange(4))
     time.sleep(chance.random() * 0.1)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)
@@ -184,9 +200,7 @@ def test_a_killed_driver_continues(batch: Any, tmp_path: Path, seed: int) -> Non
     said = ended(process)
     assert process.returncode == 0, said
     check_outputs(tmp_path, RED)
-    asked = Counter(r.images[0] for s in batch.servers.values() for r in s.of("chat"))
-    twice = sum(count - 1 for count in asked.values())
-    assert len(asked) == COUNT and twice <= 4, "only what was in flight is asked again"
+    check_requests(batch, twice_at_most=4)
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("RAY_KILLS", "1"))))
@@ -202,14 +216,11 @@ def test_a_killed_node_loses_nothing(batch: Any, tmp_path: Path, seed: int) -> N
         node = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
         process = batch(*BOTH, "--chunk", "8", ray=cluster.address)
-        one = batch.servers["one"]
-        assert one.wait_until(lambda: len(one.of("chat")) >= 2 + chance.randrange(4), 120)
+        wait_for_requests(batch, 2 + chance.randrange(4))
         cluster.remove_node(node, allow_graceful=False)
         said = ended(process)
     finally:
         cluster.shutdown()
     assert process.returncode == 0, said
     check_outputs(tmp_path, RED)
-    asked = Counter(r.images[0] for s in batch.servers.values() for r in s.of("chat"))
-    twice = sum(count - 1 for count in asked.values())
-    assert len(asked) == COUNT and twice <= 2, "only what was in flight is asked again"
+    check_requests(batch, twice_at_most=2)
