@@ -2,7 +2,7 @@
 
     python dev.py bench jobs [--images N] [--rows N] [--only PART ...]
 
-The command line runs in processes of its own against simulated servers (`_simulated_ollama.py`),
+The command line runs in separate processes against simulated servers (`_simulated_ollama.py`),
 which sleep for as long as a model would work. Parts:
 
     throughput  1, 2 and 4 equal servers, and 3 with a fourth that is three times slower
