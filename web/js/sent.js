@@ -3,9 +3,8 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { showText } from "./dialog.js";
-import { findNode } from "./find_node.js";
+import { LLM_NODES, findNode } from "./find_node.js";
 
-const NODES = ["RefineryLLMImageRefine", "RefineryLLMDescribe", "RefineryOllamaProcess"];
 const NOT_RUN = "Run the node first. ComfyUI does not run a node again whose inputs are unchanged.";
 const NOTHING = "Nothing was sent: the last run used kept answers, or ended before its first request.";
 const texts = new WeakMap(); // what each node sent in its last run
@@ -26,7 +25,7 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    if (!NODES.includes(node.comfyClass)) return;
+    if (!LLM_NODES.includes(node.comfyClass)) return;
     const options = node.getExtraMenuOptions;
     node.getExtraMenuOptions = function (canvas, menu) {
       const more = options?.apply(this, arguments);

@@ -2,8 +2,8 @@
 // took the place of a result. Other packs' nodes are left alone.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { STATUS } from "./find_node.js";
 
-const STATUS = "$$node-text-preview"; // the widget into which ComfyUI puts a node's status
 const MAX_BOX = 90; // a text box that is higher may give some of its height to the status
 const seen = new WeakSet();
 const failed = new Set(); // nodes of the last run with a red frame

@@ -3,12 +3,10 @@
 // Other packs' nodes are left alone.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { LLM_NODES, STATUS } from "./find_node.js";
 
 const KEY = "image_refinery";
-const NODES = ["RefineryLLMImageRefine", "RefineryLLMDescribe", "RefineryOllamaProcess"];
 const MAX_CHARS = 300;
-
-const STATUS = "$$node-text-preview"; // what a node shows of a run
 
 function show(node) {
   if (node.widgets?.find((widget) => widget.name === STATUS)?.value) return; // of this page's own run
@@ -24,7 +22,7 @@ app.registerExtension({
   name: "imagerefinery.words",
 
   nodeCreated(node) {
-    if (!NODES.includes(node.comfyClass)) return;
+    if (!LLM_NODES.includes(node.comfyClass)) return;
     const executed = node.onExecuted;
     node.onExecuted = function (output) {
       executed?.apply(this, arguments);
@@ -33,6 +31,6 @@ app.registerExtension({
   },
 
   loadedGraphNode(node) {
-    if (NODES.includes(node.comfyClass) && node.properties[KEY]) setTimeout(() => show(node));
+    if (LLM_NODES.includes(node.comfyClass) && node.properties[KEY]) setTimeout(() => show(node));
   },
 });
