@@ -51,3 +51,27 @@ def test_two_hundred_images_cancelled_at_half(comfyui: ComfyHost, ollama: Faulty
     assert len(ollama.of("chat")) == COUNT + 1, "the one that was cancelled is asked again"
     assert ollama.loaded == []
     assert comfyui.peak_memory_bytes() - before < MAY_GROW_BYTES
+
+
+def test_a_bad_image_and_a_server_that_is_gone(comfyui: ComfyHost, ollama: FaultyOllama) -> None:
+    folder = comfyui.base / "input" / "bad"
+    folder.mkdir()
+    Image.new("RGB", (80, 64), "teal").save(folder / "a.png")
+    (folder / "b.png").write_text("no image")
+    models = {"vision_model": "llava:latest", "text_model": "llama3.2:latest"}
+    prompt: Graph = {
+        "1": node("RefineryCaptionFolder", folder="bad", instructions="", **models),
+        "2": node("PreviewAny", source=["1", 2]),
+    }
+    run = comfyui.run(prompt)
+    assert run.ok and "1 failed (1 R302 UnusableImage)" in run.texts("2")[0]
+    assert (folder / "a.txt").read_text() == RED
+    ollama.stop_listening()
+    Image.new("RGB", (80, 64), "peru").save(folder / "c.png")
+    gone = comfyui.run(prompt)
+    assert not gone.ok and "(R101)" in gone.error["exception_message"]
+    ollama.listen_again()
+    assert comfyui.run(prompt).ok and (folder / "c.txt").read_text() == RED
+    prompt["1"]["inputs"]["folder"] = "../elsewhere"
+    outside = comfyui.run(prompt)
+    assert not outside.ok and "(R502)" in outside.error["exception_message"]
