@@ -29,6 +29,7 @@ MAX_BYTES = 200_000_000
 
 _WAL_BYTES = 4_100_000
 """SQLite's write-ahead log: it is written back after 1000 pages of 4096 bytes."""
+_POLL_S = 0.01
 _BUSY_S = 10.0
 """How long to wait for another process that writes."""
 _FORMAT = 1
@@ -220,13 +221,26 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         # Readers and a writer at a time; after a power cut the last answers may be missing, but the
         # file is not damaged.
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_wal(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.executescript(_SCHEMA)
     except sqlite3.Error:
         connection.close()
         raise
     return connection
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Set the journal's mode; wait for another process that is doing it, which SQLite does not."""
+    until = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= until:
+                raise
+            time.sleep(_POLL_S)
 
 
 def _size(connection: sqlite3.Connection) -> int:
