@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -132,9 +133,9 @@ def no_look_for_models_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Ite
     yield
     if probe := sys.modules.get("image_refinery.llm.probe"):
         probe._known.clear()  # another server may get the same port
-    servers = sys.modules.get("image_refinery.nodes.host.servers")
-    if servers is not None and servers.model_lists._look is not None:
-        servers.model_lists._look.join(timeout=30)
+    for thread in threading.enumerate():
+        if thread.name == "image-refinery-models":
+            thread.join(timeout=30)
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..._program import install
@@ -22,7 +22,7 @@ def gpu_remark() -> str:
 
     If there is a GPU, the first call starts a process (about 0.3 s).
     """
-    if sys.platform == "darwin" or not importlib.util.find_spec("xllamacpp"):
+    if sys.platform == "darwin" or not find_spec("xllamacpp"):
         return ""  # the build for Macs has Metal
     brand = _gpu_brand()
     reason = _why_unused() if brand else ""

@@ -18,9 +18,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A machine with xllamacpp on Linux, without torch and without a GPU's tools."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
-    monkeypatch.setattr(gpu.Path, "exists", lambda path: False)
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: object())
+    # The names of this module alone: the library's own serve every other thread too.
+    monkeypatch.setattr(gpu, "shutil", SimpleNamespace(which=lambda name: None))
+    monkeypatch.setattr(gpu, "Path", lambda path: SimpleNamespace(exists=lambda: False))
+    monkeypatch.setattr(gpu, "find_spec", lambda name: object())
     gpu.gpu_remark.cache_clear()
     yield
     gpu.gpu_remark.cache_clear()
@@ -83,7 +84,8 @@ def test_a_build_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.Monke
 def test_no_process_is_started_without_a_gpu_or_xllamacpp_or_on_a_mac(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: pytest.fail("a process"))
+    no_process = SimpleNamespace(run=lambda *_, **__: pytest.fail("a process"))
+    monkeypatch.setattr(gpu, "subprocess", no_process)
     has(monkeypatch, cuda=False)
     assert gpu.gpu_remark() == ""
     gpu.gpu_remark.cache_clear()
@@ -92,7 +94,7 @@ def test_no_process_is_started_without_a_gpu_or_xllamacpp_or_on_a_mac(
     assert gpu.gpu_remark() == ""
     gpu.gpu_remark.cache_clear()
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
     assert gpu.gpu_remark() == ""
 
 
