@@ -51,7 +51,9 @@ def save_refined(
         return
     if format == "jpg" and image.has_transparency_data:
         alpha = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), alpha).convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), alpha)
+    if format == "jpg" and image.mode != "L":
+        image = image.convert("RGB")
     exif = Image.Exif()
     exif[_DESCRIPTION] = f"{METADATA_KEY}:{json.dumps(about)}"  # EXIF texts are ASCII
     image.save(
@@ -60,6 +62,6 @@ def save_refined(
         exif=exif,
         icc_profile=profile,
         quality=quality,
-        # At 95 and more, half the colors would be what is lost most.
+        # JPEG's usual half resolution of colors would undo much of such a quality.
         **({"subsampling": 0} if format == "jpg" and quality >= 95 else {}),
     )

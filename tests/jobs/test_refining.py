@@ -19,8 +19,9 @@ from image_refinery.cli.main import main
 from image_refinery.jobs import refining
 from image_refinery.jobs.captions import seed_of
 from image_refinery.jobs.whole import draft_path
-from image_refinery.refine import DeviceMemoryError, ImageRefiner
+from image_refinery.refine import DeviceMemoryError, ImageRefiner, RefineSettings
 from image_refinery.refine.identity import identify
+from image_refinery.refine.saving import FORMATS, save_refined
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -260,6 +261,19 @@ def test_formats_hold_the_settings(images: Path, format: str) -> None:
     assert json.loads(about)["prompt"] == "M\u00e4rz"
     assert json.loads(about)["model"] == TINY.name
     assert right == (255, 255, 255, 255) if format == "jpg" else right[3] == 0
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_every_mode_has_a_file_in_every_format(tmp_path: Path, format: str, mode: str) -> None:
+    file = tmp_path / f"a.{format}"
+    profile = bytes(range(128))
+    image = Image.new(mode, (8, 8))
+    image.info["icc_profile"] = profile
+    save_refined(image, file, RefineSettings(), "x.safetensors", format=format)
+    with Image.open(file) as written:
+        written.load()
+        assert written.size == (8, 8) and written.info["icc_profile"] == profile
 
 
 def test_captions_are_the_prompts(
