@@ -24,10 +24,20 @@ from ..memory import StageMemory, finish_pending_unloads
 from ..texts.instructions import PresetError
 from .describe import job_of
 from .progress import estimate, stop_on_ctrl_c
-from .terminal import DESCRIBE, WRONG_ARGUMENTS, cancelled, failed, message
+from .terminal import CANCELLED, DESCRIBE, WRONG_ARGUMENTS, cancelled, failed, message
 from .workflow import batch_workflow
 
-_DOING = {"describe": "described", "rewrite": "rewritten"}
+_DOING = {"describe": "described", "rewrite": "rewritten", "refine": "refined"}
+_OF_CAPTIONS = (
+    *("instructions", "preset", "vision_prompt", "vision_model", "text_model", "num_predict"),
+    *("keep_loaded_minutes", "server", "vision_server", "text_server", "ray", "allow_mixed"),
+    *("parallel", "out", "prefix", "suffix", "chunk", "retry_flagged", "max_tokens"),
+)
+_OF_REFINING = (
+    *("model", "strength", "steps", "guidance_scale", "negative_prompt", "memory_mode", "prompt"),
+    *("format", "quality"),
+)
+_MEANT = {"model": "--vision-model", "prompt": "--vision-prompt"}
 
 
 def batch(options: argparse.Namespace) -> int:
@@ -35,21 +45,52 @@ def batch(options: argparse.Namespace) -> int:
     if options.workflow or options.comfyui:
         return batch_workflow(options)
     try:
-        items = jobs.find_items(
-            options.inputs,
-            recursive=options.recursive,
-            patterns=options.pattern,
-            column=options.column,
-        )
-        job = _parallel(job_of(options), options.parallel)
-    except jobs.BadInputList as error:
+        return _batch(options)
+    except (jobs.BadInputList, jobs.JobError) as error:
         return failed(error)
     except PresetError as error:
         failed(error)
         return WRONG_ARGUMENTS
-    _check(options, job)
+    except OSError as error:  # the rows or an output cannot be written
+        return failed(jobs.JobError(f"{error.filename or options.job}: {error.strerror or error}."))
+    finally:
+        finish_pending_unloads()
+
+
+def _batch(options: argparse.Namespace) -> int:
+    tasks = options.task.split(",")
+    captions, refines = tasks[0] != "refine", "refine" in tasks
+    options.task = tasks[0]  # so that captions can be refined later, too
+    _check_options(options, captions=captions, refines=refines)
+    items = jobs.find_items(
+        options.inputs,
+        recursive=options.recursive,
+        patterns=options.pattern,
+        column=options.column,
+    )
+    job = _parallel(job_of(options), options.parallel)
+    if captions:
+        _check(options, job)
     if options.dry_run:
-        return _plan(items, options)
+        for task in tasks:
+            folder = options.job / task if task == "refine" and captions else options.job
+            _plan(items, folder, options, f"{task}: " if tasks[1:] else "")
+        return 0
+    refinement = None
+    if refines:
+        from .batch_refine import refinement_of
+
+        refinement = refinement_of(options, items, after_captions=captions)
+    code = _caption(items, job, options) if captions else 0
+    if refinement is None or code == CANCELLED:
+        return code
+    finish_pending_unloads()  # the refiner needs the memory of the server's models
+    from .batch_refine import refine_items
+
+    return max(code, refine_items(items, refinement, options))
+
+
+def _caption(items: Sequence[jobs.Item], job: Job, options: argparse.Namespace) -> int:
     outputs = jobs.Outputs(
         job=options.job,
         kinds=frozenset(options.out),
@@ -57,23 +98,29 @@ def batch(options: argparse.Namespace) -> int:
         prefix=options.prefix,
         suffix=options.suffix,
     )
-    try:
-        with (
-            jobs.locked(options.job),
-            stop_on_ctrl_c() as stop,
-            _workers(options, job) as workers,
-            _Bars(stop) as bars,
-        ):
-            if options.ray is None:
-                return _run(items, job, workers, outputs, options, bars)
-            with on_ray(workers, options.ray, options.job) as remote:
-                return _run(items, job, remote, outputs, options, bars)
-    except jobs.JobError as error:
-        return failed(error)
-    except OSError as error:  # the rows or an output cannot be written
-        return failed(jobs.JobError(f"{error.filename or options.job}: {error.strerror or error}."))
-    finally:
-        finish_pending_unloads()
+    with (
+        jobs.locked(options.job),
+        stop_on_ctrl_c() as stop,
+        _workers(options, job) as workers,
+        Bars(stop) as bars,
+    ):
+        if options.ray is None:
+            return _run(items, job, workers, outputs, options, bars)
+        with on_ray(workers, options.ray, options.job) as remote:
+            return _run(items, job, remote, outputs, options, bars)
+
+
+def _check_options(options: argparse.Namespace, *, captions: bool, refines: bool) -> None:
+    """End with exit code 2 if an option is for another task."""
+    parser = options.parser
+    others = [*(() if captions else _OF_CAPTIONS), *(() if refines else _OF_REFINING)]
+    for name in others:
+        if getattr(options, name) != parser.get_default(name):
+            meant = _MEANT.get(name)
+            hint = f", did you mean {meant}?" if meant and captions else ""
+            parser.error(f"--task {options.task} takes no --{name.replace('_', '-')}{hint}")
+    if not captions and "{caption}" in (options.prompt or ""):
+        parser.error("{caption} needs --task describe,refine or caption,refine")
 
 
 def _check(options: argparse.Namespace, job: Job) -> None:
@@ -104,13 +151,14 @@ def _parallel(job: Job, count: int) -> Job:
     return replace(job, vision=faster(job.vision), text=job.text and faster(job.text))
 
 
-def _plan(items: Sequence[jobs.Item], options: argparse.Namespace) -> int:
+def _plan(
+    items: Sequence[jobs.Item], folder: Path, options: argparse.Namespace, title: str
+) -> None:
     """Print what a run would do, without asking any server."""
-    rows = jobs.Rows(options.job)
+    rows = jobs.Rows(folder)
     todo, _ = jobs.to_do(items, rows, failed=options.retry_failed, flagged=options.retry_flagged)
     count = min(len(todo), options.limit or len(todo))
-    print(f"{len(items)} images, {len(items) - len(todo)} have a result, {count} to do.")
-    return 0
+    print(f"{title}{len(items)} images, {len(items) - len(todo)} have a result, {count} to do.")
 
 
 @contextmanager
@@ -154,7 +202,7 @@ def _run(
     workers: Sequence[jobs.Worker],
     outputs: jobs.Outputs,
     options: argparse.Namespace,
-    bars: _Bars,
+    bars: Bars,
 ) -> int:
     inputs = {one.absolute() for one in options.inputs if isinstance(one, Path)}
     for place in outputs.places.values():
@@ -208,7 +256,7 @@ def _run(
         max_tokens=options.max_tokens,
         cancelled=was_cancelled,
     )
-    for line in _lines(counts, state):
+    for line in summary(counts, state):
         print(line, file=sys.stderr)
     if options.estimate and state:
         print(estimate(counts["left"], sum(state.counts.values()), seconds))
@@ -219,7 +267,7 @@ def _run(
     return 1 if counts["failed"] or left or (state and state.unwritten) else 0
 
 
-class _Bars:
+class Bars:
     """A line of progress for each stage: rate, time left, failures, and each server's count."""
 
     def __init__(self, stop: Event) -> None:
@@ -230,7 +278,7 @@ class _Bars:
         self._lock = Lock()
         self._shown = 0.0
 
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> Bars:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -243,17 +291,14 @@ class _Bars:
     def finished(self, stage: str) -> None:
         """Count one image of a stage."""
         with self._lock:
-            if stage not in self._bars:
-                self._bars[stage] = tqdm(
-                    total=self.total,
-                    desc=_DOING[stage],
-                    unit="image",
-                    position=len(self._bars),
-                    # A log file gets a line now and then, not ten a second.
-                    mininterval=0.1 if sys.stderr.isatty() else 30.0,
-                    file=sys.stderr,
-                )
-            self._bars[stage].update(1)
+            self._bar(stage).update(1)
+
+    def doing(self, stage: str, text: str) -> None:
+        """Show what happens to the image in progress."""
+        with self._lock:
+            bar = self._bar(stage)
+            bar.set_postfix_str(text, refresh=False)
+            bar.update(0)
 
     def show(self, state: jobs.Progress) -> None:
         """Show the counts of servers and failures; at most once a second."""
@@ -272,6 +317,19 @@ class _Bars:
             self.noted.add(text)
             tqdm.write(text, file=sys.stderr)
 
+    def _bar(self, stage: str) -> tqdm[Any]:
+        if stage not in self._bars:
+            self._bars[stage] = tqdm(
+                total=self.total,
+                desc=_DOING[stage],
+                unit="image",
+                position=len(self._bars),
+                # A log file gets a line now and then, not ten a second.
+                mininterval=0.1 if sys.stderr.isatty() else 30.0,
+                file=sys.stderr,
+            )
+        return self._bars[stage]
+
     def close(self) -> None:
         """End the lines."""
         with self._lock:
@@ -283,7 +341,7 @@ class _Bars:
 class _Watcher(Watcher):
     """Cancels on Ctrl-C, and counts."""
 
-    def __init__(self, bars: _Bars) -> None:
+    def __init__(self, bars: Bars) -> None:
         self._bars = bars
         self._stage = ""
 
@@ -303,7 +361,8 @@ class _Watcher(Watcher):
         self._bars.note(text)
 
 
-def _lines(counts: Mapping[str, Any], state: jobs.Progress | None) -> Iterator[str]:
+def summary(counts: Mapping[str, Any], state: jobs.Progress | None) -> Iterator[str]:
+    """Yield the last lines of a run."""
     yield f"{counts['done']} done, {counts['failed']} failed, {counts['left']} left."
     for title in ("errors", "flags"):
         if counts[title]:

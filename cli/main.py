@@ -17,6 +17,9 @@ from ..captioning.options import MAX_PARALLEL
 from ..llm.errors import Cancelled, LLMError
 from .terminal import FAILED, WRONG_ARGUMENTS, cancelled, failed, message
 
+TASKS = ("describe", "caption", "refine", "describe,refine", "caption,refine")
+"""Of `batch`."""
+
 MEMORY_MODES = ("auto", "gpu", "offload", "low_vram")
 """Those of refine, which is imported by its command only: it needs torch."""
 
@@ -129,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         add(
             "batch",
             _batch,
-            "caption any number of images as a job that can be continued",
+            "caption or refine any number of images as a job that can be continued",
             " Run the same command again to continue.",
         )
     )
@@ -261,9 +264,10 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
     )
     batch.add_argument(
         "--task",
-        choices=("describe", "caption"),
+        choices=TASKS,
         default="describe",
-        help="describe, or caption: describe and rewrite (default: describe)",
+        help="describe; caption: describe and rewrite; refine; or both, such as caption,refine "
+        "(default: describe)",
     )
     batch.add_argument("--recursive", action="store_true", help="include subfolders")
     batch.add_argument(
@@ -328,13 +332,15 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder for the outputs (default: .txt beside each image, the rest in the job)",
+        help="folder for the outputs (default: .txt beside each image, refined images in refined "
+        "in the job, the rest in the job)",
     )
     batch.add_argument(
         "--existing",
         choices=("skip", "overwrite"),
         default="skip",
-        help="what to do with caption files that another program wrote (default: skip)",
+        help="what to do with caption files and refined images that another program wrote "
+        "(default: skip)",
     )
     batch.add_argument("--prefix", default="", metavar="TEXT", help="text before each caption")
     batch.add_argument("--suffix", default="", metavar="TEXT", help="text after each caption")
@@ -383,6 +389,28 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
     batch.add_argument(
         "--dry-run", action="store_true", help="print what is to do, without asking a server"
     )
+    refined = batch.add_argument_group("refined images (--task refine)")
+    _add_refiner(refined)
+    refined.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="what the images show; {caption} is the caption of --task caption,refine (default: "
+        "the caption, else nothing)",
+    )
+    refined.add_argument(
+        "--format",
+        choices=("png", "jpg", "webp"),
+        default="png",
+        help="format of the refined images (default: png)",
+    )
+    refined.add_argument(
+        "--quality",
+        type=int,
+        choices=range(1, 101),
+        default=95,
+        metavar="N",
+        help="quality of jpg and webp (1 to 100; default: 95)",
+    )
 
 
 def _kinds(text: str) -> tuple[str, ...]:
@@ -409,6 +437,21 @@ def _add_refine(refine: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also write an image with before, after and a magnified crop",
     )
+    _add_refiner(refine)
+    refine.add_argument("--prompt", default="", metavar="TEXT", help="what the images show")
+    refine.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="random seed of the first image, the next has N + 1 (default: 0)",
+    )
+    refine.add_argument(
+        "--mask", type=Path, metavar="FILE", help="refine only where this image is not black"
+    )
+
+
+def _add_refiner(refine: Any) -> None:  # a parser or a group; their common class is private
     refine.add_argument(
         "--model",
         metavar="NAME",
@@ -436,25 +479,14 @@ def _add_refine(refine: argparse.ArgumentParser) -> None:
         metavar="N",
         help="CFG: how closely to follow the prompt; 1 or less turns guidance off (default: 7.5)",
     )
-    refine.add_argument("--prompt", default="", metavar="TEXT", help="what the images show")
     refine.add_argument(
         "--negative-prompt", default="", metavar="TEXT", help="what they should not look like"
-    )
-    refine.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="random seed of the first image, the next has N + 1 (default: 0)",
     )
     refine.add_argument(
         "--memory-mode",
         choices=MEMORY_MODES,
         default="auto",
         help="where the weights are kept, see docs/memory.md (default: auto)",
-    )
-    refine.add_argument(
-        "--mask", type=Path, metavar="FILE", help="refine only where this image is not black"
     )
 
 
@@ -520,15 +552,22 @@ def _describe(options: argparse.Namespace) -> int:
 def _batch(options: argparse.Namespace) -> int:
     from .batch import batch
 
-    return batch(options)
+    if "refine" not in options.task:
+        return batch(options)
+    return _with_refine_errors(lambda: batch(options))
 
 
 def _refine(options: argparse.Namespace) -> int:
-    from ..refine import HubError, RefineCancelled, RefineError, SettingsError
     from .refine import refine
 
+    return _with_refine_errors(lambda: refine(options))
+
+
+def _with_refine_errors(command: Callable[[], int]) -> int:
+    from ..refine import HubError, RefineCancelled, RefineError, SettingsError
+
     try:
-        return refine(options)
+        return command()
     except RefineCancelled:
         return cancelled()
     except HubError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from .._version import __version__
 from ..files import (
     NameTaken,
     NoImages,
@@ -29,6 +26,7 @@ from ..files import (
 )
 from ..refine import ImageError, ImageRefiner, NotFiniteError, RefineCancelled, RefineSettings
 from ..refine.pixels import read_mask
+from ..refine.saving import save_refined
 from ..refine.settings import SEEDS
 from .compare import comparison
 from .progress import stop_on_ctrl_c
@@ -36,9 +34,6 @@ from .terminal import FILES_READ, cancelled, failed
 
 if TYPE_CHECKING:
     from ..refine import Progress
-
-METADATA_KEY = "image-refinery"
-"""The PNG text chunk that holds the settings, as JSON."""
 
 
 class _File(NamedTuple):
@@ -185,13 +180,8 @@ def refine_one(
 
 def save(image: Image.Image, file: Path, settings: RefineSettings, model: str) -> None:
     """Write a PNG that holds the settings in a text chunk, and the image's color profile."""
-    about = {"software": f"image-refinery {__version__}", "model": Path(model).name}
-    if "/" in model and not Path(model).exists():
-        about["model"] = model  # a Hugging Face id; of a path, which may be private, the name
-    chunk = PngInfo()
-    chunk.add_itxt(METADATA_KEY, json.dumps(about | settings.describe(), ensure_ascii=False))
     file.parent.mkdir(parents=True, exist_ok=True)
-    image.save(file, pnginfo=chunk, icc_profile=image.info.get("icc_profile"))
+    save_refined(image, file, settings, model)
 
 
 def target_files(paths: Sequence[Path], folder: Path) -> list[Path]:

@@ -73,7 +73,7 @@ def all_flags(row: Row, max_tokens: int, repeated: Container[int]) -> list[str]:
     []
     """
     text = row.get("text")
-    if text is None:  # a failure, or the result of a workflow
+    if text is None:  # a failure, a refined image, or the result of a workflow
         return []
     found = list(row.get("flags", ()))
     if _most_pieces(text) > max_tokens and least_tokens(text) > max_tokens:

@@ -280,6 +280,7 @@ def _head(folder: Path, counts: Mapping[str, Any], sentences: Mapping[str, str])
         "Task": about.get("task"),
         "Vision model": about.get("vision_model"),
         "Text model": about.get("text_model"),
+        "Checkpoint": about.get("checkpoint"),
         "Written": time.strftime("%Y-%m-%d %H:%M"),
     }
     yield (
@@ -301,7 +302,7 @@ def _head(folder: Path, counts: Mapping[str, Any], sentences: Mapping[str, str])
     }
     yield _table("Flags", counts["flags"], meanings)
     yield _table("Errors, with an example", counts["errors"], sentences)
-    yield _table("Servers", counts["by"], {})
+    yield _table("Devices" if "checkpoint" in about else "Servers", counts["by"], {})
     yield "</div>\n"
 
 

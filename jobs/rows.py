@@ -38,11 +38,15 @@ def failure_of(error: Exception, kind: str = "") -> Row:
 def text_of(row: Row) -> str:
     r"""Return what a page shows of a result: its text, or the texts and files of a workflow.
 
+    A refined image has its prompt, if that was its own.
+
     >>> text_of({"outputs": {"4": {"text": ["A ball."], "images": [{"filename": "a.png"}]}}})
     'A ball.\na.png'
     """
     if "text" in row:
         return row["text"]
+    if "outputs" not in row:
+        return row.get("prompt", "")
     shown = [one for node in row["outputs"].values() for values in node.values() for one in values]
     return "\n".join(one if isinstance(one, str) else one["filename"] for one in shown)
 

@@ -32,12 +32,17 @@ def draft_of(file: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written.
     """
+    draft = draft_path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Short: the name of `file` may be as long as a name can be.
-    unique = zlib.crc32(os.fsencode(file.name))
-    draft = file.with_name(f"{file.stem[:40]}-{unique:08x}.new")
     try:
         yield draft
         os.replace(draft, file)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def draft_path(file: Path) -> Path:
+    """Return where a file is written before it takes its place: the same each time."""
+    # Short: the name of `file` may be as long as a name can be.
+    unique = zlib.crc32(os.fsencode(file.name))
+    return file.with_name(f"{file.stem[:40]}-{unique:08x}.new")

@@ -16,7 +16,8 @@ import pytest
 from image_refinery.__main__ import main
 from image_refinery._version import __version__
 from image_refinery.cli.compare import busiest_box, comparison
-from image_refinery.cli.refine import METADATA_KEY, save, target_files
+from image_refinery.cli.refine import save, target_files
+from image_refinery.refine.saving import METADATA_KEY
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,157 @@
+"""The part of `image-refinery batch` that refines; it needs torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import jobs
+from ..jobs.refining import CAPTION, RefinedFiles, begin_refining, end_refining, run_refining
+from ..refine import ImageRefiner, RefineCancelled, RefineError, RefineSettings
+from ..refine.identity import identify
+from ..refine.progress import Progress
+from .batch import Bars, summary
+from .progress import estimate, stop_on_ctrl_c
+from .refine import best_device, load
+from .terminal import cancelled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """What refines the images of a job.
+
+    Attributes:
+        folder: the job's directory.
+        captions: the directory of the job whose captions are in the prompts; None: no captions.
+    """
+
+    refiner: ImageRefiner
+    settings: RefineSettings
+    folder: Path
+    files: RefinedFiles
+    captions: Path | None
+
+
+def refinement_of(
+    options: argparse.Namespace, items: Sequence[jobs.Item], *, after_captions: bool
+) -> Refinement:
+    """Return what the options ask for, checked before the first image.
+
+    Raises:
+        JobError: two images would have one file, or the results would become inputs.
+        SettingsError, CheckpointError: an option is out of range, or names no checkpoint.
+    """
+    prompt = options.prompt
+    if prompt is None:
+        prompt = CAPTION if after_captions else ""
+    settings = RefineSettings(
+        strength=options.strength,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance_scale,
+        prompt=prompt,
+        negative_prompt=options.negative_prompt,
+        seed=options.seed,
+    )
+    files = RefinedFiles(
+        folder=options.output or options.job / "refined",
+        format=options.format,
+        quality=options.quality,
+    )
+    output = files.folder.resolve()
+    for one in options.inputs:
+        if isinstance(one, Path) and one.is_dir():
+            taken = one.resolve()
+            if output == taken or (options.recursive and taken in output.parents):
+                raise jobs.JobError(
+                    f"The refined images would be in {one}, which is an input, and the next run "
+                    "would refine them again. Name another folder after --output."
+                )
+    files.check(items)
+    return Refinement(
+        refiner=ImageRefiner(best_device(), model=options.model, memory_mode=options.memory_mode),
+        settings=settings,
+        folder=options.job / "refine" if after_captions else options.job,
+        files=files,
+        captions=options.job if after_captions and CAPTION in prompt else None,
+    )
+
+
+def refine_items(
+    items: Sequence[jobs.Item], refinement: Refinement, options: argparse.Namespace
+) -> int:
+    """Run or continue the refinement of a job; 0 if every image has a result, else 1.
+
+    Raises:
+        JobError: the job cannot be run in its directory as it was asked for.
+        RefineError: it ended the run; all that is finished is kept.
+        OSError: a file cannot be written.
+    """
+    refiner, folder = refinement.refiner, refinement.folder
+    with jobs.locked(folder):
+        job = begin_refining(
+            items,
+            refinement.settings,
+            identify(refiner.model),
+            folder,
+            refinement.files,
+            captions=jobs.Rows(refinement.captions) if refinement.captions else None,
+            retry_failed=options.retry_failed,
+            overwrite=options.existing == "overwrite",
+        )
+        for note in job.notes:
+            print(note, file=sys.stderr)
+        done = len(job.items) - len(job.todo) - job.waiting
+        print(f"{done} of {len(job.items)} images are refined or failed.", file=sys.stderr)
+        todo = job.todo[: options.limit]
+        state: jobs.Progress | None = None
+        ended: RefineError | None = None
+        was_cancelled = False
+        began = time.monotonic()
+        try:
+            if todo:
+                with refiner:
+                    load(refiner)
+                    began = time.monotonic()
+                    with stop_on_ctrl_c() as stop, Bars(stop) as bars:
+                        bars.total = len(todo)
+
+                        def show(progress: jobs.Progress) -> None:
+                            nonlocal state
+                            state = progress
+                            bars.finished("refine")
+                            bars.show(progress)
+
+                        def show_step(event: Progress) -> None:
+                            bars.doing("refine", event.text)
+
+                        run_refining(
+                            job,
+                            todo,
+                            refiner,
+                            should_stop=stop.is_set,
+                            on_step=show_step,
+                            progress=show,
+                        )
+        except RefineCancelled:
+            was_cancelled = True
+        except RefineError as error:
+            ended = error
+        seconds = time.monotonic() - began
+        counts = end_refining(job)
+    for line in summary(counts, state):
+        print(line, file=sys.stderr)
+    if job.waiting:
+        print(f"{job.waiting} images have no caption yet, so they are left.", file=sys.stderr)
+    if options.estimate and state:
+        print(estimate(counts["left"], sum(state.counts.values()), seconds))
+    print(f"Refined images: {refinement.files.folder}", file=sys.stderr)
+    print(f"Report: {folder / jobs.REPORT}", file=sys.stderr)
+    if was_cancelled:
+        return cancelled(f"{counts['left']} images are left. The same command continues.")
+    if ended:
+        raise ended
+    return 1 if counts["failed"] or job.waiting or (counts["left"] and not options.limit) else 0
