@@ -27,6 +27,7 @@ _COLUMNS = (
 
 
 _WRITTEN = "outputs.json"
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,5 +183,5 @@ class Outputs:
 
 def _json(entry: Mapping[str, Any]) -> str:
     """Return a line of JSON in characters that UTF-8 has: a name on Linux may hold others."""
-    line = json.dumps(entry, ensure_ascii=False)
+    line = _encode(entry)
     return (line if whole_characters(line) == line else json.dumps(entry)) + "\n"
