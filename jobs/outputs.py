@@ -27,6 +27,8 @@ _COLUMNS = (
 
 
 _WRITTEN = "outputs.json"
+_CLOCKS_S = 2.0
+"""How much earlier than its row a caption may seem to be written: FAT counts in steps of 2 s."""
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -68,16 +70,29 @@ class Outputs:
         with written_whole(self.txt(item)) as file:
             file.write(self._caption(row))
 
-    def restore_txt(self, rows: Rows, items: Mapping[str, Item]) -> None:
+    def restore_txt(
+        self, rows: Rows, items: Mapping[str, Item], *, overwrite: bool = False
+    ) -> None:
         """Write the caption files that are missing: a run was killed between a row and its file.
+
+        Args:
+            overwrite: also those that are older than their rows. A newer one was edited since.
 
         Raises:
             OSError: one cannot be written.
         """
         for row in rows:
             item = items.get(row["id"])
-            if item and row["status"] == DONE and not self.txt(item).exists():
+            if item and row["status"] == DONE and self._is_missing(item, row, overwrite):
                 self.write_txt(item, row)
+
+    def _is_missing(self, item: Item, row: Row, overwrite: bool) -> bool:
+        try:
+            written = self.txt(item).stat().st_mtime
+        except OSError:
+            return True
+        # After another seed, a file that is older is the job's own.
+        return (overwrite or "attempt" in row) and written < row["at"] - _CLOCKS_S
 
     def check(self, items: Sequence[Item]) -> None:
         """Raise JobError if an output would replace a foreign file, or leave its folder."""
