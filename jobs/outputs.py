@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -95,7 +96,7 @@ class Outputs:
         return (overwrite or "attempt" in row) and written < row["at"] - _CLOCKS_S
 
     def check(self, items: Sequence[Item]) -> None:
-        """Raise JobError if an output would replace a foreign file, or leave its folder."""
+        """Raise JobError if an output would replace a foreign file, or cannot be written."""
         written = self._written()
         for kind, place in self.places.items():
             is_ours = str(place.absolute()) in written
@@ -106,9 +107,22 @@ class Outputs:
                 )
         if "parquet" in self.kinds:
             import_pyarrow(JobError, "Parquet files")
-        if "txt" not in self.kinds:
-            return
+        folders = {str(place.parent) for place in self.places.values()}
+        if "txt" in self.kinds:
+            folders |= self._check_txt(items)
+        for folder in sorted(folders):
+            there = folder
+            while not os.path.exists(there):
+                there = os.path.dirname(there) or "."
+            if not os.access(there, os.W_OK):
+                raise JobError(
+                    f"{folder} cannot be written. Name another folder after --output, or allow it."
+                )
+
+    def _check_txt(self, items: Sequence[Item]) -> set[str]:
+        """Check the caption files; return their folders."""
         files: dict[str, Item] = {}
+        folders: set[str] = set()
         for item in items:
             if self.folder is None and item.source is not None:
                 raise JobError(
@@ -120,13 +134,17 @@ class Outputs:
                     f"{item.id} would not be below --output. Name its folder as the input, or "
                     "write --out jsonl."
                 )
-            file = self.txt(item)
-            other = files.setdefault(str(file).casefold(), item)
+            # As text: a million Path objects take ten seconds.
+            path = os.path.join(self.folder or item.root, item.id)
+            file = os.path.normpath(os.path.splitext(path)[0])
+            other = files.setdefault(file.casefold(), item)
             if other is not item:
                 raise JobError(
-                    f"{other.name} and {item.name} would have the same caption file {file}. Rename "
-                    "one of the two, or write --out jsonl."
+                    f"{other.name} and {item.name} would have the same caption file "
+                    f"{self.txt(item)}. Rename one of the two, or write --out jsonl."
                 )
+            folders.add(os.path.dirname(file))
+        return folders
 
     def write(self, rows: Rows, items: Mapping[str, Item], *, shards: bool = True) -> None:
         """Write all but the caption files, each whole or not at all, in no fixed order.
