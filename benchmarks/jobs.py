@@ -343,13 +343,14 @@ def killed_job(
                 said = (folder / "log").read_text("utf-8")
                 if not process.returncode:
                     break
-                # A server that is gone is one sentence, and the next run continues.
-                if victim == "command" or "Traceback" in said or "Error: " not in said:
+                # A server that is gone is one sentence, an answer that broke off is a failure
+                # of its image, and the next run continues.
+                if victim == "command" or "Traceback" in said or " failed, " not in said:
                     raise RuntimeError(f"exit code {process.returncode}: {said[-2000:]}")
-                # An answer that broke off is a failure of its image.
                 process = start(images, folder, *words, "--retry-failed")
             elif victim == "command":
                 end(process)
+                time.sleep(0.1)  # until the server has begun what was sent
                 asked.append(begun(logs))
                 process = start(images, folder, *words)
             else:
@@ -362,10 +363,13 @@ def killed_job(
         check_outputs(
             images, folder, count, requests=asked[-1], stages=2 if task == "caption" else 1
         )
-    twice = [
-        sum((after - before).values()) - len(after.keys() - before.keys())
-        for before, after in zip([Counter[str](), *asked], asked, strict=False)
-    ][1:]
+    parts = [now - before for before, now in zip([Counter[str](), *asked], asked, strict=False)]
+    twice: list[int] = []
+    for at, one in enumerate(parts):
+        again = {key for later in parts[at + 1 :] for key in later} & one.keys()
+        twice.append(one.total() - len(one) + len(again))
+    if (rest := twice.pop()) or sum(twice) != asked[-1].total() - len(asked[-1]):
+        raise RuntimeError(f"{rest} answers were begun twice without a kill, {twice} around kills")
     return {"images": count, "kills": len(asked) - 1, "twice": twice}
 
 
