@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 # Twice as quick as json.dumps and json.loads, which look at their arguments each time.
 _encode = json.JSONEncoder(ensure_ascii=False).encode
-_decode: Callable[[str], Any] = json.JSONDecoder().decode
+_decode: Callable[[str], tuple[Any, int]] = json.JSONDecoder().raw_decode
 
 
 def text_of(row: Row) -> str:
@@ -123,11 +123,13 @@ def _read(file: Path) -> Iterator[tuple[int, Row]]:
     with file.open("rb") as lines:
         for line in lines:
             try:
-                row = _decode(line.decode("utf-8", "surrogatepass"))
+                text = line.decode("utf-8", "surrogatepass")
+                row, end = _decode(text)
             except ValueError:  # a damaged line: its image is asked again
-                row = None
-            if row and line.endswith(b"\n"):
-                yield offset, row
+                pass
+            else:
+                if text[end:] == "\n":
+                    yield offset, row
             offset += len(line)
 
 
