@@ -285,7 +285,8 @@ def null_rows(count: int) -> list[dict[str, Any]]:
             )
             if done.returncode not in (0, -9):
                 raise RuntimeError(done.stderr[-2000:])
-            steps += [{"run": run, **json.loads(line)} for line in done.stdout.splitlines()]
+            lines = done.stdout.splitlines()
+            steps += [{"run": run, "rows": count, **json.loads(line)} for line in lines]
     if steps[-1]["step"] != "the reports":
         raise RuntimeError("the second run did not end")
     return steps
@@ -494,6 +495,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
             ]
             for one in result["rows"]
         ]
+        parts.append(f"{result['rows'][0]['rows']:,} rows without images, killed at 90 %:")
         parts.append(table(["run", "step", "s", "processor, s", "peak MB"], rows))
     if "kills" in result:
         rows = [
