@@ -305,7 +305,12 @@ def kills(of_commands: int, of_servers: int, seed: int) -> list[dict[str, Any]]:
         while done < wanted:
             task, count, parallel = next(ways)
             seed += 1
-            way = {"victim": victim, "task": task, "servers": count, "parallel": parallel}
+            way: dict[str, Any] = {
+                "victim": victim,
+                "task": task,
+                "servers": count,
+                "parallel": parallel,
+            }
             row = found.setdefault((*way.values(),), {**way, "kills": 0, "images": 0, "twice": []})
             most = min(MAX_KILLS_OF_JOB if victim == "command" else 3, wanted - done)
             one = killed_job(random.Random(seed), **way, most=most)

@@ -223,7 +223,8 @@ def test_a_caption_that_was_not_replaced_is_replaced_by_the_next_run(
     """As after a kill between a row and its caption file, which has the text from before."""
     old = images / "03.txt"
     old.write_text("by hand")
-    os.utime(old, (time.time() - 60,) * 2)
+    before = time.time() - 60
+    os.utime(old, (before, before))
     words = words_of(images, tmp_path / "job", "--out", "txt", "--existing", "overwrite")
     replace = os.replace
 
