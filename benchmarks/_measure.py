@@ -50,9 +50,28 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 class Simulated:
     """A simulated Ollama in a separate process, so that its work does not count as ours."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        """Start it; after `kill`, on the same port."""
+        command = [sys.executable, str(Path(__file__).with_name("_simulated_ollama.py"))]
+        if self.url:
+            self._settings["port"] = int(self.url.rpartition(":")[2])
+        self._process = subprocess.Popen(
+            [*command, json.dumps(self._settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.url = self._line()
+
+    def kill(self) -> None:
+        """End it in the middle of whatever it does."""
+        self._process.kill()
+        self._process.communicate()
 
     def _line(self) -> str:
         assert self._process.stdout is not None
@@ -69,17 +88,11 @@ class Simulated:
 @contextmanager
 def simulated(settings: dict[str, Any]) -> Iterator[Simulated]:
     """Run `_simulated_ollama.py` with these settings (see its docstring) until the block ends."""
-    command = [sys.executable, str(Path(__file__).with_name("_simulated_ollama.py"))]
-    with subprocess.Popen(
-        [*command, json.dumps(settings)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield Simulated(process)
-        finally:
-            process.terminate()
+    server = Simulated(dict(settings))
+    try:
+        yield server
+    finally:
+        server.kill()
 
 
 def from_tests(path: str) -> Any:

@@ -1,7 +1,9 @@
 """The tests' scripted Ollama, with the speed of a real GPU: python _simulated_ollama.py SETTINGS.
 
 SETTINGS is JSON: {"vram_bytes", "parallel", "models": [{"name", "vision", "size", "load_s",
-"unload_s", "prompt_s", "token_s", "batched_token_s", "tokens"}]}; times in seconds.
+"unload_s", "prompt_s", "token_s", "batched_token_s", "tokens"}], "port", "log"}; times in seconds.
+"port" is a free one if absent. "log" is a file: a line for each answer that the server begins, with
+the model and the seed, which tells the images of a job apart; the answer ends with the seed.
 
 The server fixes the schedule of the tokens when the request arrives. So reading an image, or a
 sleep that lasts a little too long, does not add to the model's time: any time beyond the sum of
@@ -38,6 +40,7 @@ def timed_server(settings: dict[str, Any]) -> Any:
     """Return the scripted server with the speed in `settings`."""
     faulty = from_tests("faulty_ollama.py")
     faulty.POLL_S = 0.001  # how late it notices that a model was unloaded
+    log = open(settings["log"], "ab", buffering=0) if "log" in settings else None  # noqa: SIM115
     paces = {faulty.full_name(model["name"]): model for model in settings["models"]}
 
     def line(record: Any, text: str, *, done: bool) -> dict[str, Any]:
@@ -57,6 +60,9 @@ def timed_server(settings: dict[str, Any]) -> Any:
                 begun = max(record.started + load_s, self._prompt_ends)
                 due = self._prompt_ends = begun + pace["prompt_s"]
             tokens = faulty.split_tokens(model.answer)
+            if log:
+                log.write(f"{model.key} {record.options['seed']}\n".encode())
+                tokens = (*tokens[:-1], f" {record.options['seed']}")
             limit = record.options.get("num_predict", -1)
             tokens = tokens[:limit] if limit > 0 else tokens
             streams = record.body.get("stream", True)
@@ -87,7 +93,10 @@ def timed_server(settings: dict[str, Any]) -> Any:
         )
         for model in settings["models"]
     ]
-    return Timed(models, vram_bytes=settings["vram_bytes"], parallel=settings["parallel"])
+    fields = {
+        name: settings[name] for name in ("vram_bytes", "parallel", "port") if name in settings
+    }
+    return Timed(models, **fields)
 
 
 def main() -> int:

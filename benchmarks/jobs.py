@@ -1,6 +1,6 @@
 """Jobs of `image-refinery batch`: how servers share images, swaps, memory, and a million rows.
 
-    python dev.py bench jobs [--images N] [--rows N] [--only PART ...]
+    python dev.py bench jobs [--images N] [--rows N] [--kills N] [--only PART ...]
 
 The command line runs in separate processes against simulated servers (`_simulated_ollama.py`),
 which sleep for as long as a model would work. Parts:
@@ -9,6 +9,8 @@ which sleep for as long as a model would work. Parts:
     swaps       a caption job of two models: the time that loads take, with learned chunks
     memory      many images on one server: the resident size of the process as they go by
     rows        rows of a null task: plan, continue and end a job without any image or server
+    kills       SIGKILL to the command or to a server at random moments, until all images are done:
+                what was lost, and what was asked twice
 
 Prints tables; writes bench-output/jobs.json. Fails where a target is missed.
 """
@@ -18,13 +20,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +39,21 @@ from PIL import Image
 SPEEDUPS = {2: 1.95, 4: 3.8}
 SLOWER = 3.0
 MAX_SWAP_SHARE = 0.02
+LEARNING_LOADS = 4
+"""Two models, and two chunks by whose times the size of the others is found."""
 MAX_GROWTH_BYTES = 30_000_000
 """Of the process from a fifth of the images to the end: places of rows, and the answers' cache."""
 
-ANSWER_S = 0.4
-PARTS = ("throughput", "swaps", "memory", "rows")
+ANSWER_S = 0.25
+PARTS = ("throughput", "swaps", "memory", "rows", "kills")
+MAX_KILLS_OF_JOB = 8
 
 
 def server(answer_s: float, load_s: float = 0.0) -> dict[str, Any]:
     """Return settings of a server whose answers take so long."""
     tokens = 10
-    pace = {"prompt_s": answer_s / 2, "token_s": answer_s / 2 / tokens}
+    token_s = answer_s / 2 / tokens
+    pace = {"prompt_s": answer_s / 2, "token_s": token_s, "batched_token_s": token_s}
     model = {"size": 1_000, "load_s": load_s, "unload_s": 0.0, "tokens": tokens, **pace}
     models = [
         {"name": "seeing", "vision": True, **model},
@@ -54,7 +63,7 @@ def server(answer_s: float, load_s: float = 0.0) -> dict[str, Any]:
 
 
 @contextmanager
-def servers(settings: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[dict[str, Simulated]]:
+def running(settings: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[dict[str, Simulated]]:
     """Run servers, named s0, s1 ... in an image-refinery.toml below `folder`."""
     with ExitStack() as stack:
         found = {
@@ -89,6 +98,12 @@ def start(images: Path, folder: Path, *words: str) -> subprocess.Popen[str]:
             text=True,
             env=environment,
         )
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a process that is still there, as after an error of this benchmark."""
+    process.kill()
+    process.wait()
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -131,7 +146,7 @@ def throughput(images_for_one: int) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             images = make_images(folder / "images", count)
-            with servers([server(one) for one in answers], folder) as named:
+            with running([server(one) for one in answers], folder) as named:
                 words = [word for server in named for word in ("--server", server)]
                 rows = finished(start(images, folder, *words), folder, count)
         rate = count / seconds_of(rows, ANSWER_S)
@@ -148,12 +163,11 @@ def swaps(count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         images = make_images(folder / "images", count)
-        with servers([server(answer_s, load_s)], folder) as named:
+        with running([server(answer_s, load_s)], folder) as named:
             words = ("--server", "s0", "--task", "caption", "--text-model", "writing")
             process = start(images, folder, *words, "--instructions", "Shorten it.")
             rows = finished(process, folder, count)
             loads = sum(named["s0"].counts()["loads"].values())
-    learning = 4  # two models, two chunks by whose times the size is found
     taken = seconds_of(rows, answer_s)
     return {
         "images": count,
@@ -162,7 +176,7 @@ def swaps(count: int) -> dict[str, Any]:
         "loads": loads,
         "seconds": taken,
         "share": load_s * loads / taken,
-        "share_after_learning": load_s * max(0, loads - learning) / taken,
+        "share_after_learning": load_s * max(0, loads - LEARNING_LOADS) / taken,
     }
 
 
@@ -172,7 +186,7 @@ def memory(count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         images = make_images(folder / "images", count)
-        with servers([server(0.0)], folder):
+        with running([server(0.0)], folder):
             began = time.monotonic()
             process = start(images, folder, "--server", "s0", "--out", "txt,jsonl")
             while process.poll() is None:
@@ -221,12 +235,14 @@ package = sys.modules["image_refinery"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 from image_refinery import jobs
 from image_refinery.jobs.report import write_report
-began = time.monotonic()
+began = time.monotonic(), time.process_time()
 def took(step):
     global began
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    now = time.monotonic()
-    print(json.dumps({"step": step, "seconds": now - began, "peak_bytes": peak}), flush=True)
+    now = time.monotonic(), time.process_time()
+    seconds, cpu = now[0] - began[0], now[1] - began[1]
+    found = {"step": step, "seconds": seconds, "cpu_s": cpu, "peak_bytes": peak}
+    print(json.dumps(found), flush=True)
     began = now
 items = [jobs.Item(f"{n % 1000:03}/{n:07}.png", "/data") for n in range(count)]
 by_id = {item.id: item for item in items}
@@ -237,6 +253,8 @@ with jobs.locked(job):
     took("the rows that are there")
     todo, _ = jobs.to_do(items, rows)
     took("what is to do")
+    jobs.Outputs(job=job, kinds=frozenset({"txt", "jsonl"})).check(items)
+    took("the names of all outputs")
     log = jobs.RowLog(job, "null")
     for item in todo:
         log.write({"id": item.id, "status": "done", "at": 0.0, "by": "null", "version": "0",
@@ -267,10 +285,152 @@ def null_rows(count: int) -> list[dict[str, Any]]:
             )
             if done.returncode not in (0, -9):
                 raise RuntimeError(done.stderr[-2000:])
-            steps += [{"run": run, **json.loads(line)} for line in done.stdout.splitlines()]
+            lines = done.stdout.splitlines()
+            steps += [{"run": run, "rows": count, **json.loads(line)} for line in lines]
     if steps[-1]["step"] != "the reports":
         raise RuntimeError("the second run did not end")
     return steps
+
+
+def kills(of_commands: int, of_servers: int, seed: int) -> list[dict[str, Any]]:
+    """Run jobs that are killed again and again, in every way, until there were so many kills.
+
+    Raises:
+        RuntimeError: something is lost, double or left behind.
+    """
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for victim, wanted in (("command", of_commands), ("server", of_servers)):
+        ways = cycle(product(("describe", "caption"), (1, 2), (1, 4)))
+        done = 0
+        while done < wanted:
+            task, count, parallel = next(ways)
+            seed += 1
+            way: dict[str, Any] = {
+                "victim": victim,
+                "task": task,
+                "servers": count,
+                "parallel": parallel,
+            }
+            row = found.setdefault((*way.values(),), {**way, "kills": 0, "images": 0, "twice": []})
+            most = min(MAX_KILLS_OF_JOB if victim == "command" else 3, wanted - done)
+            one = killed_job(random.Random(seed), **way, most=most)
+            print(f"seed {seed}: {way}, {one}", flush=True)
+            for name, value in one.items():
+                row[name] += value
+            done += one["kills"]
+    return [*found.values()]
+
+
+def killed_job(
+    chance: random.Random, *, victim: str, task: str, servers: int, parallel: int, most: int
+) -> dict[str, Any]:
+    """Run one job to its end, in spite of at most so many kills.
+
+    Returns: its images, the kills, and the answers that were begun twice around each kill.
+    """
+    count, answer_s = chance.randrange(60, 201), chance.uniform(0.005, 0.02)
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+        folder = Path(temporary)
+        images = make_images(folder / "images", count)
+        logs = [folder / f"s{number}.log" for number in range(servers)]
+        settings = [{**server(answer_s), "log": str(log), "parallel": parallel} for log in logs]
+        named = stack.enter_context(running(settings, folder))
+        words = [word for name in named for word in ("--server", name)]
+        words += ["--parallel", str(parallel), "--task", task, "--out", "txt,jsonl"]
+        if task == "caption":
+            words += ["--text-model", "writing", "--instructions", "Shorten it."]
+        asked: list[Counter[str]] = []  # until each kill, and in all
+        process = start(images, folder, *words)
+        stack.callback(lambda: end(process))
+        until = time.monotonic() + 300
+        while True:
+            if time.monotonic() > until:
+                raise RuntimeError(f"the job did not end: {(folder / 'log').read_text()[-2000:]}")
+            if len(asked) < most:
+                wait_for_a_moment(chance, process, logs)
+            else:
+                process.wait(300)
+            if process.poll() is not None:
+                said = (folder / "log").read_text("utf-8")
+                if not process.returncode:
+                    break
+                # A server that is gone is one sentence, an answer that broke off is a failure
+                # of its image, and the next run continues.
+                if victim == "command" or "Traceback" in said or " failed, " not in said:
+                    raise RuntimeError(f"exit code {process.returncode}: {said[-2000:]}")
+                process = start(images, folder, *words, "--retry-failed")
+            elif victim == "command":
+                end(process)
+                time.sleep(0.1)  # until the server has begun what was sent
+                asked.append(begun(logs))
+                process = start(images, folder, *words)
+            else:
+                one = named[chance.choice(sorted(named))]
+                one.kill()
+                asked.append(begun(logs))
+                time.sleep(chance.choice((0.0, 0.5, 4.0)))  # within the retries, and longer
+                one.start()
+        asked.append(begun(logs))
+        check_outputs(
+            images, folder, count, requests=asked[-1], stages=2 if task == "caption" else 1
+        )
+    parts = [now - before for before, now in zip([Counter[str](), *asked], asked, strict=False)]
+    twice: list[int] = []
+    for at, one in enumerate(parts):
+        again = {key for later in parts[at + 1 :] for key in later} & one.keys()
+        twice.append(one.total() - len(one) + len(again))
+    if (rest := twice.pop()) or sum(twice) != asked[-1].total() - len(asked[-1]):
+        raise RuntimeError(f"{rest} answers were begun twice without a kill, {twice} around kills")
+    return {"images": count, "kills": len(asked) - 1, "twice": twice}
+
+
+def wait_for_a_moment(
+    chance: random.Random, process: subprocess.Popen[str], logs: Sequence[Path]
+) -> None:
+    """Wait for some more answers to be begun and a little longer, or any time from the start."""
+    if chance.random() < 0.3:
+        time.sleep(chance.uniform(0.0, 3.0))
+        return
+    wanted = begun(logs).total() + chance.randrange(1, 40)
+    until = time.monotonic() + 20
+    while process.poll() is None and begun(logs).total() < wanted and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(chance.uniform(0.0, 0.1))
+
+
+def begun(logs: Sequence[Path]) -> Counter[str]:
+    """Return how often each answer was begun by any server."""
+    return Counter(line for log in logs if log.exists() for line in log.read_text().splitlines())
+
+
+def check_outputs(
+    images: Path, folder: Path, count: int, *, requests: Mapping[str, int], stages: int
+) -> None:
+    """Raise RuntimeError if an image has not one result in every output, or something is left."""
+    done = [row for row in rows_of(folder) if row["status"] == "done"]
+    texts = {f"{row['id']}: {row['text'].strip()}" for row in done}
+    lines = (folder / "job" / "metadata.jsonl").read_text("utf-8").splitlines()
+    listed = [json.loads(line) for line in lines]
+    captions = [f"{file.stem}.png: {file.read_text('utf-8')}" for file in images.glob("*.txt")]
+    if not (
+        len(done) == len(texts) == len(listed) == len(captions) == count
+        and texts == {f"{one['file_name']}: {one['text']}" for one in listed} == {*captions}
+    ):
+        raise RuntimeError(
+            f"{count} images: {len(done)} rows, {len(texts)} texts, {len(listed)} lines of "
+            f"metadata.jsonl, {len(captions)} caption files"
+        )
+    if len(requests) != stages * count:
+        raise RuntimeError(f"{len(requests)} different requests for {count} images")
+    if drafts := [*folder.rglob("*.new")]:
+        raise RuntimeError(f"left behind: {drafts}")
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = command.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"batch" in words and os.fsencode(images) in words:
+            raise RuntimeError(f"a process is left: {words}")
 
 
 def missed(result: Mapping[str, Any]) -> list[str]:
@@ -290,6 +450,10 @@ def missed(result: Mapping[str, Any]) -> list[str]:
             sentences.append(f"the process grew by {grown / 1e6:.0f} MB")
         if lost:
             sentences.append(f"{lost} outputs are missing")
+    for row in result.get("kills", ()):
+        most = row["parallel"] * row["servers"]
+        if max(row["twice"], default=0) > most:
+            sentences.append(f"{row}: more was asked twice than the {most} requests in flight")
     return sentences
 
 
@@ -315,7 +479,8 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         parts.append(
             f"Two models, {one['images']} images, a load of {one['load_s']} s and answers of "
             f"{one['answer_s']} s: {one['loads']} loads, {one['share']:.1%} of {one['seconds']:.0f}"
-            f" s, {one['share_after_learning']:.1%} without the two learning chunks."
+            f" s, {one['share_after_learning']:.1%} without the "
+            f"{one['load_s'] * LEARNING_LOADS:.0f} s of the two learning chunks."
         )
     if "memory" in result:
         one = result["memory"]
@@ -326,10 +491,32 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         )
     if "rows" in result:
         rows = [
-            [one["run"], one["step"], f"{one['seconds']:.1f}", f"{one['peak_bytes'] / 1e6:.0f}"]
+            [
+                one["run"],
+                one["step"],
+                f"{one['seconds']:.1f}",
+                f"{one['cpu_s']:.1f}",
+                f"{one['peak_bytes'] / 1e6:.0f}",
+            ]
             for one in result["rows"]
         ]
-        parts.append(table(["run", "step", "s", "peak MB"], rows))
+        parts.append(f"{result['rows'][0]['rows']:,} rows without images, killed at 90 %:")
+        parts.append(table(["run", "step", "s", "processor, s", "peak MB"], rows))
+    if "kills" in result:
+        rows = [
+            [
+                row["victim"],
+                row["task"],
+                str(row["servers"]),
+                str(row["parallel"]),
+                str(row["images"]),
+                str(row["kills"]),
+                ", ".join(f"{n} x {twice}" for twice, n in sorted(Counter(row["twice"]).items())),
+            ]
+            for row in result["kills"]
+        ]
+        head = ["SIGKILL to", "task", "servers", "parallel", "images", "kills"]
+        parts.append(table([*head, "kills x requests asked twice"], rows))
     return "\n\n".join(parts)
 
 
@@ -338,6 +525,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Jobs over many images and several servers.")
     parser.add_argument("--images", type=int, default=2000, help="images of the part memory")
     parser.add_argument("--rows", type=int, default=100_000, help="rows of the part rows")
+    parser.add_argument(
+        "--kills", type=int, default=8, help="of the command; a fifth as many of a server"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of kills")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--output", type=Path, default=OUTPUT / "jobs.json")
     args = parser.parse_args()
@@ -350,6 +541,8 @@ def main() -> int:
         result["memory"] = memory(args.images)
     if "rows" in args.only:
         result["rows"] = null_rows(args.rows)
+    if "kills" in args.only:
+        result["kills"] = kills(args.kills, max(1, args.kills // 5), args.seed)
     write(args.output, result)
     print(to_markdown(result))
     sentences = missed(result)

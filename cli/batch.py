@@ -52,7 +52,13 @@ def batch(options: argparse.Namespace) -> int:
         failed(error)
         return WRONG_ARGUMENTS
     except OSError as error:  # the rows or an output cannot be written
-        return failed(jobs.JobError(f"{error.filename or options.job}: {error.strerror or error}."))
+        place, reason = error.filename or options.job, error.strerror or error
+        return failed(
+            jobs.JobError(
+                f"{place} cannot be written ({reason}). What is done is kept: then run the same "
+                "command again."
+            )
+        )
     finally:
         finish_pending_unloads()
 

@@ -74,6 +74,8 @@ def opened(file: Path | IO[bytes], name: str = "") -> Iterator[Image.Image]:
     except UnknownRange as error:
         raise UnreadableImage(f"{path} {error}. Save it as an 8-bit image.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.strerror:  # of the system, not of Pillow
+            raise UnreadableImage(f"{path} cannot be read ({error.strerror}).") from error
         raise UnreadableImage(f"{path} is damaged or too large ({error}).") from error
 
 

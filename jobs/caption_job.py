@@ -79,7 +79,7 @@ def begin(
     rows = Rows(folder)
     todo, attempts = to_do(items, rows, failed=retry_failed, flagged=retry_flagged)
     if "txt" in outputs.kinds:
-        outputs.restore_txt(rows, by_id)
+        outputs.restore_txt(rows, by_id, overwrite=overwrite)
         if not overwrite:
             _check_tags(job, outputs)
             foreign = [one for one in todo if not rows.status(one.id) and outputs.txt(one).exists()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,11 @@ KINDS = ("txt", "jsonl", "parquet", "wds")
 _COLUMNS = (
     "file_name", "text", "description", "vision_model", "text_model", "flags", "status", "error",
 )  # fmt: skip
+
+
+_CLOCKS_S = 2.0
+"""How much earlier than its row a caption may seem to be written: FAT counts in steps of 2 s."""
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +70,32 @@ class Outputs:
         with written_whole(self.txt(item)) as file:
             file.write(self._caption(row))
 
-    def restore_txt(self, rows: Rows, items: Mapping[str, Item]) -> None:
+    def restore_txt(
+        self, rows: Rows, items: Mapping[str, Item], *, overwrite: bool = False
+    ) -> None:
         """Write the caption files that are missing: a run was killed between a row and its file.
+
+        Args:
+            overwrite: also those that are older than their rows. A newer one was edited since.
 
         Raises:
             OSError: one cannot be written.
         """
         for row in rows:
             item = items.get(row["id"])
-            if item and row["status"] == DONE and not self.txt(item).exists():
+            if item and row["status"] == DONE and self._is_missing(item, row, overwrite):
                 self.write_txt(item, row)
 
+    def _is_missing(self, item: Item, row: Row, overwrite: bool) -> bool:
+        try:
+            written = self.txt(item).stat().st_mtime
+        except OSError:
+            return True
+        # After another seed, a file that is older is the job's own.
+        return (overwrite or "attempt" in row) and written < row["at"] - _CLOCKS_S
+
     def check(self, items: Sequence[Item]) -> None:
-        """Raise JobError if an output would replace a foreign file, or leave its folder."""
+        """Raise JobError if an output would replace a foreign file, or cannot be written."""
         ours = own_places(self.job)
         for kind, place in self.places.items():
             is_ours = str(place.absolute()) in ours
@@ -87,9 +106,22 @@ class Outputs:
                 )
         if "parquet" in self.kinds:
             import_pyarrow(JobError, "Parquet files")
-        if "txt" not in self.kinds:
-            return
+        folders = {str(place.parent) for place in self.places.values()}
+        if "txt" in self.kinds:
+            folders |= self._check_txt(items)
+        for folder in sorted(folders):
+            there = folder
+            while not os.path.exists(there):
+                there = os.path.dirname(there) or "."
+            if not os.access(there, os.W_OK):
+                raise JobError(
+                    f"{folder} cannot be written. Name another folder after --output, or allow it."
+                )
+
+    def _check_txt(self, items: Sequence[Item]) -> set[str]:
+        """Check the caption files; return their folders."""
         files: dict[str, Item] = {}
+        folders: set[str] = set()
         for item in items:
             if self.folder is None and item.source is not None:
                 raise JobError(
@@ -101,13 +133,17 @@ class Outputs:
                     f"{item.id} would not be below --output. Name its folder as the input, or "
                     "write --out jsonl."
                 )
-            file = self.txt(item)
-            other = files.setdefault(str(file).casefold(), item)
+            # As text: a million Path objects take ten seconds.
+            path = os.path.join(self.folder or item.root, item.id)
+            file = os.path.normpath(os.path.splitext(path)[0])
+            other = files.setdefault(file.casefold(), item)
             if other is not item:
                 raise JobError(
-                    f"{other.name} and {item.name} would have the same caption file {file}. Rename "
-                    "one of the two, or write --out jsonl."
+                    f"{other.name} and {item.name} would have the same caption file "
+                    f"{self.txt(item)}. Rename one of the two, or write --out jsonl."
                 )
+            folders.add(os.path.dirname(file))
+        return folders
 
     def write(self, rows: Rows, items: Mapping[str, Item], *, shards: bool = True) -> None:
         """Write all but the caption files, each whole or not at all, in no fixed order.
@@ -169,5 +205,5 @@ class Outputs:
 
 def _json(entry: Mapping[str, Any]) -> str:
     """Return a line of JSON in characters that UTF-8 has: a name on Linux may hold others."""
-    line = json.dumps(entry, ensure_ascii=False)
+    line = _encode(entry)
     return (line if whole_characters(line) == line else json.dumps(entry)) + "\n"

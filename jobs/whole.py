@@ -37,6 +37,10 @@ def draft_of(file: Path) -> Iterator[Path]:
     try:
         yield draft
         os.replace(draft, file)
+    except OSError as error:
+        if error.filename in (None, str(draft)):  # a full disk, or a folder without permission
+            error.filename = str(file)
+        raise
     finally:
         draft.unlink(missing_ok=True)
 

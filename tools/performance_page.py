@@ -1,10 +1,11 @@
 """Write the figures of the last `make bench` to docs/quality/performance.md, as tables and plots.
 
     python dev.py bench
-    python tools/performance_page.py
+    python tools/performance_page.py [NAME]
 
 Reads bench-output/*.json, so that all tables and plots come from the same run: the first command
-clears that folder (`dev.py bench NAME` replaces only its own file). Each table replaces the lines
+clears that folder (`dev.py bench NAME` replaces only its own file). With the NAME of a benchmark,
+only its part of the page changes. Each table replaces the lines
 between `<!-- NAME -->` and `<!-- /NAME -->` in the page. The plots are written to
 docs/quality/images/performance-NAME.png. The text around them is written by hand.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -244,13 +245,13 @@ def replaced(page: str, name: str, block: str) -> str:
     return pattern.sub(lambda found: f"{found[1]}\n{block.strip()}\n\n{found[2]}", page)
 
 
-def last_run() -> dict[str, Result]:
-    """Return the results of every benchmark.
+def last_run(names: Sequence[str] = ()) -> dict[str, Result]:
+    """Return the results of the named benchmarks, or of all.
 
     Raises:
         SystemExit: A benchmark without optional requirements has no results.
     """
-    names = sorted(path.stem for path in BENCHMARKS.glob("[a-z]*.py"))
+    names = names or sorted(path.stem for path in BENCHMARKS.glob("[a-z]*.py"))
     files = {name: OUTPUT / f"{name}.json" for name in names}
     absent = [name for name in names if not files[name].is_file()]
     if missing := [name for name in absent if name not in MAY_BE_ABSENT]:
@@ -266,9 +267,10 @@ def last_run() -> dict[str, Result]:
 
 def main() -> int:
     """Write the page and the plots."""
-    results = last_run()
+    names = sys.argv[1:]
+    results = last_run(names)
     sys.path.insert(0, str(BENCHMARKS))
-    blocks = dict(MAY_BE_ABSENT)
+    blocks = {} if names else dict(MAY_BE_ABSENT)
     for name, result in results.items():
         to_markdown: Callable[[Result], str] = import_module(name).to_markdown
         blocks[name] = spaced(to_markdown(result))
@@ -281,8 +283,10 @@ def main() -> int:
         "jobs": jobs
     }  # fmt: skip
     for name, plot in plots.items():
-        plot(results[name])
-    start(results["imports"], results.get("page"))
+        if name in results:
+            plot(results[name])
+    if "imports" in results:
+        start(results["imports"], results.get("page"))
     return 0
 
 
