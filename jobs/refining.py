@@ -201,7 +201,7 @@ def run_refining(
         CheckpointError: the weights cannot be loaded.
         OSError: a file cannot be written.
     """
-    state = Progress(total=len(todo))
+    state = Progress()
     fits = False
     with closing(RowLog(job.folder, _LOG)) as log:
         for item in todo:
