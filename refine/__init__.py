@@ -19,6 +19,7 @@ from .errors import (
     VocabularyError,
 )
 from .image_refiner import DEFAULT_MODEL, ImageRefiner
+from .plan import TilePrompts, plan_tiles
 from .progress import Progress
 from .residency import LocalResidency, Residency
 from .settings import RefineSettings, count_steps
@@ -41,7 +42,9 @@ __all__ = [
     "RefineSettings",
     "Residency",
     "SettingsError",
+    "TilePrompts",
     "VocabularyError",
     "count_steps",
+    "plan_tiles",
     "read_checkpoint",
 ]

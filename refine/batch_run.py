@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor
 
 from .batch import Batch, Item
 from .errors import PER_IMAGE_ERRORS
 from .geometry import MEGAPIXEL
-from .pixels import from_planes, to_planes
+from .pixels import Planes, from_planes, to_planes
 from .progress import Progress, ProgressCallback, Stage
 from .prompts import Conditioning
 from .stages import Stages
-from .work import Work, crop_and_tile, stitch
+from .work import Work, crop_and_tile, enlarged, stitch
 
 MAX_GROUP_PIXELS = 8 * MEGAPIXEL
 """Images go through the stages in groups of about this size: weights move once per group, and a
@@ -23,6 +25,16 @@ long batch takes hardly more memory than a short one."""
 PromptCache = dict[tuple[str, str | None], Conditioning]
 """Conditioning by prompt and negative prompt (None: no guidance)."""
 MAX_CACHED_PROMPTS = 8
+"""More than these only while a group has more, of which each tile may have its own."""
+
+
+class _Owner(NamedTuple):
+    """Which tile of which region of which image."""
+
+    item: Item
+    region: int
+    tile: int
+    work: Work
 
 
 class BatchRun:
@@ -30,19 +42,26 @@ class BatchRun:
 
     Args:
         batch: The images.
-        stages: The stages of a loaded checkpoint.
+        stages: The stages of a loaded checkpoint; None if no image has anything to refine.
         cache: The caller's cache; this fills it.
         report: Called with every event.
+        check: Called before an image is enlarged; if it raises, the work ends.
     """
 
     def __init__(
-        self, batch: Batch, stages: Stages, cache: PromptCache, report: ProgressCallback
+        self,
+        batch: Batch,
+        stages: Stages | None,
+        cache: PromptCache,
+        report: ProgressCallback,
+        check: Callable[[], None],
     ) -> None:
         self._batch = batch
         self._settings = batch.settings
         self._stages = stages
         self._cache = cache
         self._report = report
+        self._check = check
         self._total = sum(self._steps_of(item) for item in batch.items)
         self._done = 0
 
@@ -62,14 +81,14 @@ class BatchRun:
         return refined
 
     def _steps_of(self, item: Item) -> int:
-        return 0 if item.plan is None else self._settings.steps * len(item.plan.boxes)
+        return self._settings.steps * item.tiles
 
     def _groups(self, *, is_alone: bool) -> Iterator[list[Item]]:
         """Yield the images in groups, or one by one if one image's error must not affect others."""
         group: list[Item] = []
         pixels = 0
         for item in self._batch.items:
-            own = 0 if item.plan is None else item.plan.size.height * item.plan.size.width
+            own = sum(region.size.height * region.size.width for region in item.regions)
             if group and (is_alone or pixels + own > MAX_GROUP_PIXELS):
                 yield group
                 group, pixels = [], 0
@@ -79,25 +98,47 @@ class BatchRun:
             yield group
 
     def _refine_group(self, group: list[Item]) -> dict[int, Tensor]:
-        dtype = self._stages.components.dtypes["unet"]
-        works = [
-            (item, crop_and_tile(to_planes(item.pixels), item.mask, item.plan, item.seed, dtype))
-            for item in group
-            if item.plan is not None
+        refined: dict[int, Tensor] = {}
+        images: list[tuple[Item, Planes, list[Work]]] = []
+        for item in group:
+            planes = self._enlarged(item)
+            works = [crop_and_tile(planes, region, item.seed) for region in item.regions]
+            if works:
+                images.append((item, planes, works))
+            elif planes.rgb.shape[-2:] == item.pixels.shape[1:3]:
+                refined[item.number] = item.pixels.clone()
+            else:
+                refined[item.number] = from_planes(planes, item.pixels, item.mask)
+        owners = [
+            _Owner(item, region, tile, work)
+            for item, _, works in images
+            for region, work in enumerate(works)
+            for tile in range(len(work.tiles))
         ]
-        refined = {item.number: item.pixels.clone() for item in group if item.plan is None}
-        self._encode_prompts([item for item, _ in works])
-        tiles = iter(self._run_stages(works))
-        for item, work in works:
-            planes = stitch(work, [next(tiles) for _ in work.tiles], self._settings)
-            refined[item.number] = from_planes(planes, item.pixels, item.mask)
+        if not owners:
+            return refined
+        self._encode_prompts(owners)
+        tiles = iter(self._run_stages(owners))
+        for item, planes, works in images:
+            parts = [(work.region, [next(tiles) for _ in work.tiles]) for work in works]
+            done = stitch(planes, item.mask, parts, self._settings)
+            refined[item.number] = from_planes(done, item.pixels, item.mask)
         return refined
 
-    def _encode_prompts(self, items: list[Item]) -> None:
+    def _enlarged(self, item: Item) -> Planes:
+        planes = to_planes(item.pixels)
+        if item.size != planes.rgb.shape[-2:]:
+            self._check()
+            self._report(self._event("enlarge", item))
+            planes = enlarged(planes, item.size, self._batch.upscaler)
+        return planes
+
+    def _encode_prompts(self, owners: list[_Owner]) -> None:
         """Fill the cache with the prompts of a group, each once."""
+        assert self._stages is not None
         wanted: dict[tuple[str, str | None], Item] = {}
-        for item in items:
-            wanted.setdefault(self._prompt_key(item), item)
+        for owner in owners:
+            wanted.setdefault(self._prompt_key(owner), owner.item)
         for key in [key for key in self._cache if key not in wanted][: len(wanted)]:
             if len(self._cache) + len(wanted) > MAX_CACHED_PROMPTS:
                 del self._cache[key]
@@ -106,50 +147,57 @@ class BatchRun:
                 self._report(self._event("prompt", item))
                 self._cache[key] = self._stages.encode_prompts(*key)
 
-    def _prompt_key(self, item: Item) -> tuple[str, str | None]:
-        return item.prompt, self._settings.negative_prompt if self._settings.guided_steps else None
+    def _prompt_key(self, owner: _Owner) -> tuple[str, str | None]:
+        prompt = owner.item.prompts[owner.region][owner.tile]
+        return prompt, self._settings.negative_prompt if self._settings.guided_steps else None
 
-    def _run_stages(self, works: list[tuple[Item, Work]]) -> list[Tensor]:
-        """Return the refined tiles of all images, one after another."""
-        owners = [(item, work, index) for item, work in works for index in range(len(work.tiles))]
-        if not owners:
-            return []
-        tiles = [work.tiles[index] for _, work, index in owners]
+    def _run_stages(self, owners: list[_Owner]) -> list[Tensor]:
+        """Return the refined tiles, in their order."""
+        assert self._stages is not None
+        tiles = [owner.work.tiles[owner.tile] for owner in owners]
 
         def announce(stage: Stage) -> Callable[[int], None]:
-            return lambda number: self._report(self._event(stage, *owners[number]))
+            return lambda number: self._report(self._event(stage, owner=owners[number]))
 
         def on_step(number: int, step: int, clean: Tensor) -> None:
             self._done += step > 0
-            self._report(self._event("refine", *owners[number], step, clean))
+            self._report(self._event("refine", owner=owners[number], step=step, clean=clean))
 
         self._stages.encode(tiles, announce("encode"))
-        conditionings = [self._cache[self._prompt_key(item)] for item, _, _ in owners]
+        conditionings = [self._cache[self._prompt_key(owner)] for owner in owners]
         self._stages.refine(tiles, conditionings, self._settings, on_step)
         return self._stages.decode(tiles, announce("decode"))
 
     def _event(
         self,
         stage: Stage,
-        item: Item,
-        work: Work | None = None,
-        index: int = 0,
+        item: Item | None = None,
+        owner: _Owner | None = None,
         step: int = 0,
         clean: Tensor | None = None,
     ) -> Progress:
         settings = self._settings
-        return Progress(
+        event = Progress(
             stage=stage,
-            image=item.number + 1,
             images=self._batch.count,
-            tile=index + 1,
-            tiles=1 if work is None else len(work.tiles),
             step=step,
             steps=settings.steps,
             done=self._done,
             total=self._total,
             formula=f"{settings.num_inference_steps} x {settings.strength:g}",
-            render_preview=None
-            if work is None or clean is None
-            else partial(work.preview, index, clean),
         )
+        item = owner.item if owner else item
+        if item:
+            event = replace(event, image=item.number + 1)
+        if owner:
+            event = replace(
+                event,
+                region=owner.region + 1,
+                regions=len(owner.item.regions),
+                tile=owner.tile + 1,
+                tiles=len(owner.work.tiles),
+            )
+            if clean is not None:
+                preview = partial(owner.work.preview, owner.tile, clean)
+                event = replace(event, render_preview=preview)
+        return event

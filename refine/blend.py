@@ -5,7 +5,9 @@ Every function takes and returns tensors (B, C, H, W), float32, on the CPU.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,6 +24,26 @@ def resize(pixels: Tensor, size: Size) -> Tensor:
     if tuple(pixels.shape[-2:]) == tuple(size):
         return pixels
     return functional.interpolate(pixels, tuple(size), mode="bicubic", antialias=True)
+
+
+def enlarge(pixels: Tensor, size: Size) -> Tensor:
+    """Enlarge with Lanczos; the same tensor if nothing changes."""
+    if tuple(pixels.shape[-2:]) == tuple(size):
+        return pixels
+    shape = (size.width, size.height)
+    planes = [
+        # Mode F keeps floats. 0 to 1 as in the input: Lanczos overshoots at edges.
+        np.asarray(Image.fromarray(plane.numpy()).resize(shape, Image.Resampling.LANCZOS))
+        for plane in pixels.flatten(0, 1).contiguous()
+    ]
+    return torch.from_numpy(np.stack(planes)).reshape(*pixels.shape[:2], *size).clamp_(0, 1)
+
+
+def resize_mask(mask: Tensor, size: Size) -> Tensor:
+    """Resize a mask (1, 1, H, W); the same tensor if nothing changes."""
+    if tuple(mask.shape[-2:]) == tuple(size):
+        return mask
+    return functional.interpolate(mask, tuple(size), mode="bilinear", align_corners=False)
 
 
 def pad(pixels: Tensor, size: Size) -> Tensor:

@@ -53,6 +53,24 @@ class Box(NamedTuple):
         """Row and column slices, to index the last two dimensions of a tensor."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
+    def overlaps(self, other: Box) -> bool:
+        """Return whether they have pixels in common."""
+        return (
+            self.top < other.bottom
+            and other.top < self.bottom
+            and self.left < other.right
+            and other.left < self.right
+        )
+
+    def joined(self, other: Box) -> Box:
+        """Return the smallest box around both."""
+        return Box(
+            min(self.top, other.top),
+            min(self.left, other.left),
+            max(self.bottom, other.bottom),
+            max(self.right, other.right),
+        )
+
     def divided(self, by: int) -> Box:
         """Return the same rectangle on a grid that is `by` times coarser."""
         return Box(*(side // by for side in self))
@@ -76,7 +94,12 @@ def padded_size(height: int, width: int) -> Size:
     return Size(_round_up(height), _round_up(width))
 
 
-def tile_boxes(height: int, width: int) -> list[Box]:
+def scaled_size(height: int, width: int, scale: float) -> Size:
+    """Return the size of an image that is enlarged by a factor."""
+    return Size(round(height * scale), round(width * scale))
+
+
+def tile_boxes(height: int, width: int, tile_size: int = 0) -> list[Box]:
     """Return the tiles, all of one size, that cover a padded image, row by row.
 
     Images of up to two megapixels and 2048 px a side are one tile. Larger ones are cut into
@@ -85,11 +108,18 @@ def tile_boxes(height: int, width: int) -> list[Box]:
     Args:
         height: A multiple of 64.
         width: A multiple of 64.
+        tile_size: The largest side of a tile, also of a single one; at least 256. 0: as above.
     """
-    if height * width <= MAX_SINGLE_TILE_AREA_PX and max(height, width) <= MAX_SINGLE_TILE_SIDE_PX:
+    longest, area = max(height, width), height * width
+    if (
+        longest <= tile_size
+        if tile_size
+        else longest <= MAX_SINGLE_TILE_SIDE_PX and area <= MAX_SINGLE_TILE_AREA_PX
+    ):
         return [Box(0, 0, height, width)]
-    tops, tile_height = _spread(height)
-    lefts, tile_width = _spread(width)
+    largest = tile_size // MULTIPLE * MULTIPLE or MAX_TILE_SIDE_PX
+    tops, tile_height = _spread(height, largest)
+    lefts, tile_width = _spread(width, largest)
     return [Box(top, left, top + tile_height, left + tile_width) for top in tops for left in lefts]
 
 
@@ -110,15 +140,47 @@ def region_box(marked: Box, height: int, width: int) -> Box:
     )
 
 
+def region_boxes(marked: list[Box], height: int, width: int) -> list[Box]:
+    """Return the parts of an image to refine, each as in `region_box`, none of which overlap.
+
+    Args:
+        marked: The boxes around the parts of a mask; those whose regions overlap become one.
+        height: The image's height.
+        width: The image's width.
+    """
+    left, regions = [*marked], dict[Box, Box]()
+    while left:
+        box = left.pop()
+        region = region_box(box, height, width)
+        other = next((one for one, its in regions.items() if its.overlaps(region)), None)
+        if other is None:
+            regions[box] = region
+        else:
+            del regions[other]
+            left.append(box.joined(other))
+    return [*regions.values()]
+
+
+def in_reading_order(boxes: list[Box]) -> list[Box]:
+    """Return boxes row by row, each row from left to right; a row has the height of its first."""
+    rows: list[list[Box]] = []
+    for box in sorted(boxes, key=lambda box: box.top + box.bottom):
+        if rows and box.top + box.bottom < 2 * rows[-1][0].bottom:
+            rows[-1].append(box)
+        else:
+            rows.append([box])
+    return [box for row in rows for box in sorted(row, key=lambda box: box.left)]
+
+
 def _round_up(side: int) -> int:
     return -(-side // MULTIPLE) * MULTIPLE
 
 
-def _spread(side: int) -> tuple[list[int], int]:
+def _spread(side: int, largest: int) -> tuple[list[int], int]:
     """Return the starts of the tiles along one side, and their common length."""
-    if side <= MAX_TILE_SIDE_PX:
+    if side <= largest:
         return [0], side
-    count = math.ceil((side - MIN_TILE_OVERLAP_PX) / (MAX_TILE_SIDE_PX - MIN_TILE_OVERLAP_PX))
+    count = math.ceil((side - MIN_TILE_OVERLAP_PX) / (largest - MIN_TILE_OVERLAP_PX))
     length = _round_up(math.ceil((side + (count - 1) * MIN_TILE_OVERLAP_PX) / count))
     room = side - length
     starts = [room * index // (count - 1) // LATENT * LATENT for index in range(count - 1)]

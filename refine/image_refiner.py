@@ -7,6 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
@@ -20,10 +21,12 @@ from .checkpoints import read_header
 from .components import Components
 from .errors import CheckpointError, RefineCancelled
 from .pixels import AnyImage
+from .plan import TilePrompts
 from .progress import Progress, ProgressCallback
 from .residency import LocalResidency, Residency, ResidencyFactory, free_cache
 from .settings import MemoryMode, RefineSettings, check_choice, settings_from
 from .stages import Stages, checked_layers
+from .work import Upscaler
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +92,8 @@ class ImageRefiner:
         num_inference_steps: int = 20,
         *,
         mask: Any = None,
+        tile_prompts: TilePrompts | None = None,
+        upscaler: Upscaler | None = None,
         on_progress: ProgressCallback | None = None,
         should_stop: Callable[[], bool] | None = None,
         **more: Any,
@@ -101,12 +106,15 @@ class ImageRefiner:
             guidance_scale: See RefineSettings.
             num_inference_steps: See RefineSettings.
             mask: Refine only where it is above 0; see `refine_batch`.
+            tile_prompts: See `refine_batch`.
+            upscaler: See `refine_batch`.
             on_progress: See `refine_batch`.
             should_stop: See `refine_batch`.
             **more: Any other setting of RefineSettings, by name.
 
         Returns:
-            A new image of the same type, size and transparency (the same object if strength is 0).
+            A new image of the same type and transparency, and of `scale` times the size (the same
+            object if strength is 0 and scale 1).
             The input is never changed.
 
         Raises:
@@ -121,7 +129,8 @@ class ImageRefiner:
             num_inference_steps=num_inference_steps,
         )
         masks = None if mask is None else [mask]
-        batch = Batch([image], settings, masks=masks)
+        tiles = None if tile_prompts is None else [tile_prompts]
+        batch = Batch([image], settings, masks=masks, tile_prompts=tiles, upscaler=upscaler)
         return self.refine_items(batch, on_progress=on_progress, should_stop=should_stop)[0]
 
     def refine_batch(
@@ -131,6 +140,8 @@ class ImageRefiner:
         *,
         prompts: Sequence[str | Sequence[str]] | None = None,
         masks: Sequence[Any] | None = None,
+        tile_prompts: Sequence[TilePrompts | Sequence[TilePrompts] | None] | None = None,
+        upscaler: Upscaler | None = None,
         on_progress: ProgressCallback | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> list[AnyImage]:
@@ -143,7 +154,11 @@ class ImageRefiner:
                 a list with one prompt per row.
             masks: One per entry of `images` (or None): a PIL image's gray values, or an array or
                 tensor (H, W) or (B, H, W), 0 (keep) to 1 (refine). Pixels where it is 0 stay bit
-                for bit the same.
+                for bit the same as in the (enlarged) input.
+            tile_prompts: One per entry of `images` (or None): a text for each tile, which joins the
+                prompt of its image in place of {tile}, else after it.
+            upscaler: Enlarges an image (1, H, W, 3), 0 to 1, for `scale`; to any size, as the
+                result is scaled to the right one. None: Lanczos.
             on_progress: Called with a Progress at every stage and step. If it raises, the work ends
                 and the exception reaches the caller.
             should_stop: Called before every layer; True ends the work with RefineCancelled.
@@ -155,7 +170,14 @@ class ImageRefiner:
             RefineError: one of its subclasses; see errors.py.
             RefineCancelled: `should_stop` returned True.
         """
-        batch = Batch(images, settings or RefineSettings(), prompts=prompts, masks=masks)
+        batch = Batch(
+            images,
+            settings or RefineSettings(),
+            prompts=prompts,
+            masks=masks,
+            tile_prompts=tile_prompts,
+            upscaler=upscaler,
+        )
         return self.refine_items(batch, on_progress=on_progress, should_stop=should_stop)
 
     def refine_items(
@@ -179,9 +201,10 @@ class ImageRefiner:
         check = _raise_if(should_stop)
         with self._lock:
             check()
-            stages = self._ready_stages(report)
-            with checked_layers(stages.components, check):
-                return batch.join(BatchRun(batch, stages, self._prompts, report).refine())
+            stages = self._ready_stages(report) if any(i.regions for i in batch.items) else None
+            with checked_layers(stages.components, check) if stages else nullcontext():
+                run = BatchRun(batch, stages, self._prompts, report, check)
+                return batch.join(run.refine())
 
     def load(self) -> None:
         """Load the weights now rather than at the first refinement."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 from PIL import Image
 
-Stage = Literal["load", "prompt", "encode", "refine", "decode"]
+Stage = Literal["load", "prompt", "enlarge", "encode", "refine", "decode"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +16,14 @@ class Progress:
     """One event; sent at the start of every stage and after every step.
 
     Attributes:
-        stage: "load" (weights), "prompt" (text encoder), "encode" (VAE), "refine" (UNet) or
-            "decode" (VAE).
+        stage: "load" (weights), "prompt" (text encoder), "enlarge" (upscale model), "encode" (VAE),
+            "refine" (UNet) or "decode" (VAE).
         image: The current image, counted from 1.
         images: The number of images.
-        tile: The current tile of the image, counted from 1.
-        tiles: The number of tiles of the image; 1 unless it is large.
+        region: The current region of the image, counted from 1.
+        regions: The number of regions; 1 unless a mask has several parts.
+        tile: The current tile of the region, counted from 1.
+        tiles: The number of tiles of the region; 1 unless it is large.
         step: The steps of this tile done so far; 0 at the start of a stage.
         steps: The steps of each tile.
         done: The steps of the whole call done so far.
@@ -33,6 +35,8 @@ class Progress:
     stage: Stage
     image: int = 1
     images: int = 1
+    region: int = 1
+    regions: int = 1
     tile: int = 1
     tiles: int = 1
     step: int = 0
@@ -57,12 +61,15 @@ class Progress:
         words = {
             "load": "loading the checkpoint",
             "prompt": "encoding the prompt",
+            "enlarge": "enlarging",
             "encode": "encoding",
             "refine": f"step {self.step} of {self.steps} ({self.formula})",
             "decode": "decoding",
         }[self.stage]
         if self.tiles > 1 and self.stage == "refine":
             words = f"tile {self.tile} of {self.tiles}, {words}"
+        if self.regions > 1 and self.stage == "refine":
+            words = f"region {self.region} of {self.regions}, {words}"
         if self.images > 1 and self.stage != "load":
             words = f"image {self.image} of {self.images}, {words}"
         return words

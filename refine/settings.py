@@ -14,9 +14,11 @@ T = TypeVar("T")
 
 WorkingSize = Literal["auto", "keep size"]
 OutputSize = Literal["original", "working"]
+Regions = Literal["separate", "one box"]
 MemoryMode = Literal["auto", "gpu", "offload", "low_vram"]
 
 MAX_STEPS = 1000
+MAX_SCALE = 4.0
 SEEDS = 2**64
 """Seeds run from 0 to one less than this."""
 
@@ -69,6 +71,9 @@ class RefineSettings:
             "keep size" keeps the image's own size.
         output_size: "original", or "working" to get the enlarged image.
         keep_colors: Keep the input's low frequencies (its colors) in the output.
+        scale: 1 to 4; the image is enlarged by this factor first, and comes out at that size.
+        regions: "separate" works on each connected part of a mask by itself, "one box" on the
+            smallest box around all of them.
 
     Raises:
         SettingsError: a value is of the wrong type or out of range, or no step would run.
@@ -86,6 +91,8 @@ class RefineSettings:
     working_size: WorkingSize = "auto"
     output_size: OutputSize = "original"
     keep_colors: bool = True
+    scale: float = 1.0
+    regions: Regions = "separate"
 
     def __post_init__(self) -> None:
         _check_number("strength", self.strength, 0.0, 1.0)
@@ -99,6 +106,8 @@ class RefineSettings:
         _check_number("guidance_end", self.guidance_end, 0.0, 1.0)
         check_choice("working_size", self.working_size, get_args(WorkingSize))
         check_choice("output_size", self.output_size, get_args(OutputSize))
+        _check_number("scale", self.scale, 1.0, MAX_SCALE)
+        check_choice("regions", self.regions, get_args(Regions))
         if not isinstance(self.keep_colors, bool):
             raise SettingsError(f"keep_colors must be True or False, not {self.keep_colors!r}.")
         if self.strength > 0 and self.steps == 0:

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from . import blend
-from .geometry import LATENT, Box, Size, padded_size, region_box, tile_boxes, working_size
+from .errors import ImageError
+from .geometry import LATENT, Box, Size, padded_size
 from .pixels import Planes
+from .plan import Region
 from .previews import Canvas, fit_colors
 from .settings import RefineSettings
 
 LATENT_CHANNELS = 4
-
-
-class Plan(NamedTuple):
-    """The region of an image to refine, and the size and tiles for that.
-
-    Attributes:
-        region: The part of the image to refine.
-        size: The size at which it is refined, before padding.
-        boxes: The tiles of the padded region.
-    """
-
-    region: Box
-    size: Size
-    boxes: list[Box]
+Upscaler = Callable[[Tensor], Tensor]
+"""Enlarges an image (1, H, W, 3), 0 to 1, as ComfyUI's upscale models do."""
 
 
 @dataclass
@@ -55,19 +45,15 @@ class Tile:
 
 @dataclass
 class Work:
-    """One image that is being refined.
+    """One region of an image that is being refined.
 
     Attributes:
-        planes: The image.
-        mask: (1, 1, H, W), 0 to 1, or None: refine everything.
-        plan: Its region, size and tiles.
+        region: Its box, size and tiles.
         padded: (1, 3, h, w); the region, enlarged and padded.
         tiles: The tiles for the model.
     """
 
-    planes: Planes
-    mask: Tensor | None
-    plan: Plan
+    region: Region
     padded: Tensor
     tiles: list[Tile]
     _canvas: Canvas | None = None
@@ -80,62 +66,86 @@ class Work:
         if index not in self._colors:
             tile = self.tiles[index]
             self._colors[index] = fit_colors(tile.input_latents, tile.pixels)
-        self._canvas.put(self.plan.boxes[index], clean, self._colors[index])
+        self._canvas.put(self.region.tiles[index], clean, self._colors[index])
         return self._canvas.image()
 
 
-def plan_work(
-    height: int, width: int, mask: Tensor | None, settings: RefineSettings
-) -> Plan | None:
-    """Return the region, size and tiles of an image; None if its mask (1, 1, H, W) is empty."""
-    region = Box(0, 0, height, width)
-    if mask is not None:
-        marked = blend.marked_box(mask)
-        if marked is None:
-            return None
-        region = region_box(marked, height, width)
-    size = working_size(*region.size, settings.working_size)
-    return Plan(region, size, tile_boxes(*padded_size(*size)))
-
-
-def crop_and_tile(
-    planes: Planes, mask: Tensor | None, plan: Plan, seed: int, dtype: torch.dtype
-) -> Work:
-    """Crop, enlarge, pad and tile one image.
+def enlarged(planes: Planes, size: Size, upscaler: Upscaler | None) -> Planes:
+    """Return an image at a larger size.
 
     Args:
         planes: The image.
-        mask: (1, 1, H, W), 0 to 1, or None.
-        plan: Its region, size and tiles.
-        seed: The seed of this image.
-        dtype: The UNet's type, in which diffusers draws the noise.
+        size: The new size.
+        upscaler: Enlarges the colors (1, H, W, 3), 0 to 1, to any size. None: Lanczos.
+
+    Raises:
+        ImageError: what the upscaler returned is no image.
     """
-    padded = blend.resize(planes.composite[(..., *plan.region.slices)], plan.size)
-    padded = blend.pad(padded, padded_size(*plan.size))
-    return Work(planes, mask, plan, padded, _cut(padded, plan.boxes, seed, dtype))
+    alpha = None if planes.alpha is None else blend.enlarge(planes.alpha, size)
+    if upscaler is None:
+        return Planes(blend.enlarge(planes.rgb, size), alpha)
+    made = upscaler(planes.rgb.movedim(1, -1).contiguous()).detach().to("cpu", torch.float32)
+    if made.ndim != 4 or made.shape[0] != 1 or made.shape[-1] != 3:
+        raise ImageError(
+            f"The upscaler returned a tensor of the shape {tuple(made.shape)} rather than one "
+            "image (1, H, W, 3)."
+        )
+    if not bool(torch.isfinite(made).all()):
+        raise ImageError("The upscaler produced NaN or infinity: choose another upscale model.")
+    return Planes(blend.resize(made.movedim(-1, 1), size).clamp(0, 1), alpha)
 
 
-def stitch(work: Work, refined: list[Tensor], settings: RefineSettings) -> Planes:
+def crop_and_tile(planes: Planes, region: Region, seed: int) -> Work:
+    """Crop, enlarge, pad and tile one region.
+
+    Args:
+        planes: The image.
+        region: Its box, size and tiles.
+        seed: The seed of the image. A region does not depend on the others: all have this seed.
+    """
+    padded = blend.resize(planes.composite[(..., *region.box.slices)], region.size)
+    padded = blend.pad(padded, padded_size(*region.size))
+    return Work(region, padded, _cut(padded, region.tiles, seed))
+
+
+def stitch(
+    planes: Planes,
+    mask: Tensor | None,
+    refined: list[tuple[Region, list[Tensor]]],
+    settings: RefineSettings,
+) -> Planes:
     """Return the refined image at the output size.
 
     Args:
-        work: The image.
-        refined: Its tiles, (1, 3, h, w), 0 to 1, float32.
+        planes: The image.
+        mask: (1, 1, H, W), 0 to 1, or None: refine everything.
+        refined: Its regions, and their tiles, (1, 3, h, w), 0 to 1, float32.
         settings: Output size and color keeping.
     """
-    plan, composite = work.plan, work.planes.composite
-    original = composite[(..., *plan.region.slices)]
-    result = blend.join_tiles(refined, plan.boxes)[..., : plan.size.height, : plan.size.width]
+    composite = planes.composite
+    if mask is None:
+        ((region, tiles),) = refined
+        size = region.size if settings.output_size == "working" else region.box.size
+        result = _finished(composite, region, tiles, settings, size)
+    else:
+        result, shown = composite.clone(), blend.feather(mask)
+        for region, tiles in refined:
+            part = (..., *region.box.slices)
+            work = _finished(composite, region, tiles, settings, region.box.size)
+            result[part] += (work - composite[part]) * shown[part]
+    return _with_transparency(planes, result.clamp(0, 1))
+
+
+def _finished(
+    composite: Tensor, region: Region, tiles: list[Tensor], settings: RefineSettings, size: Size
+) -> Tensor:
+    """Return a refined region (1, 3, h, w) at a size, in the colors of the image."""
+    original = composite[(..., *region.box.slices)]
+    joined = blend.join_tiles(tiles, region.tiles)
+    joined = joined[..., : region.size.height, : region.size.width]
     if settings.keep_colors:
-        result = blend.keep_colors(result, blend.resize(original, plan.size))
-    if work.mask is not None:
-        region = blend.resize(result, plan.region.size)
-        shown = blend.feather(work.mask)[(..., *plan.region.slices)]
-        result = composite.clone()
-        result[(..., *plan.region.slices)] = original + (region - original) * shown
-    elif settings.output_size == "original":
-        result = blend.resize(result, plan.region.size)
-    return _with_transparency(work.planes, result.clamp(0, 1))
+        joined = blend.keep_colors(joined, blend.resize(original, region.size))
+    return blend.resize(joined, size)
 
 
 def _with_transparency(planes: Planes, refined: Tensor) -> Planes:
@@ -153,16 +163,18 @@ def _with_transparency(planes: Planes, refined: Tensor) -> Planes:
     return Planes((rgb + (refined - composite) * (alpha > 0)).clamp(0, 1), alpha.clamp(0, 1))
 
 
-def _cut(padded: Tensor, boxes: list[Box], seed: int, dtype: torch.dtype) -> list[Tile]:
+def _cut(padded: Tensor, boxes: list[Box], seed: int) -> list[Tile]:
     """Cut the padded region into tiles that share one field of noise.
 
     The noise is drawn like in diffusers for the whole image: first for the VAE's posterior, then
-    for the start. Overlapping tiles have the same noise in the overlap, so that they match.
+    for the start. Overlapping tiles have the same noise in the overlap, so that they match. It is
+    drawn in fp32 also for a model in fp16, where PyTorch draws other numbers: one seed is one image
+    on every device.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (1, LATENT_CHANNELS, *(side // LATENT for side in padded.shape[-2:]))
     latent_noise = torch.randn(shape, generator=generator)
-    start_noise = torch.randn(shape, generator=generator, dtype=dtype)
+    start_noise = torch.randn(shape, generator=generator)
     tiles = []
     for box in boxes:
         cells = box.divided(LATENT).slices
