@@ -140,6 +140,8 @@ class Batch:
     @property
     def advice(self) -> str:
         """One sentence about the prompts for their author, or ""."""
+        if self.settings.prompt_syntax != "plain text":
+            return ""
         return weights_advice(
             [
                 *(text for item in self.items for texts in item.prompts for text in texts),

@@ -15,6 +15,7 @@ from .geometry import MEGAPIXEL
 from .pixels import Planes, from_planes, to_planes
 from .progress import Progress, ProgressCallback, Stage
 from .prompts import Conditioning
+from .settings import PromptSyntax
 from .stages import Stages
 from .work import Work, crop_and_tile, enlarged, stitch
 
@@ -22,8 +23,9 @@ MAX_GROUP_PIXELS = 8 * MEGAPIXEL
 """Images go through the stages in groups of about this size: weights move once per group, and a
 long batch takes hardly more memory than a short one."""
 
-PromptCache = dict[tuple[str, str | None], Conditioning]
-"""Conditioning by prompt and negative prompt (None: no guidance)."""
+PromptKey = tuple[str, str | None, PromptSyntax]
+PromptCache = dict[PromptKey, Conditioning]
+"""Conditioning by prompt, negative prompt (None: no guidance) and their syntax."""
 MAX_CACHED_PROMPTS = 8
 """More than these only while a group has more, of which each tile may have its own."""
 
@@ -136,7 +138,7 @@ class BatchRun:
     def _encode_prompts(self, owners: list[_Owner]) -> None:
         """Fill the cache with the prompts of a group, each once."""
         assert self._stages is not None
-        wanted: dict[tuple[str, str | None], Item] = {}
+        wanted: dict[PromptKey, Item] = {}
         for owner in owners:
             wanted.setdefault(self._prompt_key(owner), owner.item)
         for key in [key for key in self._cache if key not in wanted][: len(wanted)]:
@@ -147,9 +149,10 @@ class BatchRun:
                 self._report(self._event("prompt", item))
                 self._cache[key] = self._stages.encode_prompts(*key)
 
-    def _prompt_key(self, owner: _Owner) -> tuple[str, str | None]:
-        prompt = owner.item.prompts[owner.region][owner.tile]
-        return prompt, self._settings.negative_prompt if self._settings.guided_steps else None
+    def _prompt_key(self, owner: _Owner) -> PromptKey:
+        settings = self._settings
+        negative = settings.negative_prompt if settings.guided_steps else None
+        return owner.item.prompts[owner.region][owner.tile], negative, settings.prompt_syntax
 
     def _run_stages(self, owners: list[_Owner]) -> list[Tensor]:
         """Return the refined tiles, in their order."""

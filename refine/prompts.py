@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from .components import Components
+from .settings import PromptSyntax
 
 CHUNK = 75
 """A text encoder reads 77 tokens; two of them mark the beginning and the end."""
 
+_KEPT_WHOLE = 8
+_OPEN, _CLOSED = "\0\1", "\0\2"
+"""Parentheses that are text, while the others are counted."""
 _WEIGHT = re.compile(r"(?<!\\)\((?!\d+:)(?:[^()\\]|\\.)+:\s*[-+]?(?:\d?\.\d+|\d\.?)\s*\)")
 """ComfyUI's syntax for a weight (`token_weights` in its comfy/sd1_clip.py). Parentheses behind a
 backslash are text, and so is what is a ratio or a time rather than a weight: (16:9), (at 10:30)."""
@@ -60,17 +64,92 @@ def weights_advice(prompts: Iterable[str]) -> str:
     """Return one sentence if a prompt contains weights, else "".
 
     >>> weights_advice(["a (cat:1.3)"])
-    'Weights such as (word:1.3) are read as plain text: write the prompt without them.'
+    'Weights such as (word:1.3) are read as plain text: set prompt_syntax to ComfyUI weights.'
     >>> weights_advice([r"a cat (16:9), 10:30, \\(asleep:1.3\\)"])
     ''
     """
     if any(_WEIGHT.search(prompt) for prompt in prompts):
-        return "Weights such as (word:1.3) are read as plain text: write the prompt without them."
+        return (
+            "Weights such as (word:1.3) are read as plain text: set prompt_syntax to ComfyUI "
+            "weights."
+        )
     return ""
 
 
+def weighted(text: str) -> list[tuple[str, float]]:
+    """Return the segments of a text with their weights, as ComfyUI reads them.
+
+    (word) weighs 1.1 times what is around it, (word:1.3) weighs 1.3, and \\( is a parenthesis.
+
+    >>> weighted(r"a (red:1.3) ((cat)) \\(asleep\\)")
+    [('a ', 1.0), ('red', 1.3), (' ', 1.0), ('cat', 1.2100000000000002), (' (asleep)', 1.0)]
+    """
+    hidden = text.replace("\\(", _OPEN).replace("\\)", _CLOSED)
+    return [
+        (segment.replace(_OPEN, "(").replace(_CLOSED, ")"), weight)
+        for segment, weight in _segments(hidden, 1.0)
+        if segment
+    ]
+
+
+def _segments(text: str, weight: float) -> Iterator[tuple[str, float]]:
+    depth = start = 0
+    for found in re.finditer("[()]", text):
+        opens = found[0] == "("
+        if opens and depth == 0:
+            yield text[start : found.start()], weight
+            start = found.start()
+        depth += 1 if opens else -1
+        if not opens and depth == 0:
+            yield from _group(text[start : found.end()], weight)
+            start = found.end()
+    rest = text[start:]
+    # ComfyUI also takes the rest for a group if its outer parenthesis is not closed: "((cat)".
+    if len(rest) > 1 and rest[0] == "(" and rest[-1] == ")":
+        yield from _group(rest, weight)
+    else:
+        yield rest, weight
+
+
+def _group(text: str, weight: float) -> Iterator[tuple[str, float]]:
+    """Yield the segments of a text in parentheses."""
+    inner, colon, number = text[1:-1].rpartition(":")
+    try:
+        own = float(number) if inner else math.nan
+    except ValueError:
+        own = math.nan
+    if math.isfinite(own):
+        return _segments(inner, own)
+    return _segments(inner + colon + number, 1.1 * weight)
+
+
+def split_weighted(tokenizer: Any, text: str) -> tuple[list[list[int]], list[list[float]]]:
+    """Return a text's tokens in rows of 77, as `split_tokens`, and the weight of each.
+
+    As in ComfyUI, a segment of fewer than 8 tokens is not cut in two.
+    """
+    rows: list[list[tuple[int, float]]] = [[]]
+    for segment, weight in weighted(text):
+        tokens = tokenizer(segment, add_special_tokens=False, verbose=False).input_ids
+        if len(tokens) < _KEPT_WHOLE and len(tokens) > CHUNK - len(rows[-1]):
+            rows.append([])
+        for token in tokens:
+            if len(rows[-1]) == CHUNK:
+                rows.append([])
+            rows[-1].append((token, weight))
+    weights = [[1.0, *(weight for _, weight in row), 1.0] for row in rows]
+    return (
+        [_complete(tokenizer, [token for token, _ in row]) for row in rows],
+        [row + [1.0] * (CHUNK + 2 - len(row)) for row in weights],
+    )
+
+
 def encode_prompts(
-    components: Components, device: torch.device, prompt: str, negative_prompt: str | None
+    components: Components,
+    device: torch.device,
+    prompt: str,
+    negative_prompt: str | None,
+    syntax: PromptSyntax = "plain text",
 ) -> Conditioning:
     """Encode a prompt and, if it is not None, a negative prompt.
 
@@ -79,12 +158,13 @@ def encode_prompts(
     prompt, SDXL base uses zeros, as in diffusers. The text encoders must be ready on `device`.
     """
     pairs = _encoders(components)
-    embeds, pooled = _encode(pairs, prompt, device)
+    encode = _encode if syntax == "plain text" else _encode_weighted
+    embeds, pooled = encode(pairs, prompt, device)
     if negative_prompt is None:
         return Conditioning(embeds, pooled)
     if not negative_prompt and components.force_zeros_for_empty_prompt:
         return Conditioning(embeds, pooled, torch.zeros_like(embeds), torch.zeros_like(pooled))
-    negative, negative_pooled = _encode(pairs, negative_prompt, device)
+    negative, negative_pooled = encode(pairs, negative_prompt, device)
     length = math.lcm(embeds.shape[1], negative.shape[1])
     embeds, negative = (some.repeat(1, length // some.shape[1], 1) for some in (embeds, negative))
     return Conditioning(embeds, pooled, negative, negative_pooled)
@@ -115,3 +195,26 @@ def _encode(pairs: list[tuple[Any, Any]], text: str, device: torch.device) -> tu
     # first row.
     embeds = [output.hidden_states[-2].flatten(0, 1)[None] for output in outputs]
     return torch.cat(embeds, dim=-1), outputs[-1][0][:1]
+
+
+def _encode_weighted(
+    pairs: list[tuple[Any, Any]], text: str, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the same as `_encode`, with the weights of the text.
+
+    A weight moves a token's embedding away from that of an empty prompt, or towards it
+    (`encode_token_weights` in ComfyUI's comfy/sd1_clip.py). The pooled embedding has no weights.
+    """
+    embeds: list[Tensor] = []
+    pooled = torch.empty(0)
+    for tokenizer, encoder in pairs:
+        rows, numbers = split_weighted(tokenizer, text)
+        tokens = torch.tensor([*rows, _complete(tokenizer, [])], device=device)
+        output = encoder(tokens, output_hidden_states=True)
+        hidden, empty = output.hidden_states[-2][:-1].float(), output.hidden_states[-2][-1:].float()
+        weights = torch.tensor(numbers, device=device)[..., None]
+        # Where the weight is 1 nothing is rounded.
+        own = torch.where(weights == 1, hidden, empty + (hidden - empty) * weights)
+        embeds.append(own.to(output.hidden_states[-2].dtype).flatten(0, 1)[None])
+        pooled = output[0][:1]
+    return torch.cat(embeds, dim=-1), pooled

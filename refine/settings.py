@@ -15,6 +15,7 @@ T = TypeVar("T")
 WorkingSize = Literal["auto", "keep size"]
 OutputSize = Literal["original", "working"]
 Regions = Literal["separate", "one box"]
+PromptSyntax = Literal["plain text", "ComfyUI weights"]
 MemoryMode = Literal["auto", "gpu", "offload", "low_vram"]
 
 MAX_STEPS = 1000
@@ -74,6 +75,8 @@ class RefineSettings:
         scale: 1 to 4; the image is enlarged by this factor first, and comes out at that size.
         regions: "separate" works on each connected part of a mask by itself, "one box" on the
             smallest box around all of them.
+        prompt_syntax: "plain text" reads prompts as they are; "ComfyUI weights" reads (word:1.3)
+            and (word) as ComfyUI does.
 
     Raises:
         SettingsError: a value is of the wrong type or out of range, or no step would run.
@@ -93,6 +96,7 @@ class RefineSettings:
     keep_colors: bool = True
     scale: float = 1.0
     regions: Regions = "separate"
+    prompt_syntax: PromptSyntax = "plain text"
 
     def __post_init__(self) -> None:
         _check_number("strength", self.strength, 0.0, 1.0)
@@ -108,6 +112,7 @@ class RefineSettings:
         check_choice("output_size", self.output_size, get_args(OutputSize))
         _check_number("scale", self.scale, 1.0, MAX_SCALE)
         check_choice("regions", self.regions, get_args(Regions))
+        check_choice("prompt_syntax", self.prompt_syntax, get_args(PromptSyntax))
         if not isinstance(self.keep_colors, bool):
             raise SettingsError(f"keep_colors must be True or False, not {self.keep_colors!r}.")
         if self.strength > 0 and self.steps == 0:

@@ -19,7 +19,7 @@ from .denoising import denoise
 from .errors import DeviceMemoryError, NotFiniteError
 from .prompts import Conditioning, encode_prompts
 from .residency import Residency, free_cache, is_out_of_memory
-from .settings import RefineSettings
+from .settings import PromptSyntax, RefineSettings
 from .work import Tile
 
 log = logging.getLogger(__name__)
@@ -50,11 +50,15 @@ class Stages:
         self._vae_tile: int | None = None
 
     @torch.no_grad()
-    def encode_prompts(self, prompt: str, negative_prompt: str | None) -> Conditioning:
+    def encode_prompts(
+        self, prompt: str, negative_prompt: str | None, syntax: PromptSyntax = "plain text"
+    ) -> Conditioning:
         """Encode the prompts to the CPU. `negative_prompt` None: without guidance."""
 
         def encode() -> Conditioning:
-            result = encode_prompts(self.components, self.residency.device, prompt, negative_prompt)
+            result = encode_prompts(
+                self.components, self.residency.device, prompt, negative_prompt, syntax
+            )
             return Conditioning(**result.to(torch.device("cpu"), self.components.dtypes["unet"]))
 
         # The base model has two encoders; they are small, so both may be on the device together.

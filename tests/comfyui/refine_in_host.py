@@ -14,6 +14,7 @@ import json
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 root, pack, checkpoint = (Path(sys.argv.pop(1)) for _ in range(3))
 sys.path[0] = str(root)  # instead of this script's folder
@@ -242,9 +243,76 @@ def owner():
     return {"same": same, "kept": alive, "closed": gone, "left": loaded()}
 
 
+TEXTS = (
+    *("", "a (red boat:1.3), at (dusk)", r"a cat \(asleep:1.3\) ((on)) a [mat]", "(a:0) (b:-0.5)"),
+    *("a lighthouse, " * 40 + "(stormy:1.4) sea", "((open (x:.5) end", "x) (y)", "(:2)"),
+)
+
+
+def weights():
+    """Prompts with weights: tokens, their weights and the embeddings, ours and ComfyUI's."""
+    clip = importlib.import_module("comfy.sd1_clip")
+    theirs = importlib.import_module("comfy.sdxl_clip").SDXLClipGTokenizer()
+    parts = importlib.import_module("pack.refine.loading").load_components(checkpoint)
+    prompts = importlib.import_module("pack.refine.prompts")
+    small = parts.text_encoder_2.float()
+
+    class Tokenizer:
+        """CLIP's real vocabulary, which the tiny refiner lacks."""
+
+        bos_token_id, eos_token_id, pad_token_id = 49406, 49407, 0
+
+        def __call__(self, text, **_):
+            return SimpleNamespace(input_ids=theirs.tokenizer(text)["input_ids"][1:-1])
+
+    def encode(rows, **_):
+        tokens = torch.as_tensor(rows) % small.config.vocab_size
+        return small(tokens, output_hidden_states=True)
+
+    class Encoder(clip.ClipTokenWeightEncoder):
+        def __init__(self):
+            self.special_tokens = {"start": 49406, "end": 49407, "pad": 0}
+
+        def encode(self, rows):
+            output = encode(rows)
+            return output.hidden_states[-2], output[0]
+
+    answer = []
+    for text in TEXTS:
+        tokens = theirs.tokenize_with_weights(text)
+        rows, numbers = prompts.split_weighted(Tokenizer(), text)
+        ours = [list(zip(*pair, strict=True)) for pair in zip(rows, numbers, strict=True)]
+        with torch.no_grad():
+            embeds, pooled = prompts._encode_weighted(
+                [(Tokenizer(), encode)], text, torch.device("cpu")
+            )
+            expected, expected_pooled = Encoder().encode_token_weights(tokens)
+        answer.append(
+            {
+                "same": ours == tokens,
+                "embeds": float((embeds - expected).abs().max()),
+                "pooled": float((pooled - expected_pooled).abs().max()),
+                "weighted": any(number != 1 for row in numbers for number in row),
+                "rows": len(rows),
+            }
+        )
+    return answer
+
+
 EXPECTED = refine.ImageRefiner("cpu", model=checkpoint).refine_batch([PICTURE], SETTINGS)[0]
 SCENARIOS = (
-    *(modes, no_vram, low_vram, pins, unload_models, neighbours, rests, out_of_memory, owner),
+    *(
+        modes,
+        no_vram,
+        low_vram,
+        pins,
+        unload_models,
+        neighbours,
+        rests,
+        out_of_memory,
+        owner,
+        weights,
+    ),
 )
 answers = {scenario.__name__: scenario() for scenario in SCENARIOS}
 sys.stdout.write(f"RESULT{json.dumps(answers)}\n")

@@ -98,3 +98,10 @@ def test_one_owner_keeps_the_weights_until_another_checkpoint_comes(
     answers: dict[str, Any],
 ) -> None:
     assert answers["owner"] == {"same": True, "kept": True, "closed": True, "left": []}
+
+
+def test_prompts_with_weights_are_those_of_comfyui(answers: dict[str, Any]) -> None:
+    said = answers["weights"]
+    assert [one["same"] for one in said] == [True] * 8
+    assert max(max(one["embeds"], one["pooled"]) for one in said) < 1e-4
+    assert [one["weighted"] for one in said].count(True) == 5 and max(o["rows"] for o in said) > 1

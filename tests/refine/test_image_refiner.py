@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from image_refinery.refine import ImageError, ImageRefiner, RefineSettings, SettingsError
-from image_refinery.refine.prompts import weights_advice
+from image_refinery.refine.prompts import weighted, weights_advice
 from PIL import Image, ImageDraw
 
 Draw = Callable[[int, tuple[int, int]], Image.Image]
@@ -245,6 +245,25 @@ def test_the_tiles_of_a_large_picture_show_no_seam(refiner: ImageRefiner, draw: 
 )
 def test_weights_are_found(prompt: str, told: bool) -> None:
     assert bool(weights_advice(["a dog", prompt])) is told
+
+
+def test_weights_that_are_no_numbers_are_text() -> None:
+    assert weighted("(a:nan) (b:inf) (16:9:x)") == [
+        *(("a:nan", 1.1), (" ", 1.0), ("b:inf", 1.1), (" ", 1.0), ("16:9:x", 1.1)),
+    ]
+
+
+def test_weights_change_the_picture_only_where_they_are_read(
+    refiner: ImageRefiner, draw: Draw
+) -> None:
+    image = array_of(draw(0, (64, 64)))
+    quick = {**SMALL, "strength": 0.6}
+    plain = refiner.refine(image, prompt="a red circle", **quick)
+    weights = {**quick, "prompt_syntax": "ComfyUI weights"}
+    for prompt in ("a red circle", "a (red:1.0) circle"):
+        assert np.abs(refiner.refine(image, prompt=prompt, **weights) - plain).max() < 1e-4
+    heavy = refiner.refine(image, prompt="a (red:1.5) circle", **weights)
+    assert np.abs(heavy - plain).max() > 1e-3
 
 
 def test_weights_are_logged_once(

@@ -212,14 +212,14 @@ def prompts_for(image: Image.Image, texts: list[list[str]], **more: Any) -> Tile
 
 
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The prompts that were encoded."""
-    seen: list[tuple[str, str | None]] = []
+    seen: list[str] = []
     encode = Stages.encode_prompts
 
-    def noted(stages: Stages, *pair: Any) -> Any:
-        seen.append(pair)
-        return encode(stages, *pair)
+    def noted(stages: Stages, prompt: str, *rest: Any) -> Any:
+        seen.append(prompt)
+        return encode(stages, prompt, *rest)
 
     monkeypatch.setattr(Stages, "encode_prompts", noted)
     return seen
@@ -229,7 +229,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
 def test_each_tile_has_the_conditioning_of_its_own_text(
     refiner: ImageRefiner,
     draw: Draw,
-    encoded: list[tuple[str, str | None]],
+    encoded: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image = draw(5, (1088, 1088))
@@ -248,8 +248,8 @@ def test_each_tile_has_the_conditioning_of_its_own_text(
         image, prompt="a photo of {tile}, sharp", tile_prompts=prompts_for(image, texts), **QUICK
     )
     expected = [f"a photo of {text}, sharp" for text in texts[0]]
-    assert [prompt for prompt, _ in encoded] == expected
-    own = [refiner._prompts[prompt, ""] for prompt in expected]
+    assert encoded == expected
+    own = [refiner._prompts[prompt, "", "plain text"] for prompt in expected]
     assert len(used) == len(own) and all(a is b for a, b in zip(used, own, strict=True))
     pooled = torch.cat([one.pooled_prompt_embeds for one in own])
     assert len(pooled.unique(dim=0)) == len(own)
@@ -260,13 +260,13 @@ def test_each_tile_has_the_conditioning_of_its_own_text(
 
 
 def test_texts_of_regions_join_the_prompt(
-    refiner: ImageRefiner, draw: Draw, encoded: list[tuple[str, str | None]]
+    refiner: ImageRefiner, draw: Draw, encoded: list[str]
 ) -> None:
     image = draw(2, (400, 300))
     mask = mask_of(300, 400, Box(200, 320, 260, 380), Box(20, 10, 70, 60))
     tiles = prompts_for(image, [["a red ball"], ["a blue box"]], mask=mask, **SMALL)
     refiner.refine(image, prompt="on grass", mask=mask[0, 0], tile_prompts=tiles, **SMALL)
-    assert [prompt for prompt, _ in encoded] == ["on grass, a red ball", "on grass, a blue box"]
+    assert encoded == ["on grass, a red ball", "on grass, a blue box"]
 
 
 @pytest.mark.parametrize(
