@@ -17,7 +17,7 @@ from ..captioning.job import Job, Result
 from ..llm.errors import Cancelled, LLMError
 from . import host
 from .host import job_folders
-from .job_run import items_of, job_directory, shown, summary
+from .job_run import finish, items_of, job_directory, summary
 from .llm_inputs import ErrorText
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def caption_folder(
     """
     items = items_of(folder, recursive, pattern)
     settings = {"task": "caption" if job.text else "describe", "seed": 0}
-    directory = job_directory(folder, job, settings)
+    directory = job_directory(folder, jobs.fingerprint(job, (), **settings))
     outputs = jobs.Outputs(job=directory, kinds=frozenset({"txt", "jsonl"}))
     used = models[: 2 if job.text else 1]
     try:
@@ -99,18 +99,18 @@ def _run(
     except Cancelled as error:
         cancelled = error
     counts = jobs.end(begun, directory, outputs)
-    lines = [*summary(counts, state, time.monotonic() - began), *begun.notes, *watcher.notes]
-    if cancelled:
-        host.show(host.node_id(node), f"cancelled: {lines[0]} Queue again to continue.")
-        raise cancelled
-    if state and state.errors:
-        error = next(iter(state.errors.values()))
-        error.args = (f"{error} {lines[0]} Queue again to continue.",)
-        raise error
-    if counts["failed"] or (state and state.unwritten):
-        host.count_failed_run(node)
-    host.show(host.node_id(node), *lines[:6])
-    report = "\n".join([*lines, f"Report: {shown(directory / jobs.REPORT)}"])
+    report = finish(
+        node,
+        directory,
+        [
+            *summary("captioned", counts, state, time.monotonic() - began),
+            *begun.notes,
+            *watcher.notes,
+        ],
+        failed=bool(counts["failed"] or (state and state.unwritten)),
+        cancelled=cancelled,
+        error=next(iter(state.errors.values()), None) if state else None,
+    )
     names, texts = _texts(begun, directory)
     return io.NodeOutput(names, texts, report, ui={"text": [report]})
 

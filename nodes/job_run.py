@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import folder_paths
+from comfy_api.latest import io
 
 from .. import jobs
-from ..captioning.job import Job
 from ..files import NoFolder, NoImages, find_images
 from . import host
 
+_SHOWN_LINES = 6
 
-def job_directory(folder: Path, job: Job, settings: dict[str, Any]) -> Path:
+
+def job_directory(folder: Path, settings: Mapping[str, Any]) -> Path:
     """Return the directory of a job: the same for the same folder and settings."""
-    key = [str(folder), jobs.fingerprint(job, (), **settings)]
+    key = [str(folder), dict(settings)]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode("utf-8", "surrogatepass"))
     return host.own_folder("jobs") / f"{folder.name}-{digest.hexdigest()[:8]}"
 
 
 def items_of(folder: Path, recursive: bool, pattern: str) -> list[jobs.Item]:
+    """Return the images of a folder, each with its path in the folder as its id.
+
+    Raises:
+        NoFolder, NoImages: there is nothing to work on.
+    """
     try:
         found = find_images(folder, pattern=pattern, recursive=recursive)
     except NoFolder:
@@ -38,16 +46,19 @@ def items_of(folder: Path, recursive: bool, pattern: str) -> list[jobs.Item]:
     return [jobs.Item(path.absolute().relative_to(root).as_posix(), str(root)) for path in found]
 
 
-def shown(file: Path) -> str:
-    """A file's path as users of ComfyUI know it: user/image-refinery/..."""
-    base = Path(folder_paths.get_user_directory()).parent
-    return file.relative_to(base).as_posix()
+def summary(
+    verb: str, counts: Mapping[str, Any], state: jobs.Progress | None, seconds: float
+) -> list[str]:
+    """Return what became of a run, the most important line first.
 
-
-def summary(counts: dict[str, Any], state: jobs.Progress | None, seconds: float) -> list[str]:
+    Args:
+        verb: such as "captioned".
+        counts: of the job's report.
+        state: of the run; None: there was nothing to do.
+    """
     this_run = sum(state.counts.values()) if state else 0
     lines = [
-        f"{counts['done']} of {counts['images']} images captioned, {this_run} of them in "
+        f"{counts['done']} of {counts['images']} images {verb}, {this_run} of them in "
         f"{seconds:.1f} s."
     ]
     if counts["failed"]:
@@ -57,3 +68,34 @@ def summary(counts: dict[str, Any], state: jobs.Progress | None, seconds: float)
         flags = ", ".join(f"{count} {flag}" for flag, count in counts["flags"].items())
         lines.append(f"Look at: {flags}.")
     return [*lines, *(state.unwritten if state else ())]
+
+
+def finish(
+    node: type[io.ComfyNode],
+    directory: Path,
+    lines: Sequence[str],
+    *,
+    failed: bool,
+    cancelled: Exception | None = None,
+    error: Exception | None = None,
+) -> str:
+    """Show what became of a run on its node; return its report.
+
+    Args:
+        lines: of `summary`, and notes.
+        failed: whether the node should run again although no input changes.
+        cancelled: raised after that is shown.
+        error: what ended the run, raised with the first line.
+    """
+    if cancelled:
+        host.show(host.node_id(node), f"cancelled: {lines[0]} Queue again to continue.")
+        raise cancelled
+    if error:
+        error.args = (f"{error} {lines[0]} Queue again to continue.",)
+        raise error
+    if failed:
+        host.count_failed_run(node)
+    host.show(host.node_id(node), *lines[:_SHOWN_LINES])
+    # As users of ComfyUI know it: user/image-refinery/...
+    base = Path(folder_paths.get_user_directory()).parent
+    return "\n".join([*lines, f"Report: {(directory / jobs.REPORT).relative_to(base).as_posix()}"])
