@@ -76,7 +76,7 @@ def finish(
     lines: Sequence[str],
     *,
     failed: bool,
-    cancelled: Exception | None = None,
+    cancelled: BaseException | None = None,
     error: Exception | None = None,
 ) -> str:
     """Show what became of a run on its node; return its report.
