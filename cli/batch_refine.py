@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from ..jobs.refining import CAPTION, RefinedFiles, begin_refining, end_refining,
 from ..refine import ImageRefiner, RefineCancelled, RefineError, RefineSettings
 from ..refine.identity import identify
 from ..refine.progress import Progress
-from .batch import Bars, summary
-from .progress import estimate, stop_on_ctrl_c
+from .batch_run import Bars, print_begin, print_end
+from .progress import stop_on_ctrl_c
 from .refine import best_device, load
-from .terminal import cancelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +100,8 @@ def refine_items(
             retry_failed=options.retry_failed,
             overwrite=options.existing == "overwrite",
         )
-        for note in job.notes:
-            print(note, file=sys.stderr)
-        done = len(job.items) - len(job.todo) - job.waiting
-        print(f"{done} of {len(job.items)} images are refined or failed.", file=sys.stderr)
+        count = len(job.items)
+        print_begin(job.notes, count - len(job.todo) - job.waiting, count)
         todo = job.todo[: options.limit]
         state: jobs.Progress | None = None
         ended: RefineError | None = None
@@ -142,16 +138,19 @@ def refine_items(
             ended = error
         seconds = time.monotonic() - began
         counts = end_refining(job)
-    for line in summary(counts, state):
-        print(line, file=sys.stderr)
+    notes = [f"Refined images: {refinement.files.folder}"]
     if job.waiting:
-        print(f"{job.waiting} images have no caption yet, so they are left.", file=sys.stderr)
-    if options.estimate and state:
-        print(estimate(counts["left"], sum(state.counts.values()), seconds))
-    print(f"Refined images: {refinement.files.folder}", file=sys.stderr)
-    print(f"Report: {folder / jobs.REPORT}", file=sys.stderr)
-    if was_cancelled:
-        return cancelled(f"{counts['left']} images are left. The same command continues.")
+        notes.insert(0, f"{job.waiting} images have no caption yet, so they are left.")
+    code = print_end(
+        counts,
+        state,
+        folder,
+        options,
+        seconds=seconds,
+        was_cancelled=was_cancelled,
+        notes=notes,
+        waiting=job.waiting,
+    )
     if ended:
         raise ended
-    return 1 if counts["failed"] or job.waiting or (counts["left"] and not options.limit) else 0
+    return code

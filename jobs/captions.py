@@ -94,7 +94,7 @@ class Progress:
 
     counts: Counter[str] = field(default_factory=Counter[str])
     by_worker: Counter[str] = field(default_factory=Counter[str])
-    errors: dict[str, LLMError] = field(default_factory=dict[str, LLMError])
+    errors: dict[str, Exception] = field(default_factory=dict[str, Exception])
     unwritten: list[str] = field(default_factory=list[str])
     lock: Lock = field(default_factory=Lock)
 
