@@ -31,7 +31,8 @@ _OF_REFINING = (
     *("model", "strength", "steps", "guidance_scale", "negative_prompt", "memory_mode", "prompt"),
     *("format", "quality"),
 )
-_MEANT = {"model": "--vision-model", "prompt": "--vision-prompt"}
+_VISION = ("vision_prompt", "vision_model", "vision_server", "text_server")
+_MEANT = {"model": "--vision-model", "prompt": "--vision-prompt", "text_server": "--server"}
 
 
 def batch(options: argparse.Namespace) -> int:
@@ -107,20 +108,21 @@ def _check_options(options: argparse.Namespace, *, captions: bool, refines: bool
     """End with exit code 2 if an option is for another task."""
     parser = options.parser
     others = [*(() if captions else _OF_CAPTIONS), *(() if refines else _OF_REFINING)]
+    others += _VISION if options.task == "rewrite" else ()
     for name in others:
         if getattr(options, name) != parser.get_default(name):
             meant = _MEANT.get(name)
             hint = f", did you mean {meant}?" if meant and captions else ""
             parser.error(f"--task {options.task} takes no --{name.replace('_', '-')}{hint}")
     if not captions and "{caption}" in (options.prompt or ""):
-        parser.error("{caption} needs --task describe,refine or caption,refine")
+        parser.error("{caption} needs a task such as caption,refine")
 
 
 def _check(options: argparse.Namespace, job: Job) -> None:
     """End with exit code 2 if options contradict each other."""
     error = options.parser.error
-    if (options.task == "caption") != (job.text is not None):
-        needs = "needs" if options.task == "caption" else "takes no"
+    if (options.task != "describe") != (job.text is not None):
+        needs = "takes no" if options.task == "describe" else "needs"
         error(f"--task {options.task} {needs} --instructions or --preset")
     roles = {"vision": options.vision_server, "text": options.text_server}
     if not any(roles.values()):
@@ -148,6 +150,8 @@ def _parallel(job: Job, count: int) -> Job:
 def _workers(options: argparse.Namespace, job: Job) -> Iterator[list[jobs.Worker]]:
     """Yield a worker for each server that was named."""
     vision, text = job.vision.model, job.text.model if job.text else ""
+    if options.task == "rewrite":
+        vision = ""
     if options.vision_server:
         named = [(name, vision, "") for name in options.vision_server]
         named += [(name, "", text) for name in options.text_server or ()]

@@ -313,6 +313,20 @@ def test_captions_are_the_prompts(
     ]
 
 
+def test_rewritten_captions_are_the_prompts(
+    batch: Callable[..., int],
+    images: Path,
+    ollama: FaultyOllama,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
+    (images / "a.txt").write_text("ohwx a")
+    words = ("--task", "rewrite,refine", "--instructions", "Shorten it.", "--pattern", "a.jpg")
+    assert batch(*words) == 0
+    assert rows_of("job")["a.jpg"]["tags"] == "ohwx a"
+    assert rows_of("job/refine")["a.jpg"]["prompt"] == "A crimson disc floats on snow."
+
+
 def test_collisions_are_found_before_the_first_caption(
     batch: Callable[..., int],
     images: Path,
@@ -329,7 +343,7 @@ def test_collisions_are_found_before_the_first_caption(
 def test_options_of_other_tasks_are_refused(batch: Callable[..., int], capsys: Any) -> None:
     for words, said in (
         (("--preset", "Tag list"), "--task refine takes no --preset"),
-        (("--prompt", "{caption}"), "{caption} needs --task describe,refine or caption,refine"),
+        (("--prompt", "{caption}"), "{caption} needs a task such as caption,refine"),
         (("--task", "describe", "--model", "x"), "no --model, did you mean --vision-model?"),
         (("--task", "describe", "--strength", "1"), "--task describe takes no --strength"),
         (("--task", "caption,refine"), "needs --instructions or --preset"),
