@@ -24,7 +24,7 @@ from .workflow import batch_workflow
 
 _OF_CAPTIONS = (
     *("instructions", "preset", "vision_prompt", "vision_model", "text_model", "num_predict"),
-    *("keep_loaded_minutes", "server", "vision_server", "text_server", "ray", "allow_mixed"),
+    *("keep_loaded_minutes", "server", "vision_server", "text_server", "allow_mixed"),
     *("parallel", "out", "prefix", "suffix", "chunk", "retry_flagged", "max_tokens"),
 )
 _OF_REFINING = (

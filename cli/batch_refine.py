@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import jobs
 from ..jobs.refining import CAPTION, RefinedFiles, begin_refining, end_refining, run_refining
+from ..jobs.refining_on_ray import Checkpoint, run_refining_on_ray
 from ..refine import ImageRefiner, RefineCancelled, RefineError, RefineSettings
 from ..refine.identity import identify
 from ..refine.progress import Progress
@@ -70,7 +72,11 @@ def refinement_of(
                 )
     files.check(items)
     return Refinement(
-        refiner=ImageRefiner(best_device(), model=options.model, memory_mode=options.memory_mode),
+        refiner=ImageRefiner(
+            "cpu" if options.ray else best_device(),  # with Ray, the refiners are elsewhere
+            model=options.model,
+            memory_mode=options.memory_mode,
+        ),
         settings=settings,
         folder=options.job / "refine" if after_captions else options.job,
         files=files,
@@ -89,11 +95,12 @@ def refine_items(
         OSError: a file cannot be written.
     """
     refiner, folder = refinement.refiner, refinement.folder
+    identity = identify(refiner.model)
     with jobs.locked(folder):
         job = begin_refining(
             items,
             refinement.settings,
-            identify(refiner.model),
+            identity,
             folder,
             refinement.files,
             captions=jobs.Rows(refinement.captions) if refinement.captions else None,
@@ -107,31 +114,43 @@ def refine_items(
         ended: RefineError | None = None
         was_cancelled = False
         began = time.monotonic()
+
+        def show(progress: jobs.Progress) -> None:
+            nonlocal state
+            state = progress
+            bars.finished("refine")
+            bars.show(progress)
+
+        def show_step(event: Progress) -> None:
+            bars.doing("refine", event.text)
+
         try:
-            if todo:
-                with refiner:
-                    load(refiner)
+            with ExitStack() as stack:
+                if todo and options.ray is None:
+                    load(stack.enter_context(refiner))
                     began = time.monotonic()
-                    with stop_on_ctrl_c() as stop, Bars(stop) as bars:
-                        bars.total = len(todo)
-
-                        def show(progress: jobs.Progress) -> None:
-                            nonlocal state
-                            state = progress
-                            bars.finished("refine")
-                            bars.show(progress)
-
-                        def show_step(event: Progress) -> None:
-                            bars.doing("refine", event.text)
-
-                        run_refining(
-                            job,
-                            todo,
-                            refiner,
-                            should_stop=stop.is_set,
-                            on_step=show_step,
-                            progress=show,
-                        )
+                stop = stack.enter_context(stop_on_ctrl_c())
+                bars = stack.enter_context(Bars(stop))
+                bars.total = len(todo)
+                if todo and options.ray is None:
+                    run_refining(
+                        job,
+                        todo,
+                        refiner,
+                        should_stop=stop.is_set,
+                        on_step=show_step,
+                        progress=show,
+                    )
+                elif todo:
+                    state = run_refining_on_ray(
+                        job,
+                        todo,
+                        Checkpoint(str(refiner.model), identity, options.memory_mode),
+                        options.ray,
+                        should_stop=stop.is_set,
+                        progress=show,
+                        note=bars.note,
+                    )
         except RefineCancelled:
             was_cancelled = True
         except RefineError as error:

@@ -94,10 +94,11 @@ def print_end(
     return 1 if counts["failed"] or left or waiting or unwritten else 0
 
 
-def _explained(server: str, error: Exception) -> str:
-    if isinstance(error, LLMError):
-        return f"{server}: {message(error, DESCRIBE)}"
-    return with_code(error)  # of a ComfyUI: it names the address
+def _explained(worker: str, error: Exception) -> str:
+    if isinstance(error, jobs.ComfyUIError):
+        return with_code(error)  # it names the address
+    text = message(error, DESCRIBE) if isinstance(error, LLMError) else with_code(error)
+    return f"{worker}: {text}"
 
 
 class Bars:

@@ -308,8 +308,9 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         nargs="?",
         const="local",
         metavar="ADDRESS",
-        help="open the images and ask the servers in a Ray cluster, such as ray://head:10001 or "
-        "auto (default: a Ray on this machine); all machines need the images under the same paths",
+        help="ask the servers, or refine on all GPUs, from a Ray cluster, such as auto or "
+        "ray://head:10001 (default: a Ray on this machine); all machines need the images under the "
+        "same paths",
     )
     batch.add_argument(
         "--allow-mixed",

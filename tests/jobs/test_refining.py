@@ -88,9 +88,9 @@ def refined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     refine = refining._refine
 
-    def noted(job: Any, item: jobs.Item, *rest: Any) -> Any:
-        seen.append(item.id)
-        return refine(job, item, *rest)
+    def noted(work: Any, *rest: Any) -> Any:
+        seen.append(work.item.id)
+        return refine(work, *rest)
 
     monkeypatch.setattr(refining, "_refine", noted)
     return seen
@@ -173,10 +173,10 @@ def test_an_image_that_needs_too_much_memory_stops_no_other_but_a_full_device_do
     full = ["b.png"]
     refine = refining._refine
 
-    def failing(job: Any, item: jobs.Item, *rest: Any) -> Any:
-        if item.id in full:
+    def failing(work: Any, *rest: Any) -> Any:
+        if work.item.id in full:
             raise DeviceMemoryError("Memory ran out.")
-        return refine(job, item, *rest)
+        return refine(work, *rest)
 
     monkeypatch.setattr(refining, "_refine", failing)
     assert batch() == 1
