@@ -113,6 +113,7 @@ def refine_items(
         state: jobs.Progress | None = None
         ended: RefineError | None = None
         was_cancelled = False
+        address: str | None = options.ray
         began = time.monotonic()
 
         def show(progress: jobs.Progress) -> None:
@@ -126,13 +127,13 @@ def refine_items(
 
         try:
             with ExitStack() as stack:
-                if todo and options.ray is None:
+                if todo and address is None:
                     load(stack.enter_context(refiner))
                     began = time.monotonic()
                 stop = stack.enter_context(stop_on_ctrl_c())
                 bars = stack.enter_context(Bars(stop))
                 bars.total = len(todo)
-                if todo and options.ray is None:
+                if todo and address is None:
                     run_refining(
                         job,
                         todo,
@@ -141,12 +142,12 @@ def refine_items(
                         on_step=show_step,
                         progress=show,
                     )
-                elif todo:
+                elif todo and address is not None:
                     state = run_refining_on_ray(
                         job,
                         todo,
                         Checkpoint(str(refiner.model), identity, options.memory_mode),
-                        options.ray,
+                        address,
                         should_stop=stop.is_set,
                         progress=show,
                         note=bars.note,
