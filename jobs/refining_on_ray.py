@@ -198,7 +198,7 @@ class _Refiner:
                     "where the job was started. Copy the same file to both."
                 )
             gpus = import_ray().get_gpu_ids()
-            if not gpus:  # Ray allows a process without CPUs of its own one thread
+            if not gpus:  # Ray limits a process that asked for no CPU to one thread
                 torch.set_num_threads(os.cpu_count() or 1)
             refiner = ImageRefiner(
                 "cuda" if gpus else "cpu", model=wanted.model, memory_mode=wanted.memory_mode
