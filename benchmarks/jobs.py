@@ -192,7 +192,7 @@ def over_ray(count: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             images = make_images(folder / "images", count)
-            settings = {**server(RAY_ANSWER_S), "parallel": RAY_PARALLEL}
+            settings: dict[str, Any] = {**server(RAY_ANSWER_S), "parallel": RAY_PARALLEL}
             for model in settings["models"]:  # a prompt would be read by one request at a time
                 model |= {"prompt_s": 0.0, "token_s": RAY_ANSWER_S / model["tokens"]}
                 model["batched_token_s"] = model["token_s"]
