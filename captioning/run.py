@@ -190,7 +190,8 @@ def rewrite(
         Cancelled, LLMError: as `run`.
     """
     assert job.text is not None
-    step = _rewriting(backend, job, job.text)
+    longest = max((len(result.text) for result in descriptions), default=0)
+    step = _rewriting(backend, job, job.text, longest)
     work = _Run(job, [step], memory, watcher or Watcher(), kept)
     with work.models():
         return work.rewrite(
@@ -198,8 +199,9 @@ def rewrite(
         )
 
 
-def _rewriting(backend: Backend, job: Job, stage: Stage) -> _Step:
+def _rewriting(backend: Backend, job: Job, stage: Stage, longest: int = 0) -> _Step:
     described = int(job.vision.options.get("num_predict", 0)) * _CHARS_PER_TOKEN
+    described = max(described, longest)
     filled = _filled(job.instructions, _longest_value(job))
     return _Step(backend, stage, "completion", 2 * _longest(job.instructions) + filled + described)
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import jobs
 from ..jobs.refining import CAPTION, RefinedFiles, begin_refining, end_refining, run_refining
+from ..jobs.refining_on_ray import Checkpoint, run_refining_on_ray
 from ..refine import ImageRefiner, RefineCancelled, RefineError, RefineSettings
 from ..refine.identity import identify
 from ..refine.progress import Progress
-from .batch import Bars, summary
-from .progress import estimate, stop_on_ctrl_c
+from .batch_run import Bars, print_begin, print_end
+from .progress import stop_on_ctrl_c
 from .refine import best_device, load
-from .terminal import cancelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,11 @@ def refinement_of(
                 )
     files.check(items)
     return Refinement(
-        refiner=ImageRefiner(best_device(), model=options.model, memory_mode=options.memory_mode),
+        refiner=ImageRefiner(
+            "cpu" if options.ray else best_device(),  # with Ray, the refiners are elsewhere
+            model=options.model,
+            memory_mode=options.memory_mode,
+        ),
         settings=settings,
         folder=options.job / "refine" if after_captions else options.job,
         files=files,
@@ -91,67 +95,82 @@ def refine_items(
         OSError: a file cannot be written.
     """
     refiner, folder = refinement.refiner, refinement.folder
+    identity = identify(refiner.model)
     with jobs.locked(folder):
         job = begin_refining(
             items,
             refinement.settings,
-            identify(refiner.model),
+            identity,
             folder,
             refinement.files,
             captions=jobs.Rows(refinement.captions) if refinement.captions else None,
             retry_failed=options.retry_failed,
             overwrite=options.existing == "overwrite",
         )
-        for note in job.notes:
-            print(note, file=sys.stderr)
-        done = len(job.items) - len(job.todo) - job.waiting
-        print(f"{done} of {len(job.items)} images are refined or failed.", file=sys.stderr)
+        count = len(job.items)
+        print_begin(job.notes, count - len(job.todo) - job.waiting, count)
         todo = job.todo[: options.limit]
         state: jobs.Progress | None = None
         ended: RefineError | None = None
         was_cancelled = False
+        address: str | None = options.ray
         began = time.monotonic()
+
+        def show(progress: jobs.Progress) -> None:
+            nonlocal state
+            state = progress
+            bars.finished("refine")
+            bars.show(progress)
+
+        def show_step(event: Progress) -> None:
+            bars.doing("refine", event.text)
+
         try:
-            if todo:
-                with refiner:
-                    load(refiner)
+            with ExitStack() as stack:
+                if todo and address is None:
+                    load(stack.enter_context(refiner))
                     began = time.monotonic()
-                    with stop_on_ctrl_c() as stop, Bars(stop) as bars:
-                        bars.total = len(todo)
-
-                        def show(progress: jobs.Progress) -> None:
-                            nonlocal state
-                            state = progress
-                            bars.finished("refine")
-                            bars.show(progress)
-
-                        def show_step(event: Progress) -> None:
-                            bars.doing("refine", event.text)
-
-                        run_refining(
-                            job,
-                            todo,
-                            refiner,
-                            should_stop=stop.is_set,
-                            on_step=show_step,
-                            progress=show,
-                        )
+                stop = stack.enter_context(stop_on_ctrl_c())
+                bars = stack.enter_context(Bars(stop))
+                bars.total = len(todo)
+                if todo and address is None:
+                    run_refining(
+                        job,
+                        todo,
+                        refiner,
+                        should_stop=stop.is_set,
+                        on_step=show_step,
+                        progress=show,
+                    )
+                elif todo and address is not None:
+                    state = run_refining_on_ray(
+                        job,
+                        todo,
+                        Checkpoint(str(refiner.model), identity, options.memory_mode),
+                        address,
+                        should_stop=stop.is_set,
+                        progress=show,
+                        note=bars.note,
+                    )
         except RefineCancelled:
             was_cancelled = True
         except RefineError as error:
             ended = error
         seconds = time.monotonic() - began
         counts = end_refining(job)
-    for line in summary(counts, state):
-        print(line, file=sys.stderr)
+    notes = [f"Refined images: {refinement.files.folder}"]
     if job.waiting:
-        print(f"{job.waiting} images have no caption yet, so they are left.", file=sys.stderr)
-    if options.estimate and state:
-        print(estimate(counts["left"], sum(state.counts.values()), seconds))
-    print(f"Refined images: {refinement.files.folder}", file=sys.stderr)
-    print(f"Report: {folder / jobs.REPORT}", file=sys.stderr)
-    if was_cancelled:
-        return cancelled(f"{counts['left']} images are left. The same command continues.")
+        notes.insert(0, f"{job.waiting} images have no caption yet, so they are left.")
+    code = print_end(
+        counts,
+        state,
+        folder,
+        options,
+        seconds=seconds,
+        was_cancelled=was_cancelled,
+        notes=notes,
+        waiting=job.waiting,
+    )
     if ended:
         raise ended
-    return 1 if counts["failed"] or job.waiting or (counts["left"] and not options.limit) else 0
+    return code

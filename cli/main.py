@@ -17,11 +17,16 @@ from ..captioning.options import MAX_PARALLEL
 from ..llm.errors import Cancelled, LLMError
 from .terminal import FAILED, WRONG_ARGUMENTS, cancelled, failed, message
 
-TASKS = ("describe", "caption", "refine", "describe,refine", "caption,refine")
+TASKS = (
+    *("describe", "rewrite", "caption", "refine"),
+    *("describe,refine", "rewrite,refine", "caption,refine"),
+)
 """Of `batch`."""
 
+# As in `jobs` and `refine`, which their commands import: `--help` does not wait for them.
+KINDS = ("txt", "jsonl", "parquet", "wds")
+MAX_TOKENS = 225
 MEMORY_MODES = ("auto", "gpu", "offload", "low_vram")
-"""Those of refine, which is imported by its command only: it needs torch."""
 
 _EPILOG = """\
 Use COMMAND -h to see the options of a command. Results go to stdout, progress
@@ -266,8 +271,8 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         "--task",
         choices=TASKS,
         default="describe",
-        help="describe; caption: describe and rewrite; refine; or both, such as caption,refine "
-        "(default: describe)",
+        help="describe; rewrite: the captions beside the images; caption: describe and rewrite; "
+        "refine; or a chain, such as caption,refine (default: describe)",
     )
     batch.add_argument("--recursive", action="store_true", help="include subfolders")
     batch.add_argument(
@@ -303,8 +308,9 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         nargs="?",
         const="local",
         metavar="ADDRESS",
-        help="open the images and ask the servers in a Ray cluster, such as ray://head:10001 or "
-        "auto (default: a Ray on this machine); all machines need the images under the same paths",
+        help="ask the servers, or refine on all GPUs, from a Ray cluster, such as auto or "
+        "ray://head:10001 (default: a Ray on this machine); all machines need the images under the "
+        "same paths",
     )
     batch.add_argument(
         "--allow-mixed",
@@ -377,9 +383,9 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
     batch.add_argument(
         "--max-tokens",
         type=_at_least(1, int),
-        default=225,
+        default=MAX_TOKENS,
         metavar="N",
-        help="flag captions that surely have more than N tokens of CLIP (default: 225)",
+        help=f"flag captions that surely have more than N tokens of CLIP (default: {MAX_TOKENS})",
     )
     batch.add_argument(
         "--estimate",
@@ -415,8 +421,8 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
 
 def _kinds(text: str) -> tuple[str, ...]:
     kinds = tuple(dict.fromkeys(text.split(",")))
-    if wrong := set(kinds) - {"txt", "jsonl", "parquet", "wds"}:
-        raise argparse.ArgumentTypeError(f"{sorted(wrong)[0]} is not txt, jsonl, parquet or wds")
+    if wrong := set(kinds).difference(KINDS):
+        raise argparse.ArgumentTypeError(f"{sorted(wrong)[0]} is not one of {', '.join(KINDS)}")
     return kinds
 
 

@@ -1,6 +1,6 @@
 """Folders of images and their caption files; names never lead outside a given folder."""
 
-from .about import about_data, about_file
+from .about import about_data, about_file, caption_beside, one_caption
 from .captions import (
     EXISTING,
     NameTaken,
@@ -40,6 +40,7 @@ __all__ = [
     "UnreadableImage",
     "about_data",
     "about_file",
+    "caption_beside",
     "caption_file",
     "caption_files",
     "check_image",
@@ -47,6 +48,7 @@ __all__ = [
     "find_images",
     "inside",
     "normalized",
+    "one_caption",
     "open_image",
     "read_words",
     "same_name_message",

@@ -18,12 +18,21 @@ def about_file(path: Path) -> dict[str, str]:
     Raises:
         UnreadableImage: the file cannot be read.
     """
+    return about_data(path, path.absolute(), caption_beside(path))
+
+
+def caption_beside(path: Path) -> bytes:
+    """Return what the caption file of an image holds; b"" if there is none."""
     try:
         with caption_file(path).open("rb") as file:
-            caption = file.read(_LONGEST_CAPTION_BYTES)
-    except OSError:  # there is none
-        caption = b""
-    return about_data(path, path.absolute(), caption)
+            return file.read(_LONGEST_CAPTION_BYTES)
+    except OSError:
+        return b""
+
+
+def one_caption(data: bytes) -> str:
+    """Return the text of a caption file as one line."""
+    return " ".join(data[:_LONGEST_CAPTION_BYTES].decode("utf-8-sig", "replace").split())
 
 
 def about_data(file: Path | IO[bytes], path: PurePath, caption: bytes) -> dict[str, str]:
@@ -40,11 +49,10 @@ def about_data(file: Path | IO[bytes], path: PurePath, caption: bytes) -> dict[s
         width, height = image.size
         if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):  # turned by a quarter
             width, height = height, width
-    text = caption[:_LONGEST_CAPTION_BYTES].decode("utf-8-sig", "replace")
     return {
         "name": path.stem,
         "folder": path.parent.name,
-        "tags": " ".join(text.split()),
+        "tags": one_caption(caption),
         "width": str(width),
         "height": str(height),
     }

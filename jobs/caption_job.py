@@ -81,7 +81,7 @@ def begin(
     if "txt" in outputs.kinds:
         outputs.restore_txt(rows, by_id, overwrite=overwrite)
         if not overwrite:
-            _check_tags(job, outputs)
+            _check_tags(job, workers, outputs)
             foreign = [one for one in todo if not rows.status(one.id) and outputs.txt(one).exists()]
             if foreign:
                 notes.append(f"Left out, as they have a caption: {len(foreign)} images.")
@@ -125,7 +125,13 @@ def end(
     return counts
 
 
-def _check_tags(job: Job, outputs: Outputs) -> None:
+def _check_tags(job: Job, workers: Sequence[Worker], outputs: Outputs) -> None:
+    if outputs.folder is None and not any(worker.vision for worker in workers):
+        raise JobError(
+            "The captions beside the images are what is rewritten, so they would not be replaced. "
+            "Replace them (--existing overwrite), or write to another folder (--output) or to "
+            "metadata.jsonl (--out jsonl)."
+        )
     if "tags" in used_in([*job.instructions, *job.custom_prompts]) and outputs.folder is None:
         raise JobError(
             "{tags} is the caption beside an image, and images that have one are left out. Replace "

@@ -23,7 +23,15 @@ from ..captioning.placeholders import used_in
 from ..captioning.run import FATAL_ERRORS, RUN_KEEP_ALIVE_S, Memory, rewrite, run
 from ..files import UnreadableImage
 from ..llm.backend import Answer, Backend, Model
-from ..llm.errors import AccessDenied, LLMError, OutOfMemory, ServerTimeout
+from ..llm.errors import (
+    AccessDenied,
+    BadRequest,
+    LLMError,
+    NoPrompt,
+    OutOfMemory,
+    ServerTimeout,
+    UnusableImage,
+)
 from .flags import flags_of
 from .items import Item
 from .outputs import Outputs
@@ -94,7 +102,7 @@ class Progress:
 
     counts: Counter[str] = field(default_factory=Counter[str])
     by_worker: Counter[str] = field(default_factory=Counter[str])
-    errors: dict[str, LLMError] = field(default_factory=dict[str, LLMError])
+    errors: dict[str, Exception] = field(default_factory=dict[str, Exception])
     unwritten: list[str] = field(default_factory=list[str])
     lock: Lock = field(default_factory=Lock)
 
@@ -117,7 +125,8 @@ def run_captions(
 
     Each result is a row before anything else sees it. A server that fails for every image ends its
     worker; its images go back, for the others or for the next run. If no worker has both models,
-    the descriptions of one are rewritten by another, and no models are swapped.
+    the descriptions of one are rewritten by another, and no models are swapped. If no worker has a
+    vision model, the captions beside the images are rewritten.
 
     Args:
         job: without images: their prompts are those of every image.
@@ -162,11 +171,11 @@ def answers_of(folder: Path) -> KeptAnswers:
 
 
 class _Described(NamedTuple):
-    """An image, and its description by another worker."""
+    """An image, and its description by another worker, or the caption that it had (`by` None)."""
 
     item: Item
     description: Result
-    by: Worker
+    by: Worker | None
 
 
 @dataclass(kw_only=True)
@@ -197,6 +206,11 @@ class _Work:
         if self.job.text is None or all(worker.vision and worker.text for worker in workers):
             return [partial(task, worker, images, self._whole, len(workers)) for worker in workers]
         describers = [worker for worker in workers if worker.vision]
+        if not describers:
+            return [
+                partial(task, worker, images, self._rewrite_captions, len(workers))
+                for worker in workers
+            ]
         writers = [worker for worker in workers if worker.text]
         described = Supply[_Described](feeders=len(describers))
 
@@ -270,6 +284,42 @@ class _Work:
                 described[index].item, caption, worker, log, described[index].by
             ),
         )
+
+    def _rewrite_captions(
+        self, worker: Worker, log: RowLog, items: Sequence[Item]
+    ) -> Sequence[int]:
+        """Rewrite the captions that the images had before the job."""
+        found: list[tuple[int, _Described]] = []
+        for index, item in enumerate(items):
+            try:
+                caption = self._caption_before(item)
+            except BadRequest as error:
+                self._write(item, Caption(description=Result(error=error)), worker, log)
+            else:
+                found.append((index, _Described(item, Result(answer=Answer(text=caption)), None)))
+        rest = self._rewrite(worker, log, [one for _, one in found]) if found else ()
+        return [found[index][0] for index in rest]
+
+    def _caption_before(self, item: Item) -> str:
+        """Return the caption that an image had before the job.
+
+        Raises:
+            NoPrompt: there was none.
+            UnusableImage: the image is needed, too, and cannot be read.
+        """
+        try:
+            caption = self.tags.get(item.id) or item.caption()
+            if caption and used_in(self.job.instructions):
+                item.about()
+        except UnreadableImage as error:
+            raise UnusableImage(str(error)) from error
+        if not caption:
+            raise NoPrompt(
+                f"{item.name} has no caption to rewrite. Write one into a .txt file beside it, or "
+                "describe the image first with --task caption."
+            )
+        self.tags[item.id] = caption  # later its file may hold the job's own
+        return caption
 
     def _job_for(self, items: Sequence[Item], worker: Worker) -> Job:
         """Return the job of some images, with their own seeds and placeholders."""
@@ -396,7 +446,8 @@ def row_of(item: Item, caption: Caption, worker: Worker, describer: Worker | Non
     described, last = caption.description.answer, caption.final.answer
     assert described is not None and last is not None
     row |= {"status": DONE, "text": last.text, "flags": flags_of(last)}
-    row |= {"description": described.text, **_model("vision", described, describer or worker)}
+    if described.model:  # else it is the caption that was there
+        row |= {"description": described.text, **_model("vision", described, describer or worker)}
     return row if last is described else row | _model("text", last, worker)
 
 

@@ -12,7 +12,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..captioning.images import file_source
-from ..files import UnreadableImage, about_data, about_file, open_image
+from ..files import (
+    UnreadableImage,
+    about_data,
+    about_file,
+    caption_beside,
+    one_caption,
+    open_image,
+)
 from ..files.folders import IMAGE_SUFFIXES
 from ..llm.errors import UnusableImage
 from . import tars
@@ -69,6 +76,15 @@ class Item(NamedTuple):
             OSError, UnreadableImage: it cannot be read.
         """
         return self.path.read_bytes() if self.source is None else self.source.read(self.id)
+
+    def caption(self) -> str:
+        """Return the caption beside it as one line; "" if there is none.
+
+        Raises:
+            UnreadableImage: what holds it cannot be read.
+        """
+        beside = caption_beside(self.path) if self.source is None else self.source.caption(self.id)
+        return one_caption(beside)
 
     def about(self) -> dict[str, str]:
         """Return the values of its placeholders, as `about_file`.

@@ -1,4 +1,4 @@
-"""Workers on other machines: one Ray actor for each server of a job.
+"""Workers on other machines: one Ray actor for each server of a job (`refining_on_ray`: each GPU).
 
 The driver keeps all that decides: which images are taken, rows, outputs, the kept answers. An actor
 gets the paths of a chunk, opens the images where it runs, asks its server, and yields each result.
@@ -36,7 +36,7 @@ LOCAL = "local"
 
 STALL_S = 1800.0
 """A chunk without any result for so long ends its worker: a slow model on a CPU takes minutes."""
-_POLL_S = 0.1
+POLL_S = 0.1
 _MOST_DEATHS = 3
 """An actor that dies so often in a row, without a result in between, is not replaced again."""
 
@@ -65,16 +65,12 @@ def import_ray() -> Any:
 
 
 @contextmanager
-def on_ray(
-    workers: Sequence[Worker], address: str, folder: Path, *, stall_s: float = STALL_S
-) -> Iterator[list[Worker]]:
-    """Yield the workers with an actor each, and end the actors.
+def ray_cluster(address: str) -> Iterator[Any]:
+    """Yield the package ray, connected; then end the actors.
 
     Args:
         address: of a cluster, such as ray://head:10001; "auto": the one of this machine; `LOCAL`:
             start one.
-        folder: the job's directory, on this machine.
-        stall_s: see `STALL_S`.
 
     Raises:
         JobError: ray is not installed, or the cluster cannot be reached.
@@ -90,6 +86,26 @@ def on_ray(
     except Exception as error:  # of many families
         raise JobError(f"The Ray cluster {address} cannot be used ({error}).") from error
     try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def on_ray(
+    workers: Sequence[Worker], address: str, folder: Path, *, stall_s: float = STALL_S
+) -> Iterator[list[Worker]]:
+    """Yield the workers with an actor each, and end the actors.
+
+    Args:
+        address: see `ray_cluster`.
+        folder: the job's directory, on this machine.
+        stall_s: see `STALL_S`.
+
+    Raises:
+        JobError: see `ray_cluster`.
+    """
+    with ray_cluster(address) as ray:
         # On the driver's machine, beside the job's directory.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
@@ -100,23 +116,105 @@ def on_ray(
             .remote(str(folder.absolute()))
         )
         yield [replace(one, remote=RayWorker(ray, one, keeper, stall_s)) for one in workers]
-    finally:
-        ray.shutdown()
 
 
-class RayWorker:
-    """A server's actor, seen from the driver. A dead actor is replaced."""
+class ActorStream:
+    """An actor with the methods `work`, a generator, and `cancel`. A dead one is replaced.
 
-    def __init__(self, ray: Any, worker: Worker, keeper: Any, stall_s: float) -> None:
+    Args:
+        name: what messages call it.
+        start: returns a new actor.
+        error: the kind of error that `work` raises on purpose.
+    """
+
+    def __init__(
+        self,
+        ray: Any,
+        name: str,
+        start: Callable[[], Any],
+        error: type[Exception],
+        stall_s: float,
+    ) -> None:
         self._ray = ray
-        self._name = worker.name
-        self._servers = tuple(
-            None if backend is None else backend.server for backend in (worker.vision, worker.text)
-        )
-        self._keeper = keeper
+        self._name = name
+        self._start = start
+        self._error = error
         self._stall_s = stall_s
         self._deaths = 0
         self._actor: Any = None
+
+    @property
+    def actor(self) -> Any:
+        """The actor, which is started if there is none."""
+        if self._actor is None:
+            self._actor = self._start()
+        return self._actor
+
+    def results(self, chunk: Any, *, cancelled: Callable[[], bool]) -> Iterator[Any]:
+        """Yield what the actor's `work` yields; what a dead actor has not finished is left.
+
+        Raises:
+            Cancelled: `cancelled` returned True.
+            Exception: of the kind `error`: the actor cannot continue.
+        """
+        actor = self.actor
+        results = actor.work.options(num_returns="streaming").remote(chunk)
+        last = time.monotonic()
+        try:
+            while True:
+                if cancelled():
+                    self._ray.wait([actor.cancel.remote()], timeout=10)
+                    raise Cancelled
+                if not self._ray.wait([results], timeout=POLL_S)[0]:
+                    if time.monotonic() - last > self._stall_s:
+                        self.drop()
+                        raise self._error(
+                            f"The Ray worker of {self._name} gave no result for "
+                            f"{self._stall_s:.0f} s."
+                        )
+                    continue
+                result = self._ray.get(next(results))
+                self._deaths = 0
+                yield result
+                last = time.monotonic()
+        except StopIteration:
+            return
+        except self._ray.exceptions.RayActorError as error:
+            self.drop()
+            self._deaths += 1
+            if self._deaths >= _MOST_DEATHS:
+                raise self._error(
+                    f"The Ray worker of {self._name} ended {self._deaths} times without a result "
+                    f"({str(error).splitlines()[0]})."
+                ) from error
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, self._error):
+                raise cause from error
+            raise self._error(
+                f"The Ray worker of {self._name} failed ({type(cause).__name__}: {cause})."
+            ) from error
+
+    def drop(self) -> None:
+        """End the actor."""
+        if self._actor is not None:
+            self._ray.kill(self._actor)
+        self._actor = None
+
+
+class RayWorker:
+    """A server's actor, seen from the driver."""
+
+    def __init__(self, ray: Any, worker: Worker, keeper: Any, stall_s: float) -> None:
+        servers = tuple(
+            None if backend is None else backend.server for backend in (worker.vision, worker.text)
+        )
+        actor = ray.remote(_Actor).options(
+            num_cpus=0, max_concurrency=2, scheduling_strategy="SPREAD"
+        )
+        self._stream = ActorStream(
+            ray, worker.name, lambda: actor.remote(servers, keeper), LLMError, stall_s
+        )
 
     def describe(self, items: Sequence[Item], job: Job, **more: Any) -> None:
         """Do what `captioning.run.run` does, there."""
@@ -143,55 +241,12 @@ class RayWorker:
             Cancelled: the watcher cancelled.
             LLMError: the actor cannot continue, or its server cannot be opened.
         """
-        if self._actor is None:
-            actor = self._ray.remote(_Actor).options(
-                num_cpus=0, max_concurrency=2, scheduling_strategy="SPREAD"
-            )
-            self._actor = actor.remote(self._servers, self._keeper)
-        results = self._actor.work.options(num_returns="streaming").remote(chunk)
-        last = time.monotonic()
-        try:
-            while True:
-                if watcher.cancelled():
-                    self._ray.get(self._actor.cancel.remote(), timeout=10)
-                    raise Cancelled
-                if not self._ray.wait([results], timeout=_POLL_S)[0]:
-                    if time.monotonic() - last > self._stall_s:
-                        self._drop()
-                        raise LLMError(
-                            f"The Ray worker of {self._name} gave no result for "
-                            f"{self._stall_s:.0f} s."
-                        )
-                    continue
-                index, title, caption = self._ray.get(next(results))
-                last = time.monotonic()
-                self._deaths = 0
-                if caption is not None:
-                    finished(index, caption)
-                else:
-                    watcher.stage(title, "", 0)
-                    watcher.finished(index, Result())
-        except StopIteration:
-            return
-        except self._ray.exceptions.RayActorError as error:
-            self._drop()
-            self._deaths += 1
-            if self._deaths >= _MOST_DEATHS:
-                raise LLMError(
-                    f"The Ray worker of {self._name} ended {self._deaths} times without a result "
-                    f"({str(error).splitlines()[0]})."
-                ) from error
-        except self._ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, LLMError):
-                raise cause from error
-            raise LLMError(
-                f"The Ray worker of {self._name} failed ({type(cause).__name__}: {cause})."
-            ) from error
-
-    def _drop(self) -> None:
-        actor, self._actor = self._actor, None
-        self._ray.kill(actor)
+        for index, title, caption in self._stream.results(chunk, cancelled=watcher.cancelled):
+            if caption is not None:
+                finished(index, caption)
+            else:
+                watcher.stage(title, "", 0)
+                watcher.finished(index, Result())
 
 
 class _Keeper:

@@ -79,9 +79,9 @@ def fingerprint(job: Job, workers: Sequence[Worker], **settings: Any) -> dict[st
     }
     for name in ("vision", "text"):
         stage: Stage | None = getattr(job, name)
-        if stage is None:
-            continue
         digests = {worker.models[name].digest for worker in workers if name in worker.models}
+        if stage is None or (workers and not digests):  # rewrites need no vision model
+            continue
         found[f"{name}_model"] = stage.model
         found[f"{name}_digest"] = digests.pop() if len(digests) == 1 else "mixed"
         # What chooses a server or when to load changes no answer.

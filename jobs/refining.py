@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._version import __version__
 from ..files import NotWritten, with_8_bits
@@ -29,7 +29,7 @@ from .captions import Progress, seed_of, to_do
 from .directory import JobError, check_manifest
 from .items import Item, is_inside
 from .report import write_report
-from .rows import DONE, FAILED, Row, RowLog, Rows
+from .rows import DONE, Row, RowLog, Rows, failure_of
 from .whole import draft_path
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 CAPTION = "{caption}"
 """In a prompt: the caption of each image."""
 
-_LOG = "refiner"
+LOG = "refiner"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,15 @@ class RefinedFiles:
                 )
 
 
+class Work(NamedTuple):
+    """An image to refine, with its own seed and prompt: all that another process needs."""
+
+    item: Item
+    settings: RefineSettings
+    files: RefinedFiles
+    has_caption: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Refining:
     """A job of which a run can start.
@@ -109,6 +118,14 @@ class Refining:
     captions: Rows | None
     waiting: int
     notes: Sequence[str]
+
+    def work(self, item: Item) -> Work:
+        """Return what to do for an image."""
+        settings = replace(self.settings, seed=seed_of(item, self.settings.seed))
+        if self.captions:
+            caption = self.captions.get(item.id)["text"].strip()
+            settings = replace(settings, prompt=settings.prompt.replace(CAPTION, caption))
+        return Work(item, settings, self.files, bool(self.captions))
 
 
 def begin_refining(
@@ -201,44 +218,83 @@ def run_refining(
         CheckpointError: the weights cannot be loaded.
         OSError: a file cannot be written.
     """
-    state = Progress()
-    fits = False
-    with closing(RowLog(job.folder, _LOG)) as log:
+    with closing(RowLog(job.folder, LOG)) as log:
+        commits = Commits(job, log, progress)
         for item in todo:
             if should_stop():
                 raise RefineCancelled("The job was cancelled.")
-            row: Row = {"id": item.id, "at": 0.0, "by": str(refiner.device), "version": __version__}
-            began = time.monotonic()
-            out_of_memory: DeviceMemoryError | None = None
-            draft = draft_path(job.files.file(item))
-            try:
-                row |= _refine(job, item, draft, refiner, on_step, should_stop)
-                fits = True
-            except (
-                UnusableImage,
-                ImageError,
-                NotFiniteError,
-                NotWritten,
-                DeviceMemoryError,
-            ) as error:
-                kind = {"kind": type(error).__name__, "code": error.code, "message": str(error)}
-                row |= {"status": FAILED, "error": kind}
-                if isinstance(error, DeviceMemoryError):
-                    out_of_memory = None if fits else error
-                    fits = False
-            row["at"] = round(time.time(), 3)
-            row["seconds"] = round(time.monotonic() - began, 2)
-            # The row is on the disk before the file has its place: a file without a row is that of
-            # another program.
-            log.write(row, sync=True)
-            if row["status"] == DONE:
-                os.replace(draft, job.files.file(item))
-            state.counts[row["status"]] += 1
-            state.by_worker[row["by"]] += 1
-            progress(state)
-            if out_of_memory:
-                raise out_of_memory
-    return state
+            row = refined_row(job.work(item), refiner, should_stop=should_stop, on_step=on_step)
+            commits.write(item, row)
+    return commits.state
+
+
+def refined_row(
+    work: Work,
+    refiner: ImageRefiner,
+    *,
+    by: str = "",
+    should_stop: Callable[[], bool],
+    on_step: ProgressCallback | None = None,
+) -> Row:
+    """Refine an image into a draft beside its place; return its row.
+
+    Args:
+        by: who the row says it is by; "": the refiner's device.
+
+    Raises:
+        RefineCancelled, CheckpointError, OSError: as `run_refining`.
+    """
+    row: Row = {"id": work.item.id, "at": 0.0, "by": by or str(refiner.device)}
+    row["version"] = __version__
+    began = time.monotonic()
+    try:
+        row |= _refine(work, refiner, on_step, should_stop)
+    except (UnusableImage, ImageError, NotFiniteError, NotWritten, DeviceMemoryError) as error:
+        row |= failure_of(error)
+    return row | {"at": round(time.time(), 3), "seconds": round(time.monotonic() - began, 2)}
+
+
+class Commits:
+    """Makes results of what the workers of a run have refined, and counts them."""
+
+    def __init__(self, job: Refining, log: RowLog, progress: Callable[[Progress], None]) -> None:
+        self.state = Progress()
+        self._files = job.files
+        self._log = log
+        self._progress = progress
+        self._fits: set[str] = set()
+
+    def write(self, item: Item, row: Row) -> None:
+        """Write a row, then put its draft into its place.
+
+        Raises:
+            DeviceMemoryError: memory ran out for the worker's second image in a row, or its first.
+            JobError: the draft was written elsewhere.
+            OSError: a file cannot be written.
+        """
+        file = self._files.file(item)
+        draft = draft_path(file)
+        is_done, by = row["status"] == DONE, row["by"]
+        if is_done and not (draft.exists() and draft.stat().st_size == row["bytes"]):
+            raise JobError(
+                f"{draft} was written by {by}, but is not on this machine. Name a folder after "
+                "--output that all machines have under the same path."
+            )
+        # The row is on the disk before the file has its place: a file without a row is that of
+        # another program.
+        self._log.write(row, sync=True)
+        if is_done:
+            os.replace(draft, file)
+        with self.state.lock:
+            self.state.counts[row["status"]] += 1
+            self.state.by_worker[by] += 1
+            self._progress(self.state)
+        if is_done:
+            self._fits.add(by)
+        elif row["error"]["kind"] == DeviceMemoryError.__name__:
+            if by not in self._fits:
+                raise DeviceMemoryError(row["error"]["message"])
+            self._fits.remove(by)
 
 
 def end_refining(job: Refining) -> dict[str, Any]:
@@ -270,27 +326,23 @@ def _lost(item: Item, rows: Rows, files: RefinedFiles) -> bool:
 
 
 def _refine(
-    job: Refining,
-    item: Item,
-    draft: Path,
+    work: Work,
     refiner: ImageRefiner,
     on_step: ProgressCallback | None,
     should_stop: Callable[[], bool],
 ) -> Row:
     """Refine an image into a draft; return the rest of its row."""
-    before = with_8_bits(item.open())
-    settings = replace(job.settings, seed=seed_of(item, job.settings.seed))
-    if job.captions:
-        caption = job.captions.get(item.id)["text"].strip()
-        settings = replace(settings, prompt=settings.prompt.replace(CAPTION, caption))
+    settings, files = work.settings, work.files
+    before = with_8_bits(work.item.open())
     after: Image.Image
     (after,) = refiner.refine_batch(
         [before], settings, on_progress=on_step, should_stop=should_stop
     )
-    size = _write(after, draft, settings, str(refiner.model), job.files)
+    file = files.file(work.item)
+    size = _write(after, draft_path(file), settings, str(refiner.model), files)
     row: Row = {"status": DONE, "seed": settings.seed, "before": before.size, "after": after.size}
-    row |= {"file": job.files.file(item).relative_to(job.files.folder).as_posix(), "bytes": size}
-    return row | ({"prompt": settings.prompt} if job.captions else {})
+    row |= {"file": file.relative_to(files.folder).as_posix(), "bytes": size}
+    return row | ({"prompt": settings.prompt} if work.has_caption else {})
 
 
 def _write(

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from threading import Event, Lock
+from threading import Event
 from typing import Any, NamedTuple, TypeVar, cast
 from uuid import uuid4
 
@@ -20,7 +20,7 @@ from .._version import __version__
 from ..files import UnreadableImage
 from ..llm.errors import Cancelled
 from ..texts.characters import whole_characters
-from .captions import seed_of, to_do
+from .captions import Progress, seed_of, to_do
 from .comfyui import ComfyUI, ComfyUIError, Json, WorkflowError, suffix_of
 from .directory import JobError, add_own_places, check_manifest, own_places
 from .flags import hashed
@@ -191,22 +191,6 @@ def _stem(id: str) -> str:
     return str(PurePosixPath(id).with_suffix(""))
 
 
-@dataclass
-class WorkflowProgress:
-    """How far a run is. `lock` guards it.
-
-    Attributes:
-        counts: rows by their status.
-        by_server: rows by the address of the server.
-        errors: what ended the work of a server, by its address.
-    """
-
-    counts: Counter[str] = field(default_factory=Counter[str])
-    by_server: Counter[str] = field(default_factory=Counter[str])
-    errors: dict[str, ComfyUIError] = field(default_factory=dict[str, ComfyUIError])
-    lock: Lock = field(default_factory=Lock)
-
-
 def begin_workflow(
     items: Sequence[Item],
     workflow: Workflow,
@@ -242,10 +226,10 @@ def run_workflow(
     seed: int = 0,
     downloads: Downloads | None = None,
     cancelled: Callable[[], bool] = lambda: False,
-    progress: Callable[[WorkflowProgress], None] = lambda progress: None,
+    progress: Callable[[Progress], None] = lambda progress: None,
     note: Callable[[str], None] = lambda text: None,
     return_s: float = RETURN_S,
-) -> WorkflowProgress:
+) -> Progress:
     """Queue the workflow for each item, one at a time on each server; return what became of them.
 
     A server that fails ends its part of the work; its image goes back, for the others or for the
@@ -295,10 +279,10 @@ class _Work:
     seed: int
     downloads: Downloads | None
     cancelled: Callable[[], bool]
-    progress: Callable[[WorkflowProgress], None]
+    progress: Callable[[Progress], None]
     note: Callable[[str], None]
     return_s: float
-    state: WorkflowProgress = field(default_factory=WorkflowProgress)
+    state: Progress = field(default_factory=Progress)
     reached: set[str] = field(default_factory=set[str])
     losses: Counter[str] = field(default_factory=Counter[str])
     ended: Event = field(default_factory=Event)
@@ -326,7 +310,7 @@ class _Work:
     def _count(self, row: Row) -> None:
         with self.state.lock:
             self.state.counts[row["status"]] += 1
-            self.state.by_server[row["by"]] += 1
+            self.state.by_worker[row["by"]] += 1
             self.progress(self.state)
 
     def _row(self, server: ComfyUI, item: Item) -> Row | None:

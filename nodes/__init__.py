@@ -13,6 +13,7 @@ from .load_folder import LoadImagesFromFolder
 from .ollama_options import OllamaOptions
 from .ollama_process import OllamaProcess
 from .ready_instructions import ReadyInstructions
+from .refine_folder import RefineFolder
 from .save_caption import SaveCaption
 from .sdxl_refiner import SDXLRefiner
 from .text_to_filename import TextToFilename
@@ -39,4 +40,5 @@ class ImageRefineryExtension(ComfyExtension):
             TextToFilename,
             CheckSetup,
             CaptionFolder,
+            RefineFolder,
         ]

@@ -96,7 +96,7 @@ class CaptionFolder(io.ComfyNode):
     @host.shows_errors
     def execute(cls, **values: list[Any]) -> io.NodeOutput:
         """Describe and rewrite what has no result yet, and write the caption files."""
-        from .job_run import caption_folder
+        from .caption_run import caption_folder
 
         given, problem = host.read(Inputs, values)
         if problem:

@@ -27,9 +27,10 @@ _SETTINGS = (
 )
 
 
-def _prompt(tooltip: str, **default: Any) -> Any:
+def prompt_input(tooltip: str, *, lazy: bool | None = None, **default: Any) -> Any:
+    """A text of several lines."""
     return host.widget(
-        lambda id: io.String.Input(id, multiline=True, default="", lazy=True, tooltip=tooltip),
+        lambda id: io.String.Input(id, multiline=True, default="", lazy=lazy, tooltip=tooltip),
         **default,
     )
 
@@ -81,13 +82,16 @@ class Inputs:
         lambda id: io.Image.Input(id, tooltip="Image, batch or list of images to refine.")
     )
     checkpoint: str = host.widget(_checkpoint, default=DOWNLOAD)
-    prompt: list[str] = _prompt(
+    prompt: list[str] = prompt_input(
         "What the image shows, of any length or empty. Connect refined_output of LLM Image Refine "
         "to give each image its own prompt.",
+        lazy=True,
         default_factory=lambda: [""],
     )
-    negative_prompt: str = _prompt(
-        "What the image should not look like. Leave empty for no negative prompt.", default=""
+    negative_prompt: str = prompt_input(
+        "What the image should not look like. Leave empty for no negative prompt.",
+        lazy=True,
+        default="",
     )
     strength: float = _float(
         0.3,

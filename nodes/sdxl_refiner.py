@@ -10,7 +10,6 @@ from comfy_api.latest import io
 from .._advice import with_code
 from . import host
 from .host import convert
-from .host.checkpoints import DOWNLOAD, DOWNLOADED_MODEL
 from .refiner_inputs import ON_ERROR, Inputs
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def _refine(
     from ..refine import Batch
     from .host import kept
     from .host.pairing import masks_for, prompts_for
-    from .host.waiting import wait_for
+    from .host.waiting import wait_for_checkpoint
 
     errors: dict[int, str] = {}
 
@@ -135,12 +134,10 @@ def _refine(
     results = given.image
     if batch.items:
         progress = host.RefineProgress(host.node_id(node), batch.count)
-        what = "loading the checkpoint"
-        if given.checkpoint == DOWNLOAD:
-            what = f"downloading {DOWNLOADED_MODEL}"
-        refiner = wait_for(
+        refiner = wait_for_checkpoint(
+            given.checkpoint,
             lambda: kept.loaded_refiner(given.checkpoint, given.memory_mode),
-            lambda seconds: progress.say(f"{what} ({seconds} s)" if seconds else what),
+            progress.say,
         )
         try:
             results = refiner.refine_items(

@@ -100,6 +100,19 @@ def switch(default: bool, tooltip: str, *, label: str = "", hide: bool = False) 
     )
 
 
+def same(inputs: type[Any], name: str, *, hide: bool = False) -> Any:
+    """Return a dataclass field like the one that other inputs have.
+
+    Args:
+        hide: whether the input is advanced here though it is not there.
+    """
+    (found,) = (field for field in dataclasses.fields(inputs) if field.name == name)
+    metadata = dict(found.metadata)
+    if hide:
+        metadata[_INPUT] = lambda id: advanced(found.metadata[_INPUT](id))
+    return dataclasses.field(default=found.default, metadata=metadata)
+
+
 def widgets(inputs: type[Any]) -> list[Any]:
     """Return the schema's inputs for the fields of a dataclass."""
     return [field.metadata[_INPUT](field.name) for field in dataclasses.fields(inputs)]

@@ -89,6 +89,16 @@ def path_of(name: str) -> Path:
     return inside(_input(), "." if name == INPUT else name)
 
 
+def refined(name: str) -> Path:
+    """Return the folder for the refined images of a job."""
+    return _output().absolute() / "refined" / name
+
+
+def choice_of(folder: Path) -> str:
+    """Return how the folder widget names a folder of ComfyUI's output folder."""
+    return f"{folder.relative_to(_output().absolute()).as_posix()}{_IN_OUTPUT}"
+
+
 def name_of(image: Path) -> str:
     """Return an image's name inside ComfyUI's input or output folder, as other nodes take it."""
     folder = _output() if image.is_relative_to(_output()) else _input()

@@ -18,6 +18,7 @@ from .sent import SentLog, send_log
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
     from ...captioning.events import Sent
     from ...captioning.job import Result
@@ -177,11 +178,16 @@ class RefineProgress:
         from PIL import Image
 
         if last is not None:
-            shown = Image.fromarray(convert.pixels(last[..., :3].expand(-1, -1, -1, 3))())
-            self._bar.update_absolute(self._bar.total, preview=("JPEG", shown, _PREVIEW_SIDE_PX))
+            self.show_result(Image.fromarray(convert.pixels(last[..., :3].expand(-1, -1, -1, 3))()))
         images = "the image" if self._images == 1 else f"{self._images} images"
         done = f"refined {images} in {time.monotonic() - self._began:.1f} s"
         self.say(*filter(None, (done, advice)))
+
+    def show_result(self, image: Image.Image) -> None:
+        """Show a refined image in place of the last preview."""
+        self._bar.update_absolute(
+            self._bar.total, preview=("JPEG", image.convert("RGB"), _PREVIEW_SIDE_PX)
+        )
 
     def say(self, *lines: str) -> None:
         """Show a text on the node."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ...refine import RefineCancelled
 from . import interrupted
+from .checkpoints import DOWNLOAD, DOWNLOADED_MODEL
 
 T = TypeVar("T")
 
@@ -46,3 +47,23 @@ def wait_for(work: Callable[[], T], on_second: Callable[[int], None]) -> T:
             on_second(seconds)
             last = seconds
     return future.result()
+
+
+def wait_for_checkpoint(checkpoint: str, work: Callable[[], T], say: Callable[[str], None]) -> T:
+    """Read a checkpoint in a thread, as `wait_for` does, and say how long that takes.
+
+    Args:
+        checkpoint: as the checkpoint widget names it.
+        say: shows a text on the node.
+
+    Raises:
+        RefineCancelled: the user cancelled.
+    """
+    what = "loading the checkpoint"
+    if checkpoint == DOWNLOAD:
+        what = f"downloading {DOWNLOADED_MODEL}"
+    try:
+        return wait_for(work, lambda seconds: say(f"{what} ({seconds} s)" if seconds else what))
+    except RefineCancelled:
+        say("cancelled")  # "loading" is no longer true
+        raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,19 @@ EXAMPLES: dict[str, list[Any]] = {
         {**shows(1, "texts"), "tall": 200},
         {**shows(2, "report"), "tall": 150},
     ],
+    "RefineryRefineFolder": [
+        LAKE,
+        {
+            "type": "RefineryRefineFolder",
+            "values": {
+                "folder": "drawings",
+                "checkpoint": "tiny_refiner.safetensors",
+                "working_size": "keep size",
+            },
+            "tall": 900,
+        },
+        shows(2, "report"),
+    ],
     # It wants weights that are not here: its example is drawn, not run.
     "RefinerySDXLRefiner": [
         {**LAKE, "shown": True, "tall": 300},
@@ -182,10 +196,17 @@ def prepare(comfyui: Any, server: FaultyOllama) -> None:
         "llava:latest": vision_model(answer=SEEN),
         "llama3.2:latest": text_model(answer=WRITTEN),
     }
+    weights, checkpoints = ROOT / "tools/tiny_refiner/weights", comfyui.base / "models/checkpoints"
+    shutil.copytree(weights / "tiny_refiner", checkpoints / "tiny_refiner", dirs_exist_ok=True)
+    shutil.copy2(weights / "tiny_refiner.safetensors", checkpoints)
     photo = Image.open(ROOT / "examples" / "photo.jpg").convert("RGB").resize((512, 512))
     comfyui.save_input(photo, "lake.png")
     folder = comfyui.base / "input" / "lakes"
     folder.mkdir(exist_ok=True)
+    drawings = comfyui.base / "input" / "drawings"  # the tiny refiner can refine no other images
+    drawings.mkdir(exist_ok=True)
+    shutil.copy2(ROOT / "examples" / "scene-damaged.jpg", drawings / "1.jpg")
+    shutil.copy2(ROOT / "examples" / "scene.png", drawings / "2.png")
     for index in range(3):
         photo.crop((0, 60 * index, 384, 60 * index + 256)).save(folder / f"{index + 1}.png")
 

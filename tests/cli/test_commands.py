@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from image_refinery.__main__ import main
@@ -175,6 +175,16 @@ def test_a_pack_that_is_linked_into_custom_nodes_is_named_by_the_link(tmp_path: 
         [sys.executable, str(short), "--help"], capture_output=True, text=True, cwd=tmp_path
     )
     assert f" {short} [-h] " in " ".join(run.stdout.split())
+
+
+def test_the_options_know_what_is_imported_later() -> None:
+    from image_refinery import jobs
+    from image_refinery.cli import main as options
+    from image_refinery.jobs.flags import MAX_TOKENS
+    from image_refinery.refine.settings import MemoryMode
+
+    assert (options.KINDS, options.MAX_TOKENS) == (jobs.KINDS, MAX_TOKENS)
+    assert get_args(MemoryMode) == options.MEMORY_MODES
 
 
 def test_wrong_arguments_are_exit_code_2(capsys: Any) -> None:

@@ -17,6 +17,7 @@ IDS = [
     *("RefineryReadyInstructions", "RefineryWildcardProcessor", "RefineryDisplayAnything"),
     *("RefineryFreeMemory", "RefineryLoadFolder", "RefinerySaveCaption"),
     *("RefineryTextToFilename", "RefineryCheckSetup", "RefineryCaptionFolder"),
+    "RefineryRefineFolder",
 ]
 
 

@@ -339,8 +339,9 @@ def test_a_limit_is_one_of_this_run(batch: Callable[..., int], tmp_path: Path) -
 def test_a_task_says_which_options_it_needs(batch: Callable[..., int], capsys: Any) -> None:
     for words, said in (
         (("--task", "caption"), "needs --instructions or --preset"),
+        (("--task", "rewrite"), "--task rewrite needs --instructions or --preset"),
         (("--instructions", "x"), "takes no --instructions"),
-        (("--out", "png"), "png is not txt, jsonl, parquet or wds"),
+        (("--out", "png"), "png is not one of txt, jsonl"),
     ):
         with pytest.raises(SystemExit) as ended:
             batch(*words)
@@ -370,24 +371,6 @@ def test_several_servers_share_the_images(
     assert main([*words, "--server", "one", "--server", "two"]) == 0
     by = Counter(row["by"] for row in rows_of(tmp_path / "job").values())
     assert sum(by.values()) == 6 and set(by) == {"one", "two"}
-
-
-@pytest.fixture
-def named(
-    tmp_path: Path, make_ollama: Callable[..., FaultyOllama]
-) -> Callable[..., dict[str, FaultyOllama]]:
-    """Start servers, and name them in image-refinery.toml."""
-
-    def start(**models: Any) -> dict[str, FaultyOllama]:
-        servers = {name: make_ollama(*given) for name, given in models.items()}
-        config = tmp_path / "config" / "image-refinery" / "image-refinery.toml"
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(
-            "".join(f'[servers.{name}]\nurl = "{one.url}"\n' for name, one in servers.items())
-        )
-        return servers
-
-    return start
 
 
 CAPTION = ("--task", "caption", "--instructions", "Shorten it.")

@@ -134,6 +134,19 @@ def test_roles(batch: Any, tmp_path: Path) -> None:
     assert one.loads == {"llava:latest": 1} and two.loads == {"llama3.2:latest": 1}
 
 
+def test_rewrites_of_captions_that_exist(batch: Any, tmp_path: Path) -> None:
+    for number in range(1, COUNT):
+        (tmp_path / "images" / f"{number:02}.txt").write_text(f"ohwx {number}")
+    words = ("--task", "rewrite", "--instructions", "Shorten it.", "--existing", "overwrite")
+    process = batch(*BOTH, *words, "--chunk", "5")
+    said = ended(process)
+    assert process.returncode == 1 and f"{COUNT - 1} done, 1 failed, 0 left." in said, said
+    rows = {row["id"]: row for row in jobs.Rows(tmp_path / "job")}
+    assert rows["00.png"]["error"]["kind"] == "NoPrompt" and rows["07.png"]["tags"] == "ohwx 7"
+    assert (tmp_path / "images" / "07.txt").read_text() == CRIMSON
+    assert not any(server.loads.get("llava:latest") for server in batch.servers.values())
+
+
 def test_a_bad_image_and_a_server_that_ends(batch: Any, tmp_path: Path) -> None:
     (tmp_path / "images" / "00.png").write_text("no image")
     batch.servers["one"].always("chat", "busy")

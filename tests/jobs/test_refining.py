@@ -88,9 +88,9 @@ def refined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     refine = refining._refine
 
-    def noted(job: Any, item: jobs.Item, *rest: Any) -> Any:
-        seen.append(item.id)
-        return refine(job, item, *rest)
+    def noted(work: Any, *rest: Any) -> Any:
+        seen.append(work.item.id)
+        return refine(work, *rest)
 
     monkeypatch.setattr(refining, "_refine", noted)
     return seen
@@ -173,10 +173,10 @@ def test_an_image_that_needs_too_much_memory_stops_no_other_but_a_full_device_do
     full = ["b.png"]
     refine = refining._refine
 
-    def failing(job: Any, item: jobs.Item, *rest: Any) -> Any:
-        if item.id in full:
+    def failing(work: Any, *rest: Any) -> Any:
+        if work.item.id in full:
             raise DeviceMemoryError("Memory ran out.")
-        return refine(job, item, *rest)
+        return refine(work, *rest)
 
     monkeypatch.setattr(refining, "_refine", failing)
     assert batch() == 1
@@ -313,6 +313,20 @@ def test_captions_are_the_prompts(
     ]
 
 
+def test_rewritten_captions_are_the_prompts(
+    batch: Callable[..., int],
+    images: Path,
+    ollama: FaultyOllama,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
+    (images / "a.txt").write_text("ohwx a")
+    words = ("--task", "rewrite,refine", "--instructions", "Shorten it.", "--pattern", "a.jpg")
+    assert batch(*words) == 0
+    assert rows_of("job")["a.jpg"]["tags"] == "ohwx a"
+    assert rows_of("job/refine")["a.jpg"]["prompt"] == "A crimson disc floats on snow."
+
+
 def test_collisions_are_found_before_the_first_caption(
     batch: Callable[..., int],
     images: Path,
@@ -329,7 +343,7 @@ def test_collisions_are_found_before_the_first_caption(
 def test_options_of_other_tasks_are_refused(batch: Callable[..., int], capsys: Any) -> None:
     for words, said in (
         (("--preset", "Tag list"), "--task refine takes no --preset"),
-        (("--prompt", "{caption}"), "{caption} needs --task describe,refine or caption,refine"),
+        (("--prompt", "{caption}"), "{caption} needs a task such as caption,refine"),
         (("--task", "describe", "--model", "x"), "no --model, did you mean --vision-model?"),
         (("--task", "describe", "--strength", "1"), "--task describe takes no --strength"),
         (("--task", "caption,refine"), "needs --instructions or --preset"),
