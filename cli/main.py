@@ -455,6 +455,40 @@ def _add_refine(refine: argparse.ArgumentParser) -> None:
     refine.add_argument(
         "--mask", type=Path, metavar="FILE", help="refine only where this image is not black"
     )
+    refine.add_argument(
+        "--regions",
+        choices=("separate", "one box"),
+        default="separate",
+        help="refine each separate part of --mask by itself, or the box around all of them "
+        "(default: separate)",
+    )
+    refine.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        metavar="N",
+        help="enlarge by this factor first, from 1 to 4 (default: 1)",
+    )
+    refine.add_argument(
+        "--prompt-syntax",
+        choices=("plain text", "ComfyUI weights"),
+        default="plain text",
+        help="read weights such as (word:1.3) or not (default: plain text)",
+    )
+    tiles = refine.add_argument_group("a prompt for each tile")
+    tiles.add_argument(
+        "--describe-tiles",
+        action="store_true",
+        help="describe each tile or region with a vision model; its text joins --prompt, in place "
+        "of {tile} or after it",
+    )
+    tiles.add_argument(
+        "--vision-model",
+        default="auto",
+        metavar="NAME",
+        help="for --describe-tiles (default: auto, one that the server has)",
+    )
+    _add_server(tiles)
 
 
 def _add_refiner(refine: Any) -> None:  # a parser or a group; their common class is private
@@ -524,7 +558,7 @@ def _add_output(command: argparse.ArgumentParser, folder: str) -> None:
     )
 
 
-def _add_server(command: argparse.ArgumentParser) -> None:
+def _add_server(command: Any) -> None:  # a parser or a group
     command.add_argument(
         "--server",
         default="default",

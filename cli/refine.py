@@ -33,7 +33,7 @@ from .progress import stop_on_ctrl_c
 from .terminal import FILES_READ, cancelled, failed
 
 if TYPE_CHECKING:
-    from ..refine import Progress
+    from ..refine import Progress, TilePrompts
 
 
 class _File(NamedTuple):
@@ -45,6 +45,9 @@ class _File(NamedTuple):
 def refine(options: argparse.Namespace) -> int:
     """Refine `options.images`; 0 if every one went well, else 1."""
     settings = RefineSettings(
+        scale=options.scale,
+        regions=options.regions,
+        prompt_syntax=options.prompt_syntax,
         strength=options.strength,
         num_inference_steps=options.steps,
         guidance_scale=options.guidance_scale,
@@ -74,12 +77,25 @@ def refine(options: argparse.Namespace) -> int:
     if not usable:
         return 1 if files else 0
     done = 0
+    tiles: list[TilePrompts | None] = [None] * len(usable)
     try:
+        if options.describe_tiles:
+            from .describe_tiles import describe_tiles
+
+            tiles = [
+                *describe_tiles(
+                    [file.path for file in usable],
+                    settings,
+                    mask,
+                    model=options.vision_model,
+                    server=options.server,
+                )
+            ]
         refiner = ImageRefiner(best_device(), model=options.model, memory_mode=options.memory_mode)
         load(refiner)
         with stop_on_ctrl_c() as stopped, refiner:
-            for file in usable:
-                done += _refine_file(refiner, file, mask, options.compare, stopped.is_set)
+            for file, own in zip(usable, tiles, strict=True):
+                done += _refine_file(refiner, file, mask, own, options.compare, stopped.is_set)
     except RefineCancelled:
         text = f"{done} of {len(usable)} images refined"
         text += f", in {options.output}." if done else "."
@@ -93,6 +109,7 @@ def _refine_file(
     refiner: ImageRefiner,
     file: _File,
     mask: Image.Image | None,
+    tiles: TilePrompts | None,
     compare: bool,
     should_stop: Callable[[], bool],
 ) -> bool:
@@ -100,7 +117,7 @@ def _refine_file(
     path, target, settings = file
     try:
         before = with_8_bits(open_image(path))
-        after = refine_one(refiner, before, settings, path.name, mask, should_stop)
+        after = refine_one(refiner, before, settings, path.name, mask, tiles, should_stop)
         save(after, target, settings, str(refiner.model))
         print(target)
         if compare:
@@ -164,6 +181,7 @@ def refine_one(
     settings: RefineSettings,
     name: str,
     mask: Image.Image | None = None,
+    tiles: TilePrompts | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Image.Image:
     """Refine one image, with a bar on stderr that is called `name`."""
@@ -172,6 +190,7 @@ def refine_one(
             [image],
             settings,
             masks=None if mask is None else [mask],
+            tile_prompts=[tiles],
             on_progress=on_progress,
             should_stop=should_stop,
         )

@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .caption_folder import CaptionFolder
 from .check_setup import CheckSetup
+from .describe_tiles import DescribeTiles
 from .display_anything import DisplayAnything
 from .free_memory import FreeMemory
 from .host.setup import add_report_route
@@ -41,4 +42,5 @@ class ImageRefineryExtension(ComfyExtension):
             CheckSetup,
             CaptionFolder,
             RefineFolder,
+            DescribeTiles,
         ]

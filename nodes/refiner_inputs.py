@@ -16,15 +16,16 @@ from .host.checkpoints import DOWNLOAD, checkpoints_to_choose
 if TYPE_CHECKING:
     import torch
 
-    from ..refine import RefineSettings
-    from ..refine.settings import MemoryMode, OutputSize, WorkingSize
+    from ..refine import RefineSettings, TilePrompts
+    from ..refine.settings import MemoryMode, OutputSize, PromptSyntax, Regions, WorkingSize
 
 ON_ERROR = ("stop the workflow", "return original image")
 _SETTINGS = (
     *("negative_prompt", "strength", "num_inference_steps", "guidance_scale", "seed"),
     *("aesthetic_score", "negative_aesthetic_score", "guidance_end", "working_size"),
-    "output_size",
+    *("output_size", "scale", "regions", "prompt_syntax"),
 )
+TilePromptsType = io.Custom("REFINERY_TILE_PROMPTS")
 
 
 def prompt_input(tooltip: str, *, lazy: bool | None = None, **default: Any) -> Any:
@@ -186,8 +187,7 @@ class Inputs:
     )
     unload_after: bool = host.switch(
         True,
-        "Free the VRAM after each run. Either way, the next run does not read the checkpoint "
-        "again.",
+        "Free the VRAM after each run. Off: the models stay until ComfyUI needs their memory.",
         hide=True,
     )
     on_error: str = host.choice(
@@ -195,6 +195,48 @@ class Inputs:
         "On error: stop the workflow, or return the original image and continue. The LLM nodes "
         "continue by default.",
         hide=True,
+    )
+
+    scale: float = host.number(
+        1.0,
+        1.0,
+        4.0,
+        "Enlarge the image by this factor first, and refine it at that size, in tiles if it is "
+        "large.",
+        hide=True,
+        step=0.25,
+        round=0.01,
+    )
+    regions: Regions = host.choice(
+        ("separate", "one box"),
+        "Refine each separate part of the mask by itself, at about one megapixel, or the smallest "
+        "box around all of them.",
+        hide=True,
+    )
+    prompt_syntax: PromptSyntax = host.choice(
+        ("plain text", "ComfyUI weights"),
+        "Read prompts as they are, or read weights such as (word:1.3) as ComfyUI does. Plain text "
+        "is safe for what a language model writes.",
+        hide=True,
+    )
+    upscale_model: list[Any] = host.widget(
+        lambda id: io.UpscaleModel.Input(
+            id,
+            optional=True,
+            lazy=True,
+            tooltip="Upscale model that enlarges the image for scale. Without one: Lanczos.",
+        ),
+        default_factory=list,
+    )
+    tile_prompts: list[TilePrompts] = host.widget(
+        lambda id: TilePromptsType.Input(
+            id,
+            optional=True,
+            lazy=True,
+            tooltip="Connect Describe Tiles to give each tile or region its own text. It is added "
+            "to the prompt.",
+        ),
+        default_factory=list,
     )
 
     def settings(self) -> RefineSettings:

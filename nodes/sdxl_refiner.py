@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -15,7 +18,7 @@ from .refiner_inputs import ON_ERROR, Inputs
 if TYPE_CHECKING:
     import torch
 
-    from ..refine import RefineError, RefineSettings
+    from ..refine import Batch, RefineError, RefineSettings
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +60,21 @@ class SDXLRefiner(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, checkpoint: Any = "", working_size: Any = None, on_error: Any = None
+        cls,
+        checkpoint: Any = "",
+        working_size: Any = None,
+        on_error: Any = None,
+        regions: Any = None,
+        prompt_syntax: Any = None,
     ) -> bool | str:
         """Accept any checkpoint: workflows of other machines must load and queue."""
-        return host.check_choices(Inputs, working_size=working_size, on_error=on_error)
+        return host.check_choices(
+            Inputs,
+            working_size=working_size,
+            on_error=on_error,
+            regions=regions,
+            prompt_syntax=prompt_syntax,
+        )
 
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> int:
@@ -69,9 +83,13 @@ class SDXLRefiner(io.ComfyNode):
 
     @classmethod
     def check_lazy_status(cls, **inputs: Any) -> list[str]:
-        """Ask for linked prompts only when they are used."""
+        """Ask for what is linked only when it is used."""
         given, _ = host.read(Inputs, inputs)
-        return ["prompt", "negative_prompt"] if given.enabled else []
+        if not given.enabled:
+            return []
+        sockets = {"tile_prompts": given.strength > 0, "upscale_model": given.scale > 1}
+        linked = [name for name, used in sockets.items() if used and name in inputs]
+        return ["prompt", "negative_prompt", *linked]
 
     @classmethod
     def execute(cls, **values: list[Any]) -> io.NodeOutput:
@@ -85,7 +103,7 @@ class SDXLRefiner(io.ComfyNode):
                 if problem:
                     raise problem
                 settings = given.settings()
-                if settings.strength > 0:
+                if settings.strength > 0 or settings.scale > 1:
                     result, errors = _refine(cls, given, settings)
             except RefineCancelled:
                 host.show(host.node_id(cls), "cancelled")
@@ -104,18 +122,27 @@ class SDXLRefiner(io.ComfyNode):
         if errors:
             host.count_failed_run(cls)
             host.show(host.node_id(cls), *texts)
-        masks = given.mask or [convert.empty_mask(batch) for batch in result]
+        masks = _masks(given, result)
         return io.NodeOutput(result, masks, ui={"text": texts, "failed": texts} if texts else None)
+
+
+def _masks(given: Inputs, result: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the input masks, at the size of images that `scale` enlarged; zeros without any."""
+    if given.mask and given.scale > 1:
+        from ..refine import SettingsError
+        from .host.pairing import masks_for
+
+        with suppress(SettingsError):  # they cannot be paired, which was reported
+            return masks_for(given.mask, result) or []
+    return given.mask or [convert.empty_mask(batch) for batch in result]
 
 
 def _refine(
     node: type[io.ComfyNode], given: Inputs, settings: RefineSettings
 ) -> tuple[list[torch.Tensor], list[str]]:
     """Return the refined batches, and what was wrong with images that come out unchanged."""
-    from ..refine import Batch
-    from .host import kept
-    from .host.pairing import masks_for, prompts_for
-    from .host.waiting import wait_for_checkpoint
+    from ..refine import Batch, enlarge_items
+    from .host.pairing import masks_for, prompts_for, tile_prompts_for
 
     errors: dict[int, str] = {}
 
@@ -129,27 +156,48 @@ def _refine(
         settings,
         prompts=prompts_for(given.prompt, given.image),
         masks=masks_for(given.mask, given.image),
+        tile_prompts=tile_prompts_for(given.tile_prompts, given.image),
+        upscaler=_upscaler(given.upscale_model[0]) if given.upscale_model else None,
         on_image_error=keep_original if given.on_error == ON_ERROR[1] else None,
     )
     results = given.image
     if batch.items:
         progress = host.RefineProgress(host.node_id(node), batch.count)
-        refiner = wait_for_checkpoint(
-            given.checkpoint,
-            lambda: kept.loaded_refiner(given.checkpoint, given.memory_mode),
-            progress.say,
-        )
-        try:
-            results = refiner.refine_items(
-                batch, on_progress=progress, should_stop=host.interrupted
-            )
-            # An image that could not be refined may have no pixels to show.
-            last = next(one for one in reversed(results) if len(one))
-            progress.finished(None if errors else last[-1:], batch.advice)
-        finally:
-            if given.unload_after:
-                kept.unload_refiner(refiner)
+        if batch.needs_model:
+            results = _refine_items(given, batch, progress)
+        else:
+            results = enlarge_items(batch, on_progress=progress, should_stop=host.interrupted)
+        # An image that could not be refined may have no pixels to show.
+        last = next(one for one in reversed(results) if len(one))
+        progress.finished(None if errors else last[-1:], batch.advice)
     ordered = [errors[number] for number in sorted(errors)]
     if batch.count > 1:
         ordered = [f"image {number + 1}: {errors[number]}" for number in sorted(errors)]
     return results, ordered
+
+
+def _refine_items(given: Inputs, batch: Batch, progress: host.RefineProgress) -> list[torch.Tensor]:
+    from .host import kept
+    from .host.waiting import wait_for_checkpoint
+
+    refiner = wait_for_checkpoint(
+        given.checkpoint,
+        lambda: kept.loaded_refiner(given.checkpoint, given.memory_mode),
+        progress.say,
+    )
+    try:
+        return refiner.refine_items(batch, on_progress=progress, should_stop=host.interrupted)
+    finally:
+        if given.unload_after:
+            kept.unload_refiner(refiner)
+
+
+def _upscaler(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what enlarges an image with an upscale model, as ComfyUI's own node does."""
+
+    core = importlib.import_module("nodes").NODE_CLASS_MAPPINGS["ImageUpscaleWithModel"]
+
+    def enlarge(image: torch.Tensor) -> torch.Tensor:
+        return core.execute(model, image).args[0]
+
+    return enlarge

@@ -18,7 +18,7 @@ from .errors import (
     SettingsError,
     VocabularyError,
 )
-from .image_refiner import DEFAULT_MODEL, ImageRefiner
+from .image_refiner import DEFAULT_MODEL, ImageRefiner, enlarge_items
 from .plan import TilePrompts, plan_tiles
 from .progress import Progress
 from .residency import LocalResidency, Residency
@@ -45,6 +45,7 @@ __all__ = [
     "TilePrompts",
     "VocabularyError",
     "count_steps",
+    "enlarge_items",
     "plan_tiles",
     "read_checkpoint",
 ]

@@ -138,6 +138,11 @@ class Batch:
             self.count = numbers.stop
 
     @property
+    def needs_model(self) -> bool:
+        """Whether any image has something to refine; else it is only enlarged, if at all."""
+        return any(item.regions for item in self.items)
+
+    @property
     def advice(self) -> str:
         """One sentence about the prompts for their author, or ""."""
         if self.settings.prompt_syntax != "plain text":
@@ -219,7 +224,7 @@ class Batch:
     def _plan(self, size: Size, mask: Tensor | None) -> list[Region]:
         return plan_regions(size, mask, self.settings) if self.settings.strength > 0 else []
 
-    def _report(self, numbers: Sequence[int], error: ImageError) -> None:
+    def _report(self, numbers: Sequence[int], error: RefineError) -> None:
         if self.on_image_error is None:
             raise error
         for number in numbers:

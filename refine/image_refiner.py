@@ -7,7 +7,6 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
@@ -192,8 +191,8 @@ class ImageRefiner:
         A Batch checks all its inputs before anything is loaded. With its `on_image_error`, a bad
         image does not affect the others.
         """
-        if not batch.items:
-            return batch.join({})
+        if not batch.needs_model:
+            return enlarge_items(batch, on_progress=on_progress, should_stop=should_stop)
         if batch.advice and not self._advised:
             log.warning("%s", batch.advice)
             self._advised = True
@@ -201,10 +200,9 @@ class ImageRefiner:
         check = _raise_if(should_stop)
         with self._lock:
             check()
-            stages = self._ready_stages(report) if any(i.regions for i in batch.items) else None
-            with checked_layers(stages.components, check) if stages else nullcontext():
-                run = BatchRun(batch, stages, self._prompts, report, check)
-                return batch.join(run.refine())
+            stages = self._ready_stages(report)
+            with checked_layers(stages.components, check):
+                return batch.join(BatchRun(batch, stages, self._prompts, report, check).refine())
 
     def load(self) -> None:
         """Load the weights now rather than at the first refinement."""
@@ -268,6 +266,21 @@ class ImageRefiner:
 
     def _own_residency(self, components: Components, device: torch.device) -> Residency:
         return LocalResidency(components, device, self.memory_mode)
+
+
+def enlarge_items(
+    batch: Batch,
+    *,
+    on_progress: ProgressCallback | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Any]:
+    """Return the images of a Batch that has nothing to refine, at their new size.
+
+    That is `ImageRefiner.refine_items` for strength 0 and for masks that mark nothing; it needs no
+    checkpoint.
+    """
+    check = _raise_if(should_stop)
+    return batch.join(BatchRun(batch, None, {}, on_progress or _ignore, check).refine())
 
 
 def _usable_device(device: str | torch.device) -> torch.device:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -120,6 +120,29 @@ class TilePrompts:
     size: tuple[int, int]
     settings: RefineSettings
     tile_size: int = 0
+
+    @classmethod
+    def planned(
+        cls,
+        size: tuple[int, int],
+        settings: RefineSettings,
+        mask: Tensor | None = None,
+        *,
+        tile_size: int = 0,
+    ) -> TilePrompts:
+        """Return the tiles of an image, with blank texts. Arguments are those of `plan_tiles`."""
+        boxes = plan_tiles(size, settings, mask, tile_size=tile_size)
+        return cls(
+            texts=[[""] * len(region) for region in boxes],
+            boxes=boxes,
+            size=size,
+            settings=settings,
+            tile_size=tile_size,
+        )
+
+    def with_texts(self, texts: Iterator[str]) -> TilePrompts:
+        """Return the same tiles with the next texts, one for each."""
+        return replace(self, texts=[[next(texts) for _ in region] for region in self.boxes])
 
     def for_image(
         self, size: tuple[int, int], settings: RefineSettings, mask: Tensor | None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from ...refine import SettingsError
+from ...refine import SettingsError, TilePrompts
 
 
 def prompts_for(
@@ -34,6 +34,32 @@ def prompts_for(
         f"{len(prompts)} prompts are connected, but there are {count} images. "
         "Connect one prompt, or one for each image."
     )
+
+
+def tile_prompts_for(
+    given: Sequence[TilePrompts], batches: Sequence[torch.Tensor]
+) -> list[TilePrompts | Sequence[TilePrompts] | None] | None:
+    """Return the tile prompts of each batch; None without any.
+
+    Args:
+        given: One for all images, or one for each image.
+        batches: (B, H, W, C) each.
+
+    Raises:
+        SettingsError: they cannot be paired.
+    """
+    if not given:
+        return None
+    if len(given) == 1:
+        return [given[0] for _ in batches]
+    count = sum(len(batch) for batch in batches)
+    if len(given) != count:
+        raise SettingsError(
+            f"The tile prompts of {len(given)} images are connected, but there are {count} images. "
+            "Give Describe Tiles and the refiner the same images."
+        )
+    rest = iter(given)
+    return [[next(rest) for _ in batch] for batch in batches]
 
 
 def masks_for(

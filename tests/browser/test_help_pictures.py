@@ -107,6 +107,12 @@ EXAMPLES: dict[str, list[Any]] = {
         values={"text": "A red ball: on snow / at night.", "folder": "captions"},
     ),
     "RefineryCheckSetup": [LAKE, {"type": "RefineryCheckSetup", "tall": 340}],
+    "RefineryDescribeTiles": example(
+        "RefineryDescribeTiles",
+        shows(0, "texts"),
+        links={"image": [0, 0]},
+        values={"tile_size": 256, "working_size": "keep size"},
+    ),
     "RefineryCaptionFolder": [
         LAKE,
         {

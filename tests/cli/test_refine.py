@@ -9,16 +9,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from faulty_ollama import Reply
 from image_refinery.__main__ import main
 from image_refinery._version import __version__
 from image_refinery.cli.compare import busiest_box, comparison
 from image_refinery.cli.refine import save, target_files
 from image_refinery.refine.saving import METADATA_KEY
 from PIL import Image
+
+if TYPE_CHECKING:
+    from faulty_ollama import FaultyOllama
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tools" / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
@@ -340,3 +344,44 @@ def test_a_comparison_takes_any_two_pictures() -> None:
     see_through = Image.new("RGBA", (3, 50), (0, 0, 0, 0))
     larger = Image.new("L", (6, 100), 10)
     assert comparison(see_through, larger).mode == "RGB"
+
+
+def test_each_region_is_described_for_its_own_prompt(
+    photo: Path, ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from image_refinery.refine.stages import Stages
+
+    encoded: list[str] = []
+    encode = Stages.encode_prompts
+
+    def noted(stages: Any, prompt: str, *rest: Any) -> Any:
+        encoded.append(prompt)
+        return encode(stages, prompt, *rest)
+
+    monkeypatch.setattr(Stages, "encode_prompts", noted)
+    monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
+    ollama.script("chat", Reply(text="A red ball."), Reply(text="A blue box."))
+    image, mask = Image.new("RGB", (300, 200), "white"), Image.new("L", (300, 200))
+    image.paste((200, 0, 0), (10, 10, 40, 40))
+    image.paste((0, 0, 200), (240, 150, 280, 190))
+    mask.paste(255, (10, 10, 40, 40))
+    mask.paste(255, (240, 150, 280, 190))
+    image.save("two.png")
+    mask.save("mask.png")
+    words = ["refine", "two.png", "--mask", "mask.png", "--prompt", "{tile} on white"]
+    asked = [*words, "--steps", "4", "--describe-tiles", "--vision-model", "llava"]
+    assert main(asked) == 0
+    assert encoded == ["A red ball. on white", "A blue box. on white"]
+    assert len([one for one in ollama.requests if one.images]) == 2
+    ollama.always("chat", "empty")
+    photo_words = ["refine", str(photo), "--describe-tiles", "--vision-model", "llava"]
+    capsys.readouterr()
+    assert main(photo_words) == 1
+    assert "Empty response from model" in capsys.readouterr().err
+
+
+def test_scale_writes_a_larger_image(photo: Path) -> None:
+    assert main(["refine", str(photo), "--scale", "1.5", "--steps", "4", "--compare"]) == 0
+    with Image.open("refined/a photo-refined.png") as refined:
+        assert refined.size == (120, 72)
+        assert json.loads(refined.text[METADATA_KEY])["scale"] == 1.5

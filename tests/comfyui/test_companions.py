@@ -18,6 +18,7 @@ IDS = [
     *("RefineryFreeMemory", "RefineryLoadFolder", "RefinerySaveCaption"),
     *("RefineryTextToFilename", "RefineryCheckSetup", "RefineryCaptionFolder"),
     "RefineryRefineFolder",
+    "RefineryDescribeTiles",
 ]
 
 

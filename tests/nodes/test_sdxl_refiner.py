@@ -45,6 +45,7 @@ def test_the_inputs_are_in_the_design_s_order_and_all_explained(node: Any) -> No
         *("num_inference_steps", "guidance_scale", "seed", "mask", "enabled"),
         *("aesthetic_score", "negative_aesthetic_score", "guidance_end", "working_size"),
         *("output_size", "keep_colours", "memory_mode", "unload_after", "on_error"),
+        *("scale", "regions", "prompt_syntax", "upscale_model", "tile_prompts"),
     ]
     assert next(one.id for one in inputs if one.optional) == "mask"
     assert all(one.tooltip for one in inputs)

@@ -4,6 +4,7 @@ import { app } from "../../../scripts/app.js";
 export const LLM_NODES = [
   "RefineryLLMImageRefine",
   "RefineryLLMDescribe",
+  "RefineryDescribeTiles",
   "RefineryOllamaProcess",
 ];
 export const STATUS = "$$node-text-preview"; // the widget into which ComfyUI puts a node's status

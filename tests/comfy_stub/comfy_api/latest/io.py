@@ -348,6 +348,10 @@ class Mask(_Type):
     io_type = "MASK"
 
 
+class UpscaleModel(_Type):
+    io_type = "UPSCALE_MODEL"
+
+
 class Latent(_Type):
     io_type = "LATENT"
 
