@@ -118,6 +118,19 @@ def copy_pack(target: Path) -> None:
             shutil.copy2(source, target / name)
 
 
+TINY = "tiny_refiner.safetensors"
+
+
+def put_tiny(host: ComfyHost) -> Path:
+    """Put the tiny refiner among a host's checkpoints; return their folder."""
+    weights = Path(__file__).resolve().parents[2] / "tools" / "tiny_refiner" / "weights"
+    folder = host.base / "models" / "checkpoints"
+    if not (folder / TINY).exists():
+        shutil.copytree(weights / "tiny_refiner", folder / "tiny_refiner")
+        shutil.copy2(weights / TINY, folder / TINY)
+    return folder
+
+
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     """One node of a graph in the API's form; a link is `[node id, output index]`."""
     return {"class_type": class_type, "inputs": inputs}

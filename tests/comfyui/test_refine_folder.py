@@ -7,21 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from host import ComfyHost, Graph, node
+from host import TINY, ComfyHost, Graph, node, put_tiny
 from PIL import Image
 
 NODE = "RefineryRefineFolder"
-WEIGHTS = Path(__file__).resolve().parents[2] / "tools" / "tiny_refiner" / "weights"
-TINY = "tiny_refiner.safetensors"
 COUNT, CANCELLED_AT = 20, 10
 
 
 def prepare(host: ComfyHost, name: str, count: int) -> Path:
     """Put the tiny refiner among the checkpoints, and images into a folder of the input."""
-    checkpoints = host.base / "models" / "checkpoints"
-    if not (checkpoints / TINY).exists():
-        shutil.copytree(WEIGHTS / "tiny_refiner", checkpoints / "tiny_refiner")
-        shutil.copy2(WEIGHTS / TINY, checkpoints / TINY)
+    put_tiny(host)
     folder = host.base / "input" / name
     folder.mkdir()
     for index in range(count):

@@ -15,26 +15,15 @@ import numpy as np
 import pytest
 from core_checkpoint import write_core_checkpoint
 from faulty_ollama import FaultyOllama, RecordedRequest, text_model, vision_model
-from host import ComfyHost, FoundHost, Graph, Link, Refused, Run, node
+from host import TINY, ComfyHost, FoundHost, Graph, Link, Refused, Run, node, put_tiny
 from PIL import Image
 
 NODE = "RefinerySDXLRefiner"
-WEIGHTS = Path(__file__).resolve().parents[2] / "tools" / "tiny_refiner" / "weights"
-TINY = "tiny_refiner.safetensors"
 CORE = "core.safetensors"
 DOWNLOAD = "stabilityai/stable-diffusion-xl-refiner-1.0 (download)"
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 
 _salt = iter(range(1_000_000))
-
-
-def put_tiny(host: ComfyHost) -> Path:
-    """Put the tiny refiner, and the folder that describes it, among ComfyUI's checkpoints."""
-    folder = host.base / "models" / "checkpoints"
-    if not (folder / TINY).exists():
-        shutil.copytree(WEIGHTS / "tiny_refiner", folder / "tiny_refiner")
-        shutil.copy2(WEIGHTS / TINY, folder / TINY)
-    return folder
 
 
 @pytest.fixture(scope="module")
