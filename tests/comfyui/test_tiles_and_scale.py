@@ -28,7 +28,7 @@ def refinery(comfyui: ComfyHost) -> ComfyHost:
 
 
 def four_times(features: int = 8, growth: int = 32) -> dict[str, torch.Tensor]:
-    """The weights of a small ESRGAN that repeats each pixel four times in each direction, as BGR."""
+    """The weights of an ESRGAN that repeats each pixel four times in each direction, as BGR."""
     weights: dict[str, torch.Tensor] = {}
 
     def layer(name: str, inputs: int, outputs: int, copied: int = 0) -> None:
