@@ -47,7 +47,7 @@ class BatchRun:
         stages: The stages of a loaded checkpoint; None if no image has anything to refine.
         cache: The caller's cache; this fills it.
         report: Called with every event.
-        check: Called before an image is enlarged; if it raises, the work ends.
+        check: Called before each channel that is enlarged; if it raises, the work ends.
     """
 
     def __init__(
@@ -130,9 +130,8 @@ class BatchRun:
     def _enlarged(self, item: Item) -> Planes:
         planes = to_planes(item.pixels)
         if item.size != planes.rgb.shape[-2:]:
-            self._check()
             self._report(self._event("enlarge", item))
-            planes = enlarged(planes, item.size, self._batch.upscaler)
+            planes = enlarged(planes, item.size, self._batch.upscaler, self._check)
         return planes
 
     def _encode_prompts(self, owners: list[_Owner]) -> None:

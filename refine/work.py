@@ -70,20 +70,28 @@ class Work:
         return self._canvas.image()
 
 
-def enlarged(planes: Planes, size: Size, upscaler: Upscaler | None) -> Planes:
+def enlarged(
+    planes: Planes, size: Size, upscaler: Upscaler | None, check: Callable[[], None]
+) -> Planes:
     """Return an image at a larger size.
 
     Args:
         planes: The image.
         size: The new size.
         upscaler: Enlarges the colors (1, H, W, 3), 0 to 1, to any size. None: Lanczos.
+        check: Called before each channel, of which one may take half a second; it may raise.
 
     Raises:
         ImageError: what the upscaler returned is no image.
     """
+    check()
     alpha = None if planes.alpha is None else blend.enlarge(planes.alpha, size)
     if upscaler is None:
-        return Planes(blend.enlarge(planes.rgb, size), alpha)
+        channels: list[Tensor] = []
+        for channel in planes.rgb.split(1, dim=1):
+            check()
+            channels.append(blend.enlarge(channel, size))
+        return Planes(torch.cat(channels, dim=1), alpha)
     made = upscaler(planes.rgb.movedim(1, -1).contiguous()).detach().to("cpu", torch.float32)
     if made.ndim != 4 or made.shape[0] != 1 or made.shape[-1] != 3:
         raise ImageError(
