@@ -13,7 +13,18 @@ STUB = Path(__file__).resolve().parents[1] / "comfy_stub"
 DESCRIBE = Path(__file__).resolve().parent / "describe_api.py"
 
 IO = "comfy_api.latest:io."
-TYPES = ("Boolean", "Int", "Float", "String", "Combo", "MultiType", "Image", "Mask", "AnyType")
+TYPES = (
+    "Boolean",
+    "Int",
+    "Float",
+    "String",
+    "Combo",
+    "MultiType",
+    "Image",
+    "Mask",
+    "AnyType",
+    "UpscaleModel",
+)
 LEAVES = ("Linear", "Conv2d", "GroupNorm", "LayerNorm", "Embedding")
 WANTED = [
     *(f"{IO}{kind}.Input.__init__" for kind in TYPES),
