@@ -29,6 +29,8 @@ class Components:
         origin: The file, folder or id of the checkpoint, for messages.
         advice: One sentence on the settings that this checkpoint needs, or "".
         dtypes: The type in which each component computes, by name; set by `choose_dtypes`.
+        fp32_advice: For messages: how to compute "unet" or "vae" in fp32, if that differs from
+            use_fp16=False.
     """
 
     unet: Any
@@ -43,6 +45,7 @@ class Components:
     origin: str
     advice: str = ""
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    fp32_advice: dict[str, str] = field(default_factory=dict)
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the components that have weights, by name (of COMPONENT_NAMES)."""

@@ -86,7 +86,7 @@ class Stages:
                     lambda p=pixels: self.components.vae.encode(p)
                 ).latent_dist
                 sample = posterior.mean + posterior.std * tile.latent_noise.to(pixels)
-                _require_finite(sample, "The VAE", self.components)
+                _require_finite(sample, "vae", self.components)
                 tile.latents = sample.cpu() * self.components.vae.config.scaling_factor
                 tile.input_latents = tile.latents
 
@@ -127,7 +127,7 @@ class Stages:
                     tile.generator,
                     lambda step, clean, i=index: on_step(i, step, clean),
                 )
-                _require_finite(result, "The UNet", self.components)
+                _require_finite(result, "unet", self.components)
                 tile.latents = result.cpu()
                 remaining.pop(0)
 
@@ -149,7 +149,7 @@ class Stages:
                 decoded = self._with_tiles(
                     lambda z=latents: self.components.vae.decode(z, return_dict=False)[0]
                 )
-                _require_finite(decoded, "The VAE", self.components)
+                _require_finite(decoded, "vae", self.components)
                 # In place: allocating memory for a whole image takes longer than the arithmetic.
                 results.append(decoded.div_(2).add_(0.5).clamp_(0, 1).to("cpu", torch.float32))
             return results
@@ -237,11 +237,17 @@ def _set_vae_tile(vae: Any, side: int | None) -> None:
     vae.tile_latent_min_size = side // 8
 
 
-def _require_finite(result: Tensor, who: str, components: Components) -> None:
+def _require_finite(result: Tensor, component: str, components: Components) -> None:
     # A sum propagates NaN and infinity without needing memory, and the values of an image cannot
     # overflow it in fp32.
-    if not bool(torch.isfinite(result.sum(dtype=torch.float32))):
-        raise NotFiniteError(
-            f"{who} of {components.origin} produced NaN or infinity, which would be a black image: "
-            "try use_fp16=False, or download the checkpoint again."
-        )
+    if bool(torch.isfinite(result.sum(dtype=torch.float32))):
+        return
+    name = {"unet": "UNet", "vae": "VAE"}[component]
+    dtype = components.dtypes[component]
+    advice = "download the checkpoint again"
+    if dtype != torch.float32:
+        advice = f"{components.fp32_advice.get(component, 'try use_fp16=False')}, or {advice}"
+    raise NotFiniteError(
+        f"The {name} of {components.origin} produced NaN or infinity in "
+        f"{str(dtype).removeprefix('torch.')}, which would be a black image: {advice}."
+    )

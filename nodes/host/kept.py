@@ -79,10 +79,8 @@ def free_refiner() -> Freed:
 
 
 def _make_refiner(model: Path | str, mode: MemoryMode) -> ImageRefiner:
-    device = comfyui.compute_device()
     return ImageRefiner(
-        device,
-        comfyui.computes_in_half(device),
+        comfyui.compute_device(),
         model=model,
         memory_mode=mode,
         residency=lambda components, where: ManagedResidency(components, where, mode),

@@ -259,7 +259,25 @@ def test_nan_is_an_error_not_a_black_picture(
     module = getattr(refiner.components, part)
     layer = module.conv_out if part == "unet" else module.decoder.conv_out
     layer.register_forward_hook(lambda _, __, out: out * float("nan"))
-    with pytest.raises(NotFiniteError, match=f"^{who} of .* produced NaN"):
+    with pytest.raises(NotFiniteError, match=f"^{who} of .* produced NaN") as raised:
+        refiner.refine(draw(0, (64, 64)), **SMALL)
+    ends = "in float32, which would be a black image: download the checkpoint again."
+    assert str(raised.value).endswith(ends), "full precision already"
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [({}, "try use_fp16=False, or"), ({"vae": "use fp32"}, "use fp32, or")],
+)
+def test_nan_in_half_precision_says_how_to_get_full_precision(
+    open_refiner: Any, tiny_file: Path, draw: Draw, told: dict[str, str], words: str
+) -> None:
+    refiner = open_refiner("cpu", model=tiny_file)
+    refiner.load()
+    parts = refiner.components
+    parts.dtypes["vae"], parts.fp32_advice = torch.bfloat16, told
+    parts.vae.decoder.conv_out.register_forward_hook(lambda _, __, out: out * float("nan"))
+    with pytest.raises(NotFiniteError, match=f"in bfloat16, .*black image: {words}"):
         refiner.refine(draw(0, (64, 64)), **SMALL)
 
 
