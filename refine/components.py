@@ -79,6 +79,23 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "xpu"
 
 
+def has_fused_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether torch's attention never holds the matrix of all pairs of tokens."""
+    if device.type != "cuda":
+        return device.type in ("cpu", "xpu")
+    if not torch.version.hip:
+        return True
+    # ROCm has the fused kernels only for some cards, and only in some builds.
+    some = torch.empty(1, 1, 64, 64, dtype=dtype, device=device)
+    try:
+        call = torch.backends.cuda.SDPAParams(some, some, some, None, 0.0, False, False)
+    except (AttributeError, TypeError):  # before torch 2.5
+        return False
+    return torch.backends.cuda.can_use_flash_attention(
+        call
+    ) or torch.backends.cuda.can_use_efficient_attention(call)
+
+
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield a module's own parameters and buffers, without those of its children."""
     yield from module.named_parameters(recurse=False)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .components import Components
+from .components import Components, has_fused_attention
 from .denoising import denoise
 from .errors import DeviceMemoryError, NotFiniteError
 from .prompts import Conditioning, encode_prompts
@@ -31,6 +31,9 @@ UNET_BYTES_PER_PIXEL = 379
 ENCODE_BYTES_PER_PIXEL = 1286
 DECODE_BYTES_PER_PIXEL = 1536
 TEXT_BYTES = 64 * 2**20
+SCORE_BYTES = 8
+"""Bytes per pair of tokens where attention is not fused: torch holds the scores before and after
+softmax, in fp32 for every type (measured: 9)."""
 
 VAE_TILES = (None, 512, 256)
 """The VAE's tile sides in pixels, tried one after another while memory runs out; None: no tiles."""
@@ -132,8 +135,10 @@ class Stages:
                 remaining.pop(0)
 
         pixels = max(tile.pixels[0, 0].numel() for tile in tiles)
-        doubled = 2 if dtype == torch.float32 else 1
-        self._run("unet", UNET_BYTES_PER_PIXEL * pixels * doubled, refine_rest)
+        working_bytes = UNET_BYTES_PER_PIXEL * pixels * (2 if dtype == torch.float32 else 1)
+        if not has_fused_attention(device, dtype):
+            working_bytes += _scores_bytes(self.components.unet.config, pixels)
+        self._run("unet", working_bytes, refine_rest)
 
     @torch.no_grad()
     def decode(self, tiles: list[Tile], before: Callable[[int], None]) -> list[Tensor]:
@@ -225,6 +230,15 @@ def checked_layers(components: Components, check: Callable[[], None]) -> Iterato
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _scores_bytes(config: Any, pixels: int) -> int:
+    """Return the bytes of the UNet's largest attention matrix, with guidance."""
+    level = next(i for i, kind in enumerate(config.down_block_types) if kind.startswith("Cross"))
+    heads = config.attention_head_dim  # diffusers' name for the number of heads
+    heads = heads if isinstance(heads, int) else heads[level]
+    tokens = pixels // 64 // 4**level
+    return 2 * heads * tokens**2 * SCORE_BYTES
 
 
 def _set_vae_tile(vae: Any, side: int | None) -> None:
