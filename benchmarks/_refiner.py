@@ -126,6 +126,15 @@ def peak_ram_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
 
 
+def own_ram_bytes() -> int | None:
+    """Return this process's memory without pages of files; None where the system does not say."""
+    if sys.platform != "linux":
+        return None
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    [own] = [line.split()[1] for line in lines if line.startswith("RssAnon:")]
+    return int(own) * 1024
+
+
 def run_worker(
     script: str, arguments: Sequence[str], *, python: str = sys.executable, timeout_s: float = 900
 ) -> dict[str, Any]:

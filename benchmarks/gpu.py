@@ -10,10 +10,12 @@ process: so a peak belongs to that way alone, and running out of memory is a row
 cold: create the pipeline, load (from a warm page cache), first image; imports do not count.
 warm: median of the runs after that. steps/s: one more run that synchronizes after every step.
 peak VRAM: torch.cuda.max_memory_allocated over all of these.
-floor: max(FLOP / rate, bytes / bandwidth). FLOP: two prompts, VAE encode, UNet steps with guidance,
-VAE decode, counted on the architecture; rate: a matrix product on this machine in the UNet's type;
-bytes: the weights that the mode moves to the device for one image; bandwidth: a copy from pinned
-memory. share: floor / warm.
+own RAM: anonymous memory after the runs, without pages of mapped files (Linux).
+floor: max(FLOP / rate + traffic / VRAM bandwidth, weights / pinned bandwidth): the time of the
+unfused operations. FLOP and traffic: two prompts, VAE encode, UNet steps with guidance, VAE decode,
+counted on the architecture; traffic: what all other operations than matrix products, convolutions
+and attention read and write; rate: a matrix product on this machine in the UNet's type; weights:
+the bytes that the mode moves to the device for one image. share: floor / warm.
 
 Without CUDA the benchmark uses the tiny refiner instead of the true one, and does not measure VRAM.
 """
@@ -43,6 +45,7 @@ from _refiner import (
     load_photo,
     no_step,
     our_way,
+    own_ram_bytes,
     plain_pipeline,
     plain_way,
     run_worker,
@@ -104,12 +107,13 @@ def build_checkpoint(folder: Path) -> Path:
 
 
 def random_weights(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return weights as torch initializes them, so that no activation overflows."""
+    """Return weights of about the size that torch gives them, so that no activation overflows."""
     import torch
 
-    if len(shape) == 1:  # a bias, or the scale of a normalization
-        make = torch.ones if name.endswith("weight") else torch.zeros
-        return make(shape, dtype=torch.float16)
+    if len(shape) == 1:
+        # The scale of a normalization, or a bias. Ones and zeros would hide a swapped key.
+        middle, spread = (1.0, 0.2) if name.endswith("weight") else (0.0, 0.02)
+        return torch.empty(shape, dtype=torch.float16).uniform_(middle - spread, middle + spread)
     bound = (torch.Size(shape).numel() // shape[0]) ** -0.5
     return torch.empty(shape, dtype=torch.float16).uniform_(-bound, bound)
 
@@ -158,7 +162,7 @@ def empty_parts(description: Path) -> tuple[Any, Any, Any]:
 
 
 def count_work(description: Path, side: int, evaluations: int) -> Figures:
-    """Return the FLOP of one image, and the bytes of each component's weights in a two-byte type.
+    """Return FLOP and traffic of one image, and each component's weights, in a two-byte type.
 
     Args:
         description: A folder with a diffusers model's JSON.
@@ -170,10 +174,11 @@ def count_work(description: Path, side: int, evaluations: int) -> Figures:
 
     unet, vae, text = empty_parts(description)
 
-    def flop(call: Callable[[], object]) -> int:
-        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    def count(call: Callable[[], object]) -> tuple[int, int]:
+        flop = FlopCounterMode(display=False)
+        with torch.device("meta"), torch.no_grad(), fused_attention(), flop, traffic() as passed:
             call()
-        return counter.get_total_flops()
+        return flop.get_total_flops(), 2 * sum(passed)
 
     latent = side // 8
     text_config: Any = text.config
@@ -181,7 +186,7 @@ def count_work(description: Path, side: int, evaluations: int) -> Figures:
         "text_embeds": torch.empty(2, text_config.projection_dim, device="meta"),
         "time_ids": torch.empty(2, 5, device="meta"),
     }
-    step = flop(
+    step = count(
         lambda: unet(
             torch.empty(2, 4, latent, latent),
             torch.tensor(1.0),
@@ -189,15 +194,66 @@ def count_work(description: Path, side: int, evaluations: int) -> Figures:
             added_cond_kwargs=added,
         )
     )
-    prompt = flop(lambda: text(torch.zeros(1, 77, dtype=torch.long)))
-    ends = flop(lambda: vae.encode(torch.empty(1, 3, side, side)))
-    ends += flop(lambda: vae.decode(torch.empty(1, 4, latent, latent)))
+    prompt = count(lambda: text(torch.zeros(1, 77, dtype=torch.long)))
+    encode = count(lambda: vae.encode(torch.empty(1, 3, side, side)))
+    decode = count(lambda: vae.decode(torch.empty(1, 4, latent, latent)))
+    flop, moved = (
+        2 * of_prompt + of_encode + of_decode + evaluations * of_step
+        for of_prompt, of_encode, of_decode, of_step in zip(
+            prompt, encode, decode, step, strict=True
+        )
+    )
     named = {"unet": unet, "vae": vae, "text": text}
     return {
-        "flop": 2 * prompt + ends + evaluations * step,
-        "flop_per_step": step,
+        "flop": flop,
+        "flop_per_step": step[0],
+        "traffic_bytes": moved,
         "bytes": {n: 2 * sum(p.numel() for p in m.parameters()) for n, m in named.items()},
     }
+
+
+@contextmanager
+def traffic() -> Iterator[list[int]]:
+    """Collect the elements that each operation reads and writes, where that is not hidden by FLOP.
+
+    Not counted: matrix products, convolutions, attention, and views.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    computing = ("mm", "bmm", "addmm", "baddbmm", "convolution", "empty", "_unsafe_view")
+    computing += ("_scaled_dot_product_flash_attention",)
+    passed: list[int] = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if not func.is_view and func.overloadpacket.__name__ not in computing:
+                tensors = tree_leaves((args, kwargs, result))
+                passed.append(sum(one.numel() for one in tensors if torch.is_tensor(one)))
+            return result
+
+    with Count():
+        yield passed
+
+
+def fused_attention() -> Any:
+    """Return a mode in which attention is one operation, as on a GPU, not several as on "meta"."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    class Fused(TorchFunctionMode):
+        def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is not attention:
+                return func(*args, **(kwargs or {}))
+            named = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+            tensors = (named[name] for name in ("query", "key", "value"))
+            return torch.ops.aten._scaled_dot_product_flash_attention(*tensors)[0]
+
+    return Fused()
 
 
 def moved_bytes(mode: str, sizes: dict[str, int], evaluations: int) -> int:
@@ -214,7 +270,7 @@ def moved_bytes(mode: str, sizes: dict[str, int], evaluations: int) -> int:
 
 def floor_s(mode: str, work: Figures, rates: Figures, evaluations: int) -> float:
     """Return the least possible time of one warm image in a mode, in seconds."""
-    computing = work["flop"] / rates["flop_per_s"]
+    computing = work["flop"] / rates["flop_per_s"] + work["traffic_bytes"] / rates["bytes_per_s"]
     if rates["pinned_bytes_per_s"] is None:
         return computing
     moving = moved_bytes(mode, work["bytes"], evaluations) / rates["pinned_bytes_per_s"]
@@ -222,7 +278,7 @@ def floor_s(mode: str, work: Figures, rates: Figures, evaluations: int) -> float
 
 
 def measure_rates() -> Figures:
-    """Return this machine's FLOP and copied bytes per second; the best of several tries."""
+    """Return this machine's FLOP, traffic and copies per second; the best of several tries."""
     import torch
 
     device = take_device()
@@ -230,6 +286,8 @@ def measure_rates() -> Figures:
     side, dtype = (8192, torch.float16) if cuda else (1024, torch.float32)
     factor = torch.randn(side, side, device=device, dtype=dtype)
     seconds = best_time(device, lambda: torch.matmul(factor, factor))
+    big = torch.zeros(2**28, dtype=torch.uint8, device=device)
+    other = torch.zeros_like(big)
     rates: Figures = {
         "device": torch.cuda.get_device_name(device) if cuda else "CPU, one thread",
         "cuda": cuda,
@@ -237,6 +295,7 @@ def measure_rates() -> Figures:
         "torch": torch.__version__,
         "dtype": str(dtype).removeprefix("torch."),
         "flop_per_s": 2 * side**3 / seconds,
+        "bytes_per_s": 2 * big.nbytes / best_time(device, lambda: other.copy_(big)),
         "pinned_bytes_per_s": None,
         "pageable_bytes_per_s": None,
     }
@@ -308,6 +367,7 @@ def measure(make: Callable[[], Way], device: torch.device, runs: int) -> Figures
         "evaluations": len(marks),
         "step_s": statistics.median(steps) if steps else None,
         "peak_vram_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
+        "own_ram_bytes": own_ram_bytes(),
         "mode": None,
     }
 
@@ -383,7 +443,8 @@ def measure_comfyui(_: str, checkpoint: Path, side: int, steps: int, runs: int) 
                 evaluations,
                 GUIDANCE,
                 "euler",
-                "normal",
+                # The same timesteps as diffusers' schedule, and so the same work.
+                "ddim_uniform",
                 encode(prompt, 6.0),
                 encode("", 2.5),
                 latents,
@@ -495,10 +556,13 @@ def to_markdown(result: Figures) -> str:
     for kind in ("pinned", "pageable") if rates["cuda"] else ():
         copies += f", {kind} {rates[f'{kind}_bytes_per_s'] / 1e9:.1f} GB/s"
     lines.append(
-        f"floor = max(FLOP / rate, bytes / pinned): {work['flop'] / 1e12:.3g} TFLOP, "
-        f"{rates['flop_per_s'] / 1e12:.3g} TFLOP/s in {rates['dtype']}{copies}"
+        f"floor = max(FLOP / rate + traffic / bandwidth, weights / pinned): "
+        f"{work['flop'] / 1e12:.3g} TFLOP, {rates['flop_per_s'] / 1e12:.3g} TFLOP/s in "
+        f"{rates['dtype']}, {work['traffic_bytes'] / 1e9:.3g} GB, "
+        f"{rates['bytes_per_s'] / 1e9:.3g} GB/s{copies}"
     )
-    head = ["way", "cold, s", "warm, s", "steps/s", "peak VRAM, GiB", "floor, s", "share", "note"]
+    head = ["way", "cold, s", "warm, s", "steps/s", "peak VRAM, GiB"]
+    head += ["own RAM, GiB", "floor, s", "share", "note"]
     return "\n".join([*lines, "", table(head, [row_cells(row) for row in result["rows"]])])
 
 
@@ -506,8 +570,8 @@ def row_cells(row: Figures) -> list[str]:
     """Return one line of the table."""
     name = WAYS[row["way"]]
     if "reason" in row:
-        return [name, *["-"] * 6, row["reason"]]
-    peak = row["peak_vram_bytes"]
+        return [name, *["-"] * 7, row["reason"]]
+    peak, ram = row["peak_vram_bytes"], row["own_ram_bytes"]
     ran_as = row["mode"] if row["way"] == "auto" else ""
     return [
         name,
@@ -515,6 +579,7 @@ def row_cells(row: Figures) -> list[str]:
         f"{row['warm_s']:.3f}",
         "-" if row["step_s"] is None else f"{1 / row['step_s']:.2f}",
         "not measured" if peak is None else f"{peak / GIB:.2f}",
+        "not measured" if ram is None else f"{ram / GIB:.2f}",
         f"{row['floor_s']:.3f}",
         f"{row['share']:.0%}",
         f"chose {ran_as}" if ran_as else "",

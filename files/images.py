@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _CONVERT_TO = {
-    "CMYK": "RGB",
     "HSV": "RGB",
     "LAB": "RGB",
     "RGBX": "RGB",
@@ -82,8 +82,8 @@ def opened(file: Path | IO[bytes], name: str = "") -> Iterator[Image.Image]:
 def normalized(image: Image.Image) -> Image.Image:
     """Return a copy of an image that is upright and of mode 1, L, LA, P, RGB, RGBA or I;16.
 
-    The EXIF orientation is applied and removed. A color profile that does not match the copy's
-    color space is dropped.
+    The EXIF orientation is applied and removed. CMYK becomes sRGB by its color profile. A profile
+    that does not match the copy's color space is dropped.
 
     Raises:
         UnknownRange: the image has 32-bit integers or floats.
@@ -98,12 +98,33 @@ def normalized(image: Image.Image) -> Image.Image:
     _check_range(upright.mode, image.format)
     if upright.mode == "I":
         upright = upright.convert("I;16")
-    if upright.mode in _CONVERT_TO:
+    if upright.mode == "CMYK":
+        upright = _to_srgb(upright)
+    elif upright.mode in _CONVERT_TO:
         upright = upright.convert(_CONVERT_TO[upright.mode])
     space = b"GRAY" if upright.mode[0] in "1LI" else b"RGB "
     if (upright.info.get("icc_profile") or b"")[16:20] != space:
         upright.info.pop("icc_profile", None)
     return upright
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Return a CMYK image in RGB: by its color profile if that is usable, else as Pillow does.
+
+    Pillow's own formula ignores the inks: a photo's colors are off by 20 of 255 on average.
+    """
+    from PIL import ImageCms
+
+    if profile := image.info.get("icc_profile"):
+        # A damaged profile, one for another space, or a Pillow without LittleCMS.
+        with contextlib.suppress(ImageCms.PyCMSError, ImportError):
+            result = ImageCms.profileToProfile(
+                image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+            assert result is not None
+            result.info = {**image.info, **result.info}
+            return result
+    return image.convert("RGB")
 
 
 def _check_range(mode: str, format: str | None) -> None:

@@ -49,9 +49,28 @@ def compute_device() -> Any:
     return _comfy("model_management").get_torch_device()
 
 
-def computes_in_half(device: Any) -> bool:
-    """Return whether ComfyUI computes in fp16 on a device (not on CPUs or old cards)."""
-    return bool(_comfy("model_management").should_use_fp16(device))
+def compute_dtypes(device: Any, unet_parameters: int) -> dict[str, Any]:
+    """Return the types in which ComfyUI computes a UNet, a VAE and a text encoder, by these names.
+
+    Its flags (such as --fp32-vae) come first, then what the device can do. The result never has
+    fp8 and fp64: what ComfyUI stores in fp8, it computes in another type.
+
+    Args:
+        device: Where to compute.
+        unet_parameters: On some old cards ComfyUI chooses by the size of the UNet.
+    """
+    import torch
+
+    manager = _comfy("model_management")
+    half, full = torch.float16, torch.float32
+    stored = manager.unet_dtype(device, model_params=unet_parameters, weight_dtype=half)
+    unet = manager.unet_manual_cast(stored, device) or stored
+    text = manager.text_encoder_dtype(device) if manager.should_use_fp16(device) else full
+    return {
+        "unet": full if unet == torch.float64 else unet,
+        "vae": manager.vae_dtype(device, [torch.bfloat16, full]),
+        "text_encoder": text if text in (torch.bfloat16, full) else half,
+    }
 
 
 def casting_leaf(name: str) -> type:

@@ -80,7 +80,9 @@ class FreeMemory(io.ComfyNode):
             host.stop()
         if comfyui_models:
             said.append(str(memory.free_comfyui()))
-            free_refiner()  # off the GPU already, as one of ComfyUI's; now forgotten too
+            # Off the GPU already, as one of ComfyUI's; now its file is closed too.
+            if closed := free_refiner():
+                said.append(f"{closed} closed")
         if cuda_cache:
             said.append(str(memory.free_cuda_cache()))
         log.info("Free Memory: %s", "; ".join(said) or "nothing is turned on")

@@ -29,6 +29,8 @@ class Components:
         origin: The file, folder or id of the checkpoint, for messages.
         advice: One sentence on the settings that this checkpoint needs, or "".
         dtypes: The type in which each component computes, by name; set by `choose_dtypes`.
+        fp32_advice: For messages: how to compute "unet" or "vae" in fp32, if that differs from
+            use_fp16=False.
     """
 
     unet: Any
@@ -43,6 +45,7 @@ class Components:
     origin: str
     advice: str = ""
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    fp32_advice: dict[str, str] = field(default_factory=dict)
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the components that have weights, by name (of COMPONENT_NAMES)."""
@@ -74,6 +77,23 @@ def has_bf16(device: torch.device) -> bool:
             return torch.cuda.is_bf16_supported()
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "xpu"
+
+
+def has_fused_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether torch's attention never holds the matrix of all pairs of tokens."""
+    if device.type != "cuda":
+        return device.type in ("cpu", "xpu")
+    if not torch.version.hip:
+        return True
+    # ROCm has the fused kernels only for some cards, and only in some builds.
+    some = torch.empty(1, 1, 64, 64, dtype=dtype, device=device)
+    try:
+        call = torch.backends.cuda.SDPAParams(some, some, some, None, 0.0, False, False)
+    except (AttributeError, TypeError):  # before torch 2.5
+        return False
+    return torch.backends.cuda.can_use_flash_attention(
+        call
+    ) or torch.backends.cuda.can_use_efficient_attention(call)
 
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

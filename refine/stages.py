@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .components import Components
+from .components import Components, has_fused_attention
 from .denoising import denoise
 from .errors import DeviceMemoryError, NotFiniteError
 from .prompts import Conditioning, encode_prompts
@@ -31,6 +31,9 @@ UNET_BYTES_PER_PIXEL = 379
 ENCODE_BYTES_PER_PIXEL = 1286
 DECODE_BYTES_PER_PIXEL = 1536
 TEXT_BYTES = 64 * 2**20
+SCORE_BYTES = 8
+"""Bytes per pair of tokens where attention is not fused: torch holds the scores before and after
+softmax, in fp32 for every type (measured: 9)."""
 
 VAE_TILES = (None, 512, 256)
 """The VAE's tile sides in pixels, tried one after another while memory runs out; None: no tiles."""
@@ -86,7 +89,7 @@ class Stages:
                     lambda p=pixels: self.components.vae.encode(p)
                 ).latent_dist
                 sample = posterior.mean + posterior.std * tile.latent_noise.to(pixels)
-                _require_finite(sample, "The VAE", self.components)
+                _require_finite(sample, "vae", self.components)
                 tile.latents = sample.cpu() * self.components.vae.config.scaling_factor
                 tile.input_latents = tile.latents
 
@@ -127,13 +130,15 @@ class Stages:
                     tile.generator,
                     lambda step, clean, i=index: on_step(i, step, clean),
                 )
-                _require_finite(result, "The UNet", self.components)
+                _require_finite(result, "unet", self.components)
                 tile.latents = result.cpu()
                 remaining.pop(0)
 
         pixels = max(tile.pixels[0, 0].numel() for tile in tiles)
-        doubled = 2 if dtype == torch.float32 else 1
-        self._run("unet", UNET_BYTES_PER_PIXEL * pixels * doubled, refine_rest)
+        working_bytes = UNET_BYTES_PER_PIXEL * pixels * (2 if dtype == torch.float32 else 1)
+        if not has_fused_attention(device, dtype):
+            working_bytes += _scores_bytes(self.components.unet.config, pixels)
+        self._run("unet", working_bytes, refine_rest)
 
     @torch.no_grad()
     def decode(self, tiles: list[Tile], before: Callable[[int], None]) -> list[Tensor]:
@@ -149,7 +154,7 @@ class Stages:
                 decoded = self._with_tiles(
                     lambda z=latents: self.components.vae.decode(z, return_dict=False)[0]
                 )
-                _require_finite(decoded, "The VAE", self.components)
+                _require_finite(decoded, "vae", self.components)
                 # In place: allocating memory for a whole image takes longer than the arithmetic.
                 results.append(decoded.div_(2).add_(0.5).clamp_(0, 1).to("cpu", torch.float32))
             return results
@@ -227,6 +232,15 @@ def checked_layers(components: Components, check: Callable[[], None]) -> Iterato
             handle.remove()
 
 
+def _scores_bytes(config: Any, pixels: int) -> int:
+    """Return the bytes of the UNet's largest attention matrix, with guidance."""
+    level = next(i for i, kind in enumerate(config.down_block_types) if kind.startswith("Cross"))
+    heads = config.attention_head_dim  # diffusers' name for the number of heads
+    heads = heads if isinstance(heads, int) else heads[level]
+    tokens = pixels // 64 // 4**level
+    return 2 * heads * tokens**2 * SCORE_BYTES
+
+
 def _set_vae_tile(vae: Any, side: int | None) -> None:
     if side is None:
         vae.disable_tiling()
@@ -237,11 +251,17 @@ def _set_vae_tile(vae: Any, side: int | None) -> None:
     vae.tile_latent_min_size = side // 8
 
 
-def _require_finite(result: Tensor, who: str, components: Components) -> None:
+def _require_finite(result: Tensor, component: str, components: Components) -> None:
     # A sum propagates NaN and infinity without needing memory, and the values of an image cannot
     # overflow it in fp32.
-    if not bool(torch.isfinite(result.sum(dtype=torch.float32))):
-        raise NotFiniteError(
-            f"{who} of {components.origin} produced NaN or infinity, which would be a black image: "
-            "try use_fp16=False, or download the checkpoint again."
-        )
+    if bool(torch.isfinite(result.sum(dtype=torch.float32))):
+        return
+    name = {"unet": "UNet", "vae": "VAE"}[component]
+    dtype = components.dtypes[component]
+    advice = "download the checkpoint again"
+    if dtype != torch.float32:
+        advice = f"{components.fp32_advice.get(component, 'try use_fp16=False')}, or {advice}"
+    raise NotFiniteError(
+        f"The {name} of {components.origin} produced NaN or infinity in "
+        f"{str(dtype).removeprefix('torch.')}, which would be a black image: {advice}."
+    )

@@ -72,32 +72,36 @@ def unload_refiner(refiner: ImageRefiner) -> None:
     memory.log_freed(log, freed, free_cuda_cache())
 
 
-def free_refiner() -> Freed:
-    """Take the refiner off the device and forget its weights; nothing where none is kept."""
+def free_refiner() -> str | None:
+    """Take the refiner off the device and forget its weights.
+
+    Returns:
+        The file name of its checkpoint, which is closed now: until then Windows lets nobody
+        replace or delete it. None: no refiner is kept.
+    """
     with _lock:
-        return Freed("the refiner", _close())
+        name = None if _kept is None else Path(_kept[1].model).name
+        _close()
+        return name
 
 
 def _make_refiner(model: Path | str, mode: MemoryMode) -> ImageRefiner:
-    device = comfyui.compute_device()
     return ImageRefiner(
-        device,
-        comfyui.computes_in_half(device),
+        comfyui.compute_device(),
         model=model,
         memory_mode=mode,
         residency=lambda components, where: ManagedResidency(components, where, mode),
     )
 
 
-def _close() -> int:
+def _close() -> None:
     global _kept
     if _kept is None:
-        return 0
+        return
     _, refiner = _kept
     _kept = None
-    freed = refiner.unload()
+    refiner.unload()
     refiner.close()
     del refiner
     gc.collect()  # a checkpoint's components refer to one another
     free_cuda_cache()
-    return freed

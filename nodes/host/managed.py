@@ -33,7 +33,8 @@ class ManagedResidency:
     To be made outside torch's inference mode, whose tensors could not be moved outside it.
 
     Args:
-        components: The loaded checkpoint, its dtypes chosen; its layers are changed in place.
+        components: The loaded checkpoint. Its layers are changed in place, and the types in which
+            they compute become ComfyUI's.
         device: ComfyUI's compute device.
         mode: "auto" leaves everything to ComfyUI; "gpu" loads components whole; "offload" does
             too, and unloads each after its stage; "low_vram" keeps at most 1.5 GiB of each there.
@@ -42,6 +43,7 @@ class ManagedResidency:
     def __init__(self, components: Components, device: torch.device, mode: str = "auto") -> None:
         self.device = device
         self._asked_mode = self._mode = mode
+        _choose_dtypes(components, device)
         self._components = {
             name: _Managed(name, module, components.dtypes[name], device)
             for name, module in components.modules().items()
@@ -116,6 +118,16 @@ class _Holder(nn.Module):
         self.component = component
         self.device: Any = _CPU
         self.manual_cast_dtype: Any = dtype
+
+
+def _choose_dtypes(components: Components, device: torch.device) -> None:
+    """Set the types in which ComfyUI would compute, by its flags and the device."""
+    size = sum(parameter.numel() for parameter in components.unet.parameters())
+    chosen = comfyui.compute_dtypes(device, size)
+    components.dtypes = chosen | {"text_encoder_2": chosen["text_encoder"]}
+    components.fp32_advice = {name: f"start ComfyUI with --fp32-{name}" for name in ("unet", "vae")}
+    if chosen["vae"] == torch.float16:  # only by this flag, which excludes the other
+        components.fp32_advice["vae"] += " instead of --fp16-vae"
 
 
 def _adopt(module: nn.Module, dtype: torch.dtype, *, must_match: bool) -> bool:

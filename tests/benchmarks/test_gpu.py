@@ -80,6 +80,7 @@ def test_every_way_is_a_row_and_says_what_was_not_measured(tmp_path: Path) -> No
         assert row["cold_s"] > row["warm_s"] > 0
         assert 0 < row["share"] == row["floor_s"] / row["warm_s"] < 1.5
         assert row["peak_vram_bytes"] is None
+        assert row["own_ram_bytes"] is None or row["own_ram_bytes"] > 10**8
     assert all(row["reason"].startswith("not measured: ") for row in result["rows"][2:])
     assert "TINY REFINER" in told
     lines = [line for line in told.splitlines() if line.startswith("| ")]
@@ -127,6 +128,8 @@ def test_the_true_size_is_the_published_one(gpu: ModuleType, description: Path) 
     assert work["bytes"]["unet"] == 2 * 2_259_526_660
     # Computed elsewhere in another way: 14.57 TFLOP a step, 15.35 for the VAE, 0.1 a prompt.
     assert work["flop"] == pytest.approx(6 * 14.57e12 + 15.35e12 + 2 * 0.098e12, rel=1e-3)
+    # Likewise 22.5 GB a step and 37.6 for the VAE, but with copies after attention.
+    assert work["traffic_bytes"] == pytest.approx(173e9, rel=0.06)
 
 
 def test_the_names_are_those_of_a_refiner_checkpoint(
@@ -140,6 +143,22 @@ def test_the_names_are_those_of_a_refiner_checkpoint(
     save_file({name: torch.zeros(1, 4, 1, dtype=torch.float16) for name in names}, file)
 
     assert read_checkpoint(file).family == "refiner"
+
+
+@pytest.mark.parametrize(("name", "middle"), [("norm.weight", 1.0), ("norm.bias", 0.0)])
+def test_no_two_biases_or_scales_are_equal(gpu: ModuleType, name: str, middle: float) -> None:
+    """Ones and zeros would hide that two of them are swapped."""
+    first, second = (gpu.random_weights(name, (64,)) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert 0.001 < float(first.float().std()) < 0.2 > abs(float(first.float().mean()) - middle)
+
+
+def test_the_floor_adds_traffic_to_flop_and_copies_run_beside_them(gpu: ModuleType) -> None:
+    work = {"flop": 100, "traffic_bytes": 30, "bytes": {"unet": 80, "vae": 10, "text": 10}}
+    rates = {"flop_per_s": 50, "bytes_per_s": 10, "pinned_bytes_per_s": 10}
+    assert gpu.floor_s("gpu", work, rates, 6) == 2 + 3
+    assert gpu.floor_s("offload", work, rates, 6) == 10
+    assert gpu.floor_s("offload", work, rates | {"pinned_bytes_per_s": None}, 6) == 2 + 3
 
 
 def test_bytes_that_each_mode_brings(gpu: ModuleType) -> None:

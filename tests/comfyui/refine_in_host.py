@@ -158,6 +158,42 @@ def pins():
         management.MAX_PINNED_MEMORY = was
 
 
+def types(*flags, half):
+    """The types that the parts compute in with these flags; `half`: as on a GPU that has both."""
+    was = management.should_use_fp16, management.should_use_bf16
+    if half:
+        management.should_use_fp16 = management.should_use_bf16 = lambda *_, **__: True
+    for flag in flags:
+        setattr(management.args, flag, True)
+    try:
+        chosen = managed.comfyui.compute_dtypes(torch.device("cpu"), 2_259_526_660)
+        return [str(chosen[name])[6:] for name in ("unet", "vae", "text_encoder")]
+    finally:
+        management.should_use_fp16, management.should_use_bf16 = was
+        for flag in flags:
+            setattr(management.args, flag, False)
+
+
+def flags():
+    """ComfyUI's flags for types: what each chooses, a run with one, and the error that names it."""
+    gpu = ("fp32_unet", "bf16_unet", "fp8_e4m3fn_unet", "fp32_vae", "fp16_vae", "fp32_text_enc")
+    answer = {flag: types(flag, half=True) for flag in gpu}
+    answer |= {"gpu": types(half=True), "cpu": types(half=False)}
+    answer |= {f"cpu {flag}": types(flag, half=False) for flag in ("fp16_unet", "bf16_vae")}
+    management.args.fp16_vae = True
+    try:
+        refiner = make("auto")
+    finally:
+        management.args.fp16_vae = False
+    far = difference(refiner)
+    decoder = refiner._stages.components.vae.decoder
+    decoder.register_forward_hook(lambda _, __, out: out * float("nan"))
+    try:
+        run(refiner)
+    except refine.NotFiniteError as error:
+        return answer | {"difference": far, "message": str(error)}
+
+
 def unload_models():
     """What the button does, outside inference mode; then it all works again."""
     refiner = make("auto")
@@ -306,6 +342,7 @@ SCENARIOS = (
         no_vram,
         low_vram,
         pins,
+        flags,
         unload_models,
         neighbours,
         rests,

@@ -66,6 +66,36 @@ def test_no_weight_of_the_mapped_file_is_page_locked(answers: dict[str, Any]) ->
     assert said["ours"] == 0
 
 
+@pytest.mark.parametrize(
+    ("case", "types"),
+    [
+        ("gpu", "float16 bfloat16 float16"),
+        ("fp32_unet", "float32 bfloat16 float16"),
+        ("bf16_unet", "bfloat16 bfloat16 float16"),
+        ("fp8_e4m3fn_unet", "float16 bfloat16 float16"),
+        ("fp32_vae", "float16 float32 float16"),
+        ("fp16_vae", "float16 float16 float16"),
+        ("fp32_text_enc", "float16 bfloat16 float32"),
+        ("cpu", "float32 float32 float32"),
+        ("cpu fp16_unet", "float32 float32 float32"),
+        ("cpu bf16_vae", "float32 bfloat16 float32"),
+    ],
+)
+def test_comfyui_s_flags_choose_the_types_of_unet_vae_and_text_encoder(
+    answers: dict[str, Any], case: str, types: str
+) -> None:
+    assert answers["flags"][case] == types.split()
+
+
+def test_a_flag_is_obeyed_and_the_error_names_it(answers: dict[str, Any]) -> None:
+    said = answers["flags"]
+    assert 0 < said["difference"] < 0.05
+    assert said["message"].endswith(
+        "produced NaN or infinity in float16, which would be a black image: start ComfyUI with "
+        "--fp32-vae instead of --fp16-vae, or download the checkpoint again."
+    )
+
+
 def test_unload_models_takes_all_parts_and_the_next_run_works(answers: dict[str, Any]) -> None:
     said = answers["unload_models"]
     assert said["before"] == ALL_PARTS

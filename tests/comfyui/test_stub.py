@@ -57,6 +57,8 @@ WANTED = [
     "comfy.model_management:load_models_gpu",
     "comfy.model_management:is_device_cpu",
     "comfy.model_management:should_use_fp16",
+    *(f"comfy.model_management:{part}_dtype" for part in ("unet", "vae", "text_encoder")),
+    "comfy.model_management:unet_manual_cast",
     *(f"comfy.model_patcher:ModelPatcher.{name}" for name in ("__init__", "model_size", "detach")),
     *(f"comfy.model_patcher:ModelPatcher.{name}" for name in ("loaded_size", "partially_load")),
     *(f"comfy.ops:manual_cast.{name}.forward_comfy_cast_weights" for name in LEAVES),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from image_refinery.files import UnreadableImage, open_image, with_8_bits
-from PIL import Image
+from PIL import Image, ImageCms
 
 
 def test_a_turned_photo_is_upright(tmp_path: Path) -> None:
@@ -57,6 +59,56 @@ def test_a_cmyk_photo_keeps_its_colors(tmp_path: Path) -> None:
     color = open_image(tmp_path / "a.jpg").getpixel((8, 8))
     assert isinstance(color, tuple) and len(color) == 3
     assert all(abs(got - was) < 5 for got, was in zip(color, (200, 40, 40), strict=True))
+
+
+def ink_profile() -> bytes:
+    """A color profile of a printer whose inks are duller than Pillow's formula assumes."""
+    ramp = bytes(range(256))
+    corners = bytearray()
+    for corner in range(16):  # C, M, Y, K: the first changes slowest
+        cyan, magenta, yellow, black = (
+            corner >> 3 & 1,
+            corner >> 2 & 1,
+            corner >> 1 & 1,
+            corner & 1,
+        )
+        light = 0 if black else 255 - 70 * cyan - 80 * magenta - 20 * yellow
+        corners += bytes([light, 128 - 30 * cyan + 60 * magenta, 128 - 40 * cyan + 80 * yellow])
+    identity = struct.pack(">9i", *(65536 if i % 4 == 0 else 0 for i in range(9)))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + ramp * 4 + corners + ramp * 3
+    tags = struct.pack(">I4sII", 1, b"A2B0", 144, len(table))
+    d50 = struct.pack(">3i", 63190, 65536, 54061)
+    head = (
+        struct.pack(">I4xI", 144 + len(table), 0x02400000) + b"prtrCMYKLab " + bytes(12) + b"acsp"
+    )
+    return head.ljust(68, b"\0") + d50 + bytes(48) + tags + table
+
+
+@pytest.mark.parametrize("file", ["a.jpg", "a.tif"])
+def test_cmyk_becomes_srgb_by_its_profile(tmp_path: Path, file: str) -> None:
+    inks = ink_profile()
+    printed = Image.new("CMYK", (16, 16), (200, 30, 60, 20))
+    printed.save(tmp_path / file, icc_profile=inks, dpi=(300, 300))
+    image = open_image(tmp_path / file)
+
+    with Image.open(tmp_path / file) as stored:
+        srgb = ImageCms.createProfile("sRGB")
+        right = ImageCms.profileToProfile(stored, io.BytesIO(inks), srgb, outputMode="RGB")
+        plain = np.asarray(stored.convert("RGB")).astype(int)
+    assert right is not None
+    assert image.mode == "RGB" and image.tobytes() == right.tobytes()
+    assert np.abs(np.asarray(image) - plain).mean() > 20
+    assert image.info["icc_profile"][16:20] == b"RGB "
+    assert image.info["dpi"] == pytest.approx((300, 300)), "what else the file says is kept"
+
+
+def test_a_profile_that_is_no_cmyk_profile_is_ignored(tmp_path: Path) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    printed = Image.new("CMYK", (16, 16), (200, 30, 60, 20))
+    for number, wrong in enumerate((srgb, ink_profile()[:300], b"nonsense")):
+        printed.save(tmp_path / f"{number}.tif", icc_profile=wrong)
+        image = open_image(tmp_path / f"{number}.tif")
+        assert image.tobytes() == printed.convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -45,6 +48,26 @@ def test_comfyui_s_models_and_the_cache(node: Any, calls: list[str]) -> None:
     output = free(node, comfyui_models=True, cuda_cache=True)
     assert calls == ["unload_all_models", "soft_empty_cache"]
     assert output.ui["text"] == ["ComfyUI's models: 0 B", "CUDA cache: 0 B"]
+
+
+def test_the_refiner_s_checkpoint_is_closed_and_named(node: Any, checkpoints: Path) -> None:
+    from image_refinery.nodes.host.kept import loaded_refiner
+
+    # A copy, which no other test maps.
+    shutil.copytree(checkpoints / "tiny_refiner", checkpoints / "mapped")
+    shutil.copy2(checkpoints / "tiny_refiner.safetensors", checkpoints / "mapped.safetensors")
+    loaded_refiner("mapped.safetensors", "auto").unload()
+    assert sys.platform != "linux" or "mapped.safetensors" in Path("/proc/self/maps").read_text()
+
+    assert free(node, comfyui_models=True).ui["text"] == [
+        *("ComfyUI's models: 0 B", "mapped.safetensors closed")
+    ]
+    assert (
+        sys.platform != "linux" or "mapped.safetensors" not in Path("/proc/self/maps").read_text()
+    )
+    (checkpoints / "mapped.safetensors").unlink()  # on Windows only where nothing maps it
+    shutil.rmtree(checkpoints / "mapped")
+    assert free(node, comfyui_models=True).ui["text"] == ["ComfyUI's models: 0 B"]
 
 
 def test_all_models_of_the_ollama_server(node: Any, ollama: FaultyOllama, calls: list[str]) -> None:

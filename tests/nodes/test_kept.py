@@ -19,6 +19,8 @@ def imported(comfy_for_all: None) -> None:
 class Holder:
     """Holds 5 bytes until it is unloaded, and remembers what was asked of it."""
 
+    model = "folder/refiner.safetensors"
+
     def __init__(self) -> None:
         self.asked: list[str] = []
 
@@ -66,7 +68,8 @@ def test_what_cannot_be_made_leaves_nothing_behind() -> None:
     assert kept.keep_refiner("b", Holder).asked == []
 
 
-def test_freeing_reports_the_bytes_once() -> None:
-    kept.keep_refiner("a", Holder)
-    assert str(kept.free_refiner()) == "the refiner: 5 B"
-    assert kept.free_refiner().bytes == 0
+def test_freeing_names_the_closed_checkpoint_once() -> None:
+    holder = kept.keep_refiner("a", Holder)
+    assert kept.free_refiner() == "refiner.safetensors"
+    assert holder.asked == ["unload", "close"]
+    assert kept.free_refiner() is None

@@ -5,6 +5,7 @@ import platform
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from image_refinery.refine import (
     NotFiniteError,
 )
 from image_refinery.refine import residency as residency_module
+from image_refinery.refine.components import has_fused_attention
+from image_refinery.refine.loading import shipped_config
 from image_refinery.refine.residency import choose_mode, is_out_of_memory
+from image_refinery.refine.stages import _scores_bytes
 from PIL import Image
 
 Draw = Callable[[int, tuple[int, int]], Image.Image]
@@ -157,6 +161,41 @@ def test_another_owner_of_the_weights_is_asked_for_each_part(tiny_file: Path, dr
     assert all(size > 0 for _, size in asked)
 
 
+def test_attention_that_is_not_fused_asks_for_room_for_its_scores(
+    tiny_file: Path, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Host(LocalResidency):
+        def use(self, component: str, working_bytes: int):
+            asked.extend([working_bytes] if component == "unet" else [])
+            return super().use(component, working_bytes)
+
+    refiner = ImageRefiner("cpu", model=tiny_file, residency=Host)
+    refiner.refine(draw(0, (128, 128)), **SMALL)
+    monkeypatch.setattr("image_refinery.refine.stages.has_fused_attention", lambda *_: False)
+    refiner.refine(draw(0, (128, 128)), **SMALL)
+    fused, unfused = asked
+    assert unfused - fused == 2 * 1 * 64**2 * 8, "of its one head, for 64 tokens, with guidance"
+
+
+def test_the_true_refiner_without_fused_attention_needs_gigabytes() -> None:
+    config = SimpleNamespace(**shipped_config("refiner")["unet/config.json"])
+    assert _scores_bytes(config, 1024 * 1024) == 2 * 12 * 4096**2 * 8  # 3.2 GB
+
+
+def test_which_devices_have_fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = torch.float16
+    found = {kind: has_fused_attention(torch.device(kind), half) for kind in ("cpu", "xpu", "mps")}
+    assert found == {"cpu": True, "xpu": True, "mps": False}
+    assert has_fused_attention(torch.device("cuda"), half)
+    # As on ROCm: torch asks the build and the card. There is no such card here.
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: empty(*size, dtype=dtype))
+    assert has_fused_attention(torch.device("cuda"), half) is False
+
+
 def test_the_owner_of_the_weights_is_made_outside_inference_mode(tiny_file: Path) -> None:
     modes: list[bool] = []
 
@@ -259,7 +298,25 @@ def test_nan_is_an_error_not_a_black_picture(
     module = getattr(refiner.components, part)
     layer = module.conv_out if part == "unet" else module.decoder.conv_out
     layer.register_forward_hook(lambda _, __, out: out * float("nan"))
-    with pytest.raises(NotFiniteError, match=f"^{who} of .* produced NaN"):
+    with pytest.raises(NotFiniteError, match=f"^{who} of .* produced NaN") as raised:
+        refiner.refine(draw(0, (64, 64)), **SMALL)
+    ends = "in float32, which would be a black image: download the checkpoint again."
+    assert str(raised.value).endswith(ends), "full precision already"
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [({}, "try use_fp16=False, or"), ({"vae": "use fp32"}, "use fp32, or")],
+)
+def test_nan_in_half_precision_says_how_to_get_full_precision(
+    open_refiner: Any, tiny_file: Path, draw: Draw, told: dict[str, str], words: str
+) -> None:
+    refiner = open_refiner("cpu", model=tiny_file)
+    refiner.load()
+    parts = refiner.components
+    parts.dtypes["vae"], parts.fp32_advice = torch.bfloat16, told
+    parts.vae.decoder.conv_out.register_forward_hook(lambda _, __, out: out * float("nan"))
+    with pytest.raises(NotFiniteError, match=f"in bfloat16, .*black image: {words}"):
         refiner.refine(draw(0, (64, 64)), **SMALL)
 
 

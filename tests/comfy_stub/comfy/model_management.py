@@ -109,6 +109,31 @@ def should_use_fp16(
     return device is not None and not is_device_cpu(device)
 
 
+def unet_dtype(
+    device: torch.device | None = None,
+    model_params: int = 0,
+    weight_dtype: torch.dtype | None = None,
+) -> torch.dtype:
+    return torch.float16 if should_use_fp16(device) else torch.float32
+
+
+def unet_manual_cast(
+    weight_dtype: torch.dtype,
+    inference_device: torch.device,
+) -> torch.dtype | None:
+    """None: it computes in the type of the weights."""
+    fits = weight_dtype == torch.float32 or should_use_fp16(inference_device)
+    return None if fits else torch.float32
+
+
+def text_encoder_dtype(device: torch.device | None = None) -> torch.dtype:
+    return torch.float16
+
+
+def vae_dtype(device: torch.device | None = None, allowed_dtypes: Any = []) -> torch.dtype:  # noqa: B006
+    return torch.float32
+
+
 def intermediate_device() -> torch.device:
     return torch.device("cpu")
 
