@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -91,6 +90,7 @@ class BatchRun:
         pixels = 0
         for item in self._batch.items:
             own = sum(region.size.height * region.size.width for region in item.regions)
+            own = max(own, item.size.height * item.size.width)  # both are in memory
             if group and (is_alone or pixels + own > MAX_GROUP_PIXELS):
                 yield group
                 group, pixels = [], 0
@@ -140,8 +140,8 @@ class BatchRun:
         wanted: dict[PromptKey, Item] = {}
         for owner in owners:
             wanted.setdefault(self._prompt_key(owner), owner.item)
-        for key in [key for key in self._cache if key not in wanted][: len(wanted)]:
-            if len(self._cache) + len(wanted) > MAX_CACHED_PROMPTS:
+        for key in [key for key in self._cache if key not in wanted]:
+            if len(self._cache.keys() | wanted.keys()) > MAX_CACHED_PROMPTS:
                 del self._cache[key]
         for key, item in wanted.items():
             if key not in self._cache:
@@ -159,11 +159,12 @@ class BatchRun:
         tiles = [owner.work.tiles[owner.tile] for owner in owners]
 
         def announce(stage: Stage) -> Callable[[int], None]:
-            return lambda number: self._report(self._event(stage, owner=owners[number]))
+            return lambda n: self._report(self._event(stage, owners[n].item, owners[n]))
 
         def on_step(number: int, step: int, clean: Tensor) -> None:
             self._done += step > 0
-            self._report(self._event("refine", owner=owners[number], step=step, clean=clean))
+            owner = owners[number]
+            self._report(self._event("refine", owner.item, owner, step, clean))
 
         self._stages.encode(tiles, announce("encode"))
         conditionings = [self._cache[self._prompt_key(owner)] for owner in owners]
@@ -173,33 +174,27 @@ class BatchRun:
     def _event(
         self,
         stage: Stage,
-        item: Item | None = None,
+        item: Item,
         owner: _Owner | None = None,
         step: int = 0,
         clean: Tensor | None = None,
     ) -> Progress:
         settings = self._settings
-        event = Progress(
+        preview = None
+        if owner is not None and clean is not None:
+            preview = partial(owner.work.preview, owner.tile, clean)
+        return Progress(
             stage=stage,
+            image=item.number + 1,
             images=self._batch.count,
+            region=owner.region + 1 if owner else 1,
+            regions=len(item.regions) if owner else 1,
+            tile=owner.tile + 1 if owner else 1,
+            tiles=len(owner.work.tiles) if owner else 1,
             step=step,
             steps=settings.steps,
             done=self._done,
             total=self._total,
             formula=f"{settings.num_inference_steps} x {settings.strength:g}",
+            render_preview=preview,
         )
-        item = owner.item if owner else item
-        if item:
-            event = replace(event, image=item.number + 1)
-        if owner:
-            event = replace(
-                event,
-                region=owner.region + 1,
-                regions=len(owner.item.regions),
-                tile=owner.tile + 1,
-                tiles=len(owner.work.tiles),
-            )
-            if clean is not None:
-                preview = partial(owner.work.preview, owner.tile, clean)
-                event = replace(event, render_preview=preview)
-        return event
