@@ -105,7 +105,7 @@ def test_the_inputs_are_in_the_design_s_order_and_all_explained(refinery: ComfyH
     assert info["input_order"]["optional"] == [
         *("mask", "enabled", "aesthetic_score", "negative_aesthetic_score", "guidance_end"),
         *("working_size", "output_size", "keep_colours", "memory_mode", "unload_after"),
-        "on_error",
+        *("on_error", "scale", "regions", "prompt_syntax", "upscale_model", "tile_prompts"),
     ]
     everything = info["input"]["required"] | info["input"]["optional"]
     assert [name for name, (_, options) in everything.items() if not options.get("tooltip")] == []
