@@ -205,6 +205,7 @@ def _take_components(pipeline: Any, origin: str, advice: str) -> Components:
     )
     for name, module in components.modules().items():
         module.requires_grad_(False).eval()
+        _skip_division_by_one(module)
         # diffusers leaves missing weights without data, and does not always report them.
         lacking = [key for key, tensor in module.state_dict().items() if tensor.is_meta]
         if lacking:
@@ -213,6 +214,24 @@ def _take_components(pipeline: Any, origin: str, advice: str) -> Components:
                 "download it again, or choose another one."
             )
     return components
+
+
+class _One:
+    """A divisor that returns the tensor itself."""
+
+    def __rtruediv__(self, tensor: Any) -> Any:
+        return tensor
+
+
+def _skip_division_by_one(component: Any) -> None:
+    """Let diffusers' blocks return their sum as it is, where they would divide it by 1.0.
+
+    At 1024 px these divisions read and write 2 GB in each step, and 5 GB in the VAE.
+    """
+    for module in component.modules():
+        for name in ("output_scale_factor", "rescale_output_factor"):
+            if getattr(module, name, None) == 1:
+                setattr(module, name, _One())
 
 
 def _torch_dtype(stored: str) -> Any:

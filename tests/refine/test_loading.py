@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from image_refinery.refine import (
     CheckpointError,
     HubError,
@@ -21,6 +22,7 @@ from image_refinery.refine.loading import load_components, shipped_config
 from image_refinery.refine.tokenizer_files import find_tokenizer_files
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SMALL = {"num_inference_steps": 4, "working_size": "keep size"}
 
@@ -343,6 +345,30 @@ def test_weights_stay_mapped_in_their_stored_type(tiny_file: Path) -> None:
     }
     if sys.platform == "linux":
         assert str(tiny_file) in Path("/proc/self/maps").read_text()
+
+
+def test_nothing_is_divided_by_one(tiny_file: Path) -> None:
+    divided: list[str] = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            by = args[1] if func.overloadpacket.__name__ == "div" else None
+            if isinstance(by, float) and by == 1:
+                divided.append(str(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        ImageRefiner("cpu", model=tiny_file).refine(Image.new("RGB", (64, 64)), **SMALL)
+    assert divided == []
+    vae = load_components(tiny_file).vae.float()
+    with torch.no_grad():
+        decoded = vae.decode(torch.zeros(1, 4, 8, 8)).sample
+    plain = AutoencoderKL.from_config(vae.config)
+    plain.load_state_dict(vae.state_dict())
+    with torch.no_grad(), Count():
+        expected = plain.eval().decode(torch.zeros(1, 4, 8, 8)).sample
+    assert len(divided) > 5
+    assert torch.equal(decoded, expected)
 
 
 def test_json_beside_a_file_overrides_what_ships(tiny_file: Path, tmp_path: Path) -> None:
