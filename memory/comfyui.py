@@ -59,9 +59,8 @@ def compute_dtypes(device: Any, unet_parameters: int) -> dict[str, Any]:
         device: Where to compute.
         unet_parameters: On some old cards ComfyUI chooses by the size of the UNet.
     """
-    import torch
-
     manager = _comfy("model_management")
+    torch = sys.modules["torch"]  # not imported: LLM packages import this module, and need none
     half, full = torch.float16, torch.float32
     stored = manager.unet_dtype(device, model_params=unet_parameters, weight_dtype=half)
     unet = manager.unet_manual_cast(stored, device) or stored
