@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .blend import marked_box, resize_mask
-from .errors import SettingsError
+from .errors import ImageError, SettingsError
 from .geometry import (
     MIN_MARGIN_PX,
     Box,
@@ -90,9 +90,19 @@ def plan_tiles(
         settings: `scale`, `working_size` and `regions` matter.
         mask: (H, W) or (1, 1, H, W), above 0 where to refine.
         tile_size: The largest side of a tile, in pixels of the work; 0: as SDXL Refiner has them.
+
+    Raises:
+        ImageError: the image has no pixels, or the mask another size.
     """
     settings = settings or RefineSettings()
     height, width = size
+    if height < 1 or width < 1:
+        raise ImageError("The image is empty: it has no pixels.")
+    if mask is not None and mask.shape[-2:] != (height, width):
+        raise ImageError(
+            f"The mask is {mask.shape[-1]} x {mask.shape[-2]} px, but the image is {width} x "
+            f"{height} px: scale the mask to the size of the image."
+        )
     full = scaled_size(height, width, settings.scale)
     if mask is not None:
         mask = resize_mask(mask.reshape(1, 1, height, width).float(), full)

@@ -232,9 +232,9 @@ def test_each_tile_has_the_conditioning_of_its_own_text(
     encoded: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    image = draw(5, (1088, 1088))
-    places = plan_tiles((1088, 1088), RefineSettings())
-    assert len(places) == 1 and len(places[0]) >= 4
+    image = draw(5, (1088, 128))
+    places = plan_tiles((128, 1088), RefineSettings())
+    assert len(places) == 1 and len(places[0]) == 2
     texts = [[f"part {index}" for index in range(len(places[0]))]]
     used: list[Any] = []
     refine = Stages.refine
@@ -308,6 +308,13 @@ def test_tiles_are_told_in_pixels_of_the_input() -> None:
     (small,) = plan_tiles((100, 60), RefineSettings())
     assert small == [Box(0, 0, 100, 60)], "the padding is not of the image"
     assert plan_tiles((64, 64), None, torch.zeros(64, 64)) == []
+
+
+def test_an_empty_image_and_a_mask_of_another_size_are_refused() -> None:
+    with pytest.raises(ImageError, match="has no pixels"):
+        plan_tiles((0, 64))
+    with pytest.raises(ImageError, match="The mask is 60 x 64 px, but the image is 64 x 64 px"):
+        plan_tiles((64, 64), None, torch.zeros(64, 60))
 
 
 def test_smaller_tiles_can_be_asked_for() -> None:
