@@ -158,6 +158,38 @@ def ollama(make_ollama: Callable[..., FaultyOllama]) -> FaultyOllama:
 
 
 @pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes each load of a checkpoint."""
+    from image_refinery.refine import ImageRefiner
+
+    seen: list[str] = []
+    load = ImageRefiner.load
+
+    def noted(self: ImageRefiner) -> None:
+        seen.append(str(self.model))
+        load(self)
+
+    monkeypatch.setattr(ImageRefiner, "load", noted)
+    return seen
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The prompts that were encoded, in their order."""
+    from image_refinery.refine.stages import Stages
+
+    seen: list[str] = []
+    encode = Stages.encode_prompts
+
+    def noted(self: Stages, prompt: str, *rest: Any) -> Any:
+        seen.append(prompt)
+        return encode(self, prompt, *rest)
+
+    monkeypatch.setattr(Stages, "encode_prompts", noted)
+    return seen
+
+
+@pytest.fixture
 def make_server() -> Iterator[Callable[..., ScriptedServer]]:
     """Start any number of doubles of other servers: make_server("lmstudio", models, jit=False)."""
     from scripted_servers import KINDS

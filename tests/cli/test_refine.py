@@ -154,22 +154,6 @@ def test_a_mask_limits_the_change(photo: Path) -> None:
     assert changed[:, 40:].sum() == 0 and changed[8:40, 8:40].mean() > 0.5
 
 
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Notes each load of a checkpoint."""
-    from image_refinery.refine import ImageRefiner
-
-    seen: list[str] = []
-    load = ImageRefiner.load
-
-    def noted(self: ImageRefiner) -> None:
-        seen.append(str(self.model))
-        load(self)
-
-    monkeypatch.setattr(ImageRefiner, "load", noted)
-    return seen
-
-
 def test_a_missing_file_is_found_before_the_checkpoint_loads(
     photo: Path, capsys: Any, loads: list[str]
 ) -> None:
@@ -347,18 +331,12 @@ def test_a_comparison_takes_any_two_pictures() -> None:
 
 
 def test_each_region_is_described_for_its_own_prompt(
-    photo: Path, ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    photo: Path,
+    ollama: FaultyOllama,
+    encoded: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
-    from image_refinery.refine.stages import Stages
-
-    encoded: list[str] = []
-    encode = Stages.encode_prompts
-
-    def noted(stages: Any, prompt: str, *rest: Any) -> Any:
-        encoded.append(prompt)
-        return encode(stages, prompt, *rest)
-
-    monkeypatch.setattr(Stages, "encode_prompts", noted)
     monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
     ollama.script("chat", Reply(text="A red ball."), Reply(text="A blue box."))
     image, mask = Image.new("RGB", (300, 200), "white"), Image.new("L", (300, 200))

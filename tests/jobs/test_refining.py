@@ -69,20 +69,6 @@ def batch(images: Path) -> Callable[..., int]:
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Notes each load of a checkpoint."""
-    seen: list[str] = []
-    load = ImageRefiner.load
-
-    def noted(self: ImageRefiner) -> None:
-        seen.append(str(self.model))
-        load(self)
-
-    monkeypatch.setattr(ImageRefiner, "load", noted)
-    return seen
-
-
-@pytest.fixture
 def refined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids of the images that were refined."""
     seen: list[str] = []

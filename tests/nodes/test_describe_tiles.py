@@ -131,18 +131,8 @@ def refine(refiner: Any, *batches: torch.Tensor, **inputs: Any) -> Any:
 
 
 def test_the_refiner_uses_each_text_for_its_tile(
-    node: Any, refiner: Any, ollama: FaultyOllama, monkeypatch: pytest.MonkeyPatch
+    node: Any, refiner: Any, encoded: list[str]
 ) -> None:
-    from image_refinery.refine.stages import Stages
-
-    encoded: list[str] = []
-    encode = Stages.encode_prompts
-
-    def noted(stages: Any, prompt: str, *rest: Any) -> Any:
-        encoded.append(prompt)
-        return encode(stages, prompt, *rest)
-
-    monkeypatch.setattr(Stages, "encode_prompts", noted)
     images = torch.rand(2, 90, 70, 3)
     _, prompts = execute(node, images, working_size="keep size")
     own = [replace(one, texts=[[f"part {index}"]]) for index, one in enumerate(prompts)]

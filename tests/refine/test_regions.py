@@ -211,20 +211,6 @@ def prompts_for(image: Image.Image, texts: list[list[str]], **more: Any) -> Tile
     )
 
 
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The prompts that were encoded."""
-    seen: list[str] = []
-    encode = Stages.encode_prompts
-
-    def noted(stages: Stages, prompt: str, *rest: Any) -> Any:
-        seen.append(prompt)
-        return encode(stages, prompt, *rest)
-
-    monkeypatch.setattr(Stages, "encode_prompts", noted)
-    return seen
-
-
 @pytest.mark.usefixtures("sixteenth_megapixel")
 def test_each_tile_has_the_conditioning_of_its_own_text(
     refiner: ImageRefiner,
@@ -264,7 +250,7 @@ def test_texts_of_regions_join_the_prompt(
 ) -> None:
     image = draw(2, (400, 300))
     mask = mask_of(300, 400, Box(200, 320, 260, 380), Box(20, 10, 70, 60))
-    tiles = prompts_for(image, [["a red ball"], ["a blue box"]], mask=mask, **SMALL)
+    tiles = prompts_for(image, [["a red ball"], ["a blue box"]], mask=mask[0, 0], **SMALL)
     refiner.refine(image, prompt="on grass", mask=mask[0, 0], tile_prompts=tiles, **SMALL)
     assert encoded == ["on grass, a red ball", "on grass, a blue box"]
 
