@@ -15,7 +15,7 @@ from ..jobs.refining_on_ray import Checkpoint, run_refining_on_ray
 from ..refine import ImageRefiner, RefineCancelled, RefineError, RefineSettings
 from ..refine.identity import identify
 from ..refine.progress import Progress
-from .batch_run import Bars, print_begin, print_end
+from .batch_run import Bars, input_around, print_begin, print_end
 from .progress import stop_on_ctrl_c
 from .refine import best_device, load
 
@@ -61,15 +61,11 @@ def refinement_of(
         format=options.format,
         quality=options.quality,
     )
-    output = files.folder.resolve()
-    for one in options.inputs:
-        if isinstance(one, Path) and one.is_dir():
-            taken = one.resolve()
-            if output == taken or (options.recursive and taken in output.parents):
-                raise jobs.JobError(
-                    f"The refined images would be in {one}, which is an input, and the next run "
-                    "would refine them again. Name another folder after --output."
-                )
+    if one := input_around(files.folder, options):
+        raise jobs.JobError(
+            f"The refined images would be in {one}, which is an input, and the next run would "
+            "refine them again. Name another folder after --output."
+        )
     files.check(items)
     return Refinement(
         refiner=ImageRefiner(

@@ -36,6 +36,17 @@ def find_items(options: argparse.Namespace) -> list[jobs.Item]:
     )
 
 
+def input_around(place: Path, options: argparse.Namespace) -> Path | None:
+    """Return the input whose images would be joined by results in a folder, or None."""
+    place = place.resolve()
+    for one in options.inputs:
+        if isinstance(one, Path):
+            taken = one.resolve()
+            if place == taken or (options.recursive and taken in place.parents):
+                return one
+    return None
+
+
 def print_plan(
     items: Sequence[jobs.Item], folder: Path, options: argparse.Namespace, title: str = ""
 ) -> None:

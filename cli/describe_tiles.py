@@ -20,7 +20,6 @@ from ..files import open_image, with_8_bits
 from ..llm.servers import split_model
 from ..refine import RefineSettings, TilePrompts
 from ..refine.geometry import Box
-from ..refine.pixels import read_mask
 from .progress import watching
 from .terminal import DESCRIBE, message
 
@@ -85,5 +84,4 @@ def describe_tiles(
 
 def _planned(path: Path, settings: RefineSettings, mask: Image.Image | None) -> TilePrompts:
     image = open_image(path)
-    marked = None if mask is None else read_mask(mask, 1, image.height, image.width)
-    return TilePrompts.planned((image.height, image.width), settings, marked)
+    return TilePrompts.planned((image.height, image.width), settings, mask)

@@ -7,13 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 from tqdm import tqdm
 
 from .. import jobs
 from ..llm.errors import Cancelled
-from .batch_run import Bars, find_items, print_begin, print_end, print_plan
+from .batch_run import Bars, find_items, input_around, print_begin, print_end, print_plan
 from .progress import stop_on_ctrl_c
 
 _TAKES = {
@@ -64,7 +63,8 @@ def _run(
     )
     downloads = None
     if options.output is not None:
-        _check_output(options)
+        if one := input_around(options.output, options):
+            raise jobs.JobError(f"{options.output} is inside the input {one}. Name another folder.")
         downloads = jobs.Downloads(options.output, folder, items)
     done = len(items) - len(todo)
     print_begin([warning] if warning else [], done, len(items))
@@ -99,13 +99,3 @@ def _run(
     bars.close()
     counts = jobs.write_report(folder, jobs.Rows(folder), {item.id: item for item in items})
     return print_end(counts, state, folder, options, seconds=seconds, was_cancelled=was_cancelled)
-
-
-def _check_output(options: argparse.Namespace) -> None:
-    """Raise JobError if the next run would take the results for images of the input."""
-    place = options.output.absolute()
-    for one in options.inputs:
-        if isinstance(one, Path) and (
-            place == one.absolute() or (options.recursive and place.is_relative_to(one.absolute()))
-        ):
-            raise jobs.JobError(f"{options.output} is inside the input {one}. Name another folder.")

@@ -45,7 +45,7 @@ class Inputs:
     text_options: StageOptions = llm_inputs.options("Connect Ollama Options for the rewrite.")
 
 
-class CaptionFolder(io.ComfyNode):
+class CaptionFolder(job_folders.WorksOnFolder):
     """(names, texts, report) of a folder, and a .txt beside each image."""
 
     @classmethod
@@ -84,13 +84,6 @@ class CaptionFolder(io.ComfyNode):
     ) -> bool:
         """Accept any folder, model and server: workflows of other machines must load and queue."""
         return True
-
-    @classmethod
-    def fingerprint_inputs(
-        cls, folder: Any = None, include_subfolders: Any = None, pattern: Any = None, **_: Any
-    ) -> Any:
-        """Changes with the list of images, and after each run that ended in a message."""
-        return job_folders.listing(folder, include_subfolders, pattern), host.failed_runs(cls)
 
     @classmethod
     @host.shows_errors

@@ -76,7 +76,7 @@ class Inputs:
         )
 
 
-class RefineFolder(io.ComfyNode):
+class RefineFolder(job_folders.WorksOnFolder):
     """(names, folder, report): the refined images, in a folder of ComfyUI's output folder."""
 
     @classmethod
@@ -118,13 +118,6 @@ class RefineFolder(io.ComfyNode):
     ) -> bool | str:
         """Accept any folder and checkpoint: workflows of other machines must load and queue."""
         return host.check_choices(Inputs, working_size=working_size)
-
-    @classmethod
-    def fingerprint_inputs(
-        cls, folder: Any = None, include_subfolders: Any = None, pattern: Any = None, **_: Any
-    ) -> Any:
-        """Changes with the list of images, and after each run that ended in a message."""
-        return job_folders.listing(folder, include_subfolders, pattern), host.failed_runs(cls)
 
     @classmethod
     @host.shows_errors

@@ -200,7 +200,8 @@ class Batch:
             try:
                 check_values(values)
                 if (given := tile_prompts[row]) is not None:
-                    texts = given.for_image((height, width), self.settings, own)
+                    alone = None if own is None else own[:, 0]
+                    texts = given.for_image((height, width), self.settings, alone)
             except (ImageError, SettingsError) as error:
                 self._report([number], error)
                 continue

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from .geometry import (
     tile_boxes,
     working_size,
 )
+from .pixels import read_mask
 from .settings import RefineSettings
 
 PLACE = "{tile}"
@@ -76,7 +77,7 @@ def plan_regions(
 def plan_tiles(
     size: tuple[int, int],
     settings: RefineSettings | None = None,
-    mask: Tensor | None = None,
+    mask: Any = None,
     *,
     tile_size: int = 0,
 ) -> list[list[Box]]:
@@ -88,25 +89,19 @@ def plan_tiles(
     Args:
         size: (height, width) of the image.
         settings: `scale`, `working_size` and `regions` matter.
-        mask: (H, W) or (1, 1, H, W), above 0 where to refine.
+        mask: One image's, as `ImageRefiner.refine` takes it.
         tile_size: The largest side of a tile, in pixels of the work; 0: as SDXL Refiner has them.
 
     Raises:
-        ImageError: the image has no pixels, or the mask another size.
+        ImageError: the image has no pixels, or the mask cannot be used.
     """
     settings = settings or RefineSettings()
     height, width = size
     if height < 1 or width < 1:
         raise ImageError("The image is empty: it has no pixels.")
-    if mask is not None and mask.shape[-2:] != (height, width):
-        raise ImageError(
-            f"The mask is {mask.shape[-1]} x {mask.shape[-2]} px, but the image is {width} x "
-            f"{height} px: scale the mask to the size of the image."
-        )
     full = scaled_size(height, width, settings.scale)
-    if mask is not None:
-        mask = resize_mask(mask.reshape(1, 1, height, width).float(), full)
-    regions = plan_regions(full, mask, settings, tile_size=tile_size)
+    marked = None if mask is None else resize_mask(read_mask(mask, 1, height, width), full)
+    regions = plan_regions(full, marked, settings, tile_size=tile_size)
     return [
         [_in_input(tile, region, Size(height, width), full) for tile in region.tiles]
         for region in regions
@@ -136,7 +131,7 @@ class TilePrompts:
         cls,
         size: tuple[int, int],
         settings: RefineSettings,
-        mask: Tensor | None = None,
+        mask: Any = None,
         *,
         tile_size: int = 0,
     ) -> TilePrompts:
@@ -155,7 +150,7 @@ class TilePrompts:
         return replace(self, texts=[[next(texts) for _ in region] for region in self.boxes])
 
     def for_image(
-        self, size: tuple[int, int], settings: RefineSettings, mask: Tensor | None
+        self, size: tuple[int, int], settings: RefineSettings, mask: Any
     ) -> list[list[str]]:
         """Return the texts, checked to be for the tiles of this image.
 

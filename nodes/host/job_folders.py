@@ -10,10 +10,22 @@ import folder_paths
 from comfy_api.latest import io
 
 from .inputs import switch, widget
+from .running import failed_runs
 
 INPUT, OUTPUT = "(input folder)", "(output folder)"
 _IN_OUTPUT = " [output]"
 """ComfyUI's own mark for a file of its output folder."""
+
+
+class WorksOnFolder(io.ComfyNode):
+    """Base of the nodes that run a job over a folder."""
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, folder: Any = None, include_subfolders: Any = None, pattern: Any = None, **_: Any
+    ) -> Any:
+        """Changes with the list of images, and after each run that ended in a message."""
+        return listing(folder, include_subfolders, pattern), failed_runs(cls)
 
 
 def folder(tooltip: str) -> Any:
