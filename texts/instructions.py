@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from .wildcard_files import decode, text_files
+from .wildcard_files import decode, files_below
 
 MAX_NUM_PREDICT = 131_072
 
@@ -66,7 +66,7 @@ def presets(folders: Sequence[Path]) -> dict[str, Preset]:
     """
     found: dict[str, Preset] = {}
     for folder in folders:
-        for name, path in text_files(folder):
+        for name, path in files_below(folder, (".txt",)):
             if name not in found and (text := _read(path)):
                 preset = parse_preset(name, text)
                 if preset.text or preset.problem:
