@@ -89,7 +89,7 @@ def _yaml(text: str) -> Iterator[Any]:
     """Yield each document, made of events: no tag makes an object, no alias is copied."""
     import yaml
 
-    # the parser of libyaml is fifteen times as fast, and not in every build of PyYAML
+    # the parser of libyaml is fourteen times as fast, and not in every build of PyYAML
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     events = yaml.parse(text, Loader=loader)
     anchors: dict[str, Any] = {}

@@ -24,7 +24,7 @@ _SUFFIXES = (_TEXT, ".yaml", ".yml", ".json")
 _MAX_FOLDERS = 10_000
 """A link may lead to a whole disk."""
 HASH_LINE = r"\n[ \t]*#[ \t][^\n]*"
-"""A comment in a choice or an entry: `# ...` on a line of its own, but not `#fff`."""
+"""A comment in a choice or an entry: a later line `# ...`, but not `#fff`."""
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*::")
 
 
@@ -202,7 +202,7 @@ def files_below(
     """
     top = folder.resolve()
     # the real paths of a folder and of those that lead to it, by its path
-    chains = {str(top): (top,)}
+    chains: dict[str, tuple[Path, ...]] = {str(top): (top,)}
     for count, (parent, inner, names) in enumerate(os.walk(top, followlinks=follow)):
         if count >= _MAX_FOLDERS:
             log.warning("%s has more than %d folders: the others are left out.", top, _MAX_FOLDERS)

@@ -7,6 +7,7 @@
     \\{  \\}  \\__  and in braces \\|  \\$$  \\::    these characters themselves
 
 Everything else stays unchanged: the texts come from language models as often as from users.
+Forms of other wildcard nodes that are not known here stay whole, too, and are reported.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from .wildcard_files import COMMENT_MARKS, Line, WildcardFiles, split_weight
+from .wildcard_files import (
+    COMMENT_MARKS,
+    HASH_LINE,
+    Line,
+    WildcardFiles,
+    split_weight,
+    without_hash_lines,
+)
+from .wildcard_foreign import TOKEN, foreign_form, sampler
 
 DEEPEST = 40
 """The most levels of nested choices and files."""
@@ -26,16 +35,21 @@ _MOST_STEPS = 10_000
 _MOST_CHARACTERS = 1_000_000
 """Limits of one text: a line of a file may refer to the file itself twice."""
 _MOST_JSON_TRIES = 100
+_MOST_QUOTED = 60
 _SEPARATOR = ", "
 
-_TOKEN = re.compile(r"\\(?:[{}]|__)|\{|__")
-_CHOICE_TOKEN = re.compile(r"\\(?:[{}|]|__|\$\$|::)|\{|__")
-_NAME = re.compile(r"__(?![\s_])(?P<name>(?:(?!__)[^{}|\r\n]){1,200})(?<![\s\\])__")
+_TOKEN = re.compile(rf"\\(?:[{{}}]|__)|\{{|__|{TOKEN}")
+_CHOICE_TOKEN = re.compile(rf"\\(?:[{{}}|]|__|\$\$|::)|\{{|__|{TOKEN}")
+_NAME = re.compile(r"__(?![\s_])(?P<name>(?:(?!__)[^{}|\r\n]){1,200}(?<![\s\\]))__")
 _ONLY_NAME = re.compile(rf"\s*{_NAME.pattern}\s*")
 _COUNT = re.compile(
-    r"\s*(?P<count>all|\d+-\d+|\d+-|-\d+|\d+)\s*\$\$(?:(?P<between>(?:(?!\$\$)[^{}|])*)\$\$)?"
+    r"\s*(?P<count>all|\d+-\d+|\d+-|-\d+|\d+)\s*\$\$"
+    # a bar separates only among other marks: {2$$a|b$$c} has two choices
+    r"(?:(?P<between>(?:(?!\$\$)(?:\\[{}|]|[^{}|]))*|[^\w{}$]*)\$\$)?"
 )
-_SPLIT = re.compile(r"\\[{}|]|[{|]")
+_ESCAPED = re.compile(r"\\([{}|])")
+# a bar in a comment divides nothing
+_SPLIT = re.compile(rf"\\[{{}}|]|[{{|]|{HASH_LINE}")
 _JSON_BEGINS = re.compile(r"\{\s*[\"}]")
 _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
@@ -63,7 +77,7 @@ def expand(text: str, files: WildcardFiles, seed: int) -> Expanded:
     """
     expander = _Expander(files, random.Random(seed))
     result = expander.expand(_Source.of(text), 0, len(text), 0)
-    return Expanded(result, tuple(dict.fromkeys(expander.problems)))
+    return Expanded(result, tuple(dict.fromkeys([*expander.problems, *files.problems])))
 
 
 def without_comments(text: str) -> str:
@@ -106,6 +120,7 @@ class _Expander:
     steps: int = 0
     characters: int = 0
     json_tries: int = 0
+    foreign: set[str] = field(default_factory=set[str])
 
     def expand(self, source: _Source, start: int, end: int, depth: int) -> str:
         token = _CHOICE_TOKEN if depth else _TOKEN
@@ -125,7 +140,11 @@ class _Expander:
         at = found.start()
         if found[0].startswith("\\"):
             return found[0][1:], found.end()
-        if found[0] == "__":
+        if found[0] != "{":
+            if foreign := foreign_form(source.text, at, end, source.closing):
+                return self._stays(source.text[at : foreign.end], foreign.why), foreign.end
+            if found[0] != "__":
+                return found[0], found.end()
             return self._reference(source.text, at, end, depth)
         if json_end := self._json_end(source.text, at, end):
             return self._json(source.text[at:json_end], depth), json_end
@@ -133,6 +152,14 @@ class _Expander:
         if close >= end:
             return "{", at + 1
         return self._braces(source, at, close, depth), close + 1
+
+    def _stays(self, form: str, why: str) -> str:
+        """Report a form, the first of its kind only, and return it."""
+        if why not in self.foreign:
+            self.foreign.add(why)
+            quoted = form if len(form) <= _MOST_QUOTED else f"{form[:_MOST_QUOTED]}..."
+            self.problems.append(f"{quoted} stays as it is: {why}.")
+        return form
 
     def _reference(self, text: str, at: int, end: int, depth: int) -> tuple[str, int]:
         found = _NAME.match(text, at, end)
@@ -171,6 +198,8 @@ class _Expander:
         count = _COUNT.match(source.text, at + 1, close)
         start = at + 1 if count is None else count.end()
         parts = _split(source, start, close)
+        if count is None and (why := sampler(source.text, parts)):
+            return self._stays(source.text[at : close + 1], why)
         if count is None and len(parts) == 1:
             if depth >= DEEPEST:
                 return source.text[at : close + 1]
@@ -178,16 +207,17 @@ class _Expander:
         if not self._may("a choice in braces", depth):
             return source.text[at : close + 1]
         if count is None:
-            weighed = [split_weight(source.text[first:last]) for first, last in parts]
+            weighed = [_weighed(source, part) for part in parts]
             chosen = self._draw([weight for weight, _ in weighed])
-            last = parts[chosen][1]
-            return self.expand(source, last - len(weighed[chosen][1]), last, depth + 1)
+            return self._choice(source, parts[chosen][1], weighed[chosen][1], depth)
         return self._several(source, parts, count, depth)
 
     def _several(
         self, source: _Source, parts: list[tuple[int, int]], count: re.Match[str], depth: int
     ) -> str:
-        between = _SEPARATOR if count["between"] is None else count["between"]
+        between = _SEPARATOR
+        if count["between"] is not None:
+            between = _ESCAPED.sub(r"\1", count["between"])
         only = _ONLY_NAME.fullmatch(source.text, *parts[0]) if len(parts) == 1 else None
         if only is not None:
             lines = self._lines(only["name"])
@@ -199,13 +229,21 @@ class _Expander:
                 number = self._number(count["count"], len(lines))
                 chosen_lines = [self._draw_line(lines) for _ in range(number)]
             return between.join(self._line(line, depth) for line in chosen_lines)
-        weighed = [(first, last, *split_weight(source.text[first:last])) for first, last in parts]
+        if len(parts) == 1:
+            foreign = foreign_form(source.text, *parts[0], source.closing)
+            if foreign is not None and foreign.end == parts[0][1]:
+                return self._stays(source.text[count.start() - 1 : foreign.end + 1], foreign.why)
+        weighed = [(last, *_weighed(source, (first, last))) for first, last in parts]
         if count["count"] != "all":
             number = self._number(count["count"], len(weighed))
-            weighed = self._draw_several(weighed, number, lambda item: item[2])
-        return between.join(
-            self.expand(source, last - len(text), last, depth + 1) for _, last, _, text in weighed
-        )
+            weighed = self._draw_several(weighed, number, lambda item: item[1])
+        return between.join(self._choice(source, last, text, depth) for last, _, text in weighed)
+
+    def _choice(self, source: _Source, last: int, text: str, depth: int) -> str:
+        """Expand a choice that ends at `last`, less its weight and comments."""
+        if source.text.endswith(text, 0, last):
+            return self.expand(source, last - len(text), last, depth + 1)
+        return self.expand(_Source.of(text), 0, len(text), depth + 1)
 
     def _number(self, count: str, most: int) -> int:
         first, dash, last = count.partition("-")
@@ -267,6 +305,11 @@ class _Expander:
             return found[0] if result == value else json.dumps(result, ensure_ascii=False)
 
         return _JSON_STRING.sub(string, text)
+
+
+def _weighed(source: _Source, part: tuple[int, int]) -> tuple[float, str]:
+    """Return the weight of a choice, and its text without lines that are comments."""
+    return split_weight(without_hash_lines(source.text[slice(*part)]))
 
 
 def _split(source: _Source, start: int, end: int) -> list[tuple[int, int]]:
