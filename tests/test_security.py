@@ -103,6 +103,19 @@ def test_no_code_is_made_from_data() -> None:
     assert [call for call in called() if call[1] in CODE_FROM_DATA | OPENERS] == []
 
 
+def test_yaml_is_only_parsed() -> None:
+    used = {
+        (name, node.attr)
+        for name, node in nodes_of(ast.Attribute)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "yaml"
+    }
+    assert {name for name, _ in used} == {"texts/wildcard_collections.py"}
+    assert {name for _, name in used if "load" in name.lower()} == {"SafeLoader"}
+    assert ("texts/wildcard_collections.py", "yaml.parse") in called()
+
+
 def test_nothing_is_unpickled() -> None:
     assert [entry for entry in imported() if entry[1] in PICKLES] == []
 

@@ -88,6 +88,27 @@ def test_missing_names_stay_and_are_shown(node: Any, caplog: pytest.LogCaptureFi
     assert sentence in caplog.text
 
 
+def test_collections_are_read_and_a_broken_one_is_shown(node: Any, tmp_path: Path) -> None:
+    mine = tmp_path / "models" / "wildcards" / "mine"
+    mine.mkdir(parents=True)
+    (mine / "all.yaml").write_text("artists:\n  dutch: [Vermeer]\n", "utf-8")
+    (mine / "more.json").write_text('{"size": ["tall"]}', "utf-8")
+    (mine / "broken.yaml").write_text("a:\n\t- b", "utf-8")
+    output = node.execute(text=["__mine/artists/dutch__, __artists/*__, __size__ 3#__size__"])
+    assert output.result[0] == ["Vermeer, Vermeer, tall 3#__size__"]
+    form, broken = output.ui["problems"]
+    assert form == "3#__size__ stays as it is: write {3$$__size__}."
+    assert broken.startswith("broken.yaml cannot be read (line 2: ")
+
+
+def test_an_edited_collection_runs_the_node_again(node: Any, tmp_path: Path) -> None:
+    before = node.fingerprint_inputs(text=None, seed=0)
+    folder = tmp_path / "models" / "wildcards"
+    folder.mkdir(parents=True)
+    (folder / "new.yaml").write_text("x: [y]", "utf-8")
+    assert node.fingerprint_inputs(text=None, seed=0) != before
+
+
 def test_comments_stay_unless_told_otherwise(node: Any) -> None:
     text = "# Heading\n{a|a}"
     assert execute(node, text) == ["# Heading\na"]

@@ -90,9 +90,11 @@ _FOLDER = Path(tempfile.mkdtemp(prefix="fuzz_wildcards_"))
 
 
 def wildcard(data: bytes) -> None:
-    """Expand wildcards in an arbitrary text, with a file of arbitrary bytes."""
+    """Expand wildcards in an arbitrary text, with files of arbitrary bytes."""
     source = atheris.FuzzedDataProvider(data)
-    (_FOLDER / "a.txt").write_bytes(source.ConsumeBytes(200))
+    content = source.ConsumeBytes(200)
+    for name in ("a.txt", "b.yaml", "c.json"):
+        (_FOLDER / name).write_bytes(content)
     text = source.ConsumeUnicode(400)
     first = expand(text, WildcardFiles([_FOLDER]), 7)
     assert first == expand(text, WildcardFiles([_FOLDER]), 7), "the same seed, another text"

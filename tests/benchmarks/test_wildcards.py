@@ -1,0 +1,27 @@
+"""The benchmark of large collections of wildcards, with a small one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "wildcards.py"
+
+
+@pytest.mark.slow
+def test_its_figures_make_sense(tmp_path: Path) -> None:
+    file = tmp_path / "wildcards.json"
+    few = ["--rounds", "1", "--names", "40", "--lines", "5", "--output", str(file)]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARK), *few], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text("utf-8"))
+    assert result["names"] == 40 and result["lines"] == 200
+    assert 0 < result["stays_mb"] <= result["most_mb"]
+    assert all(seconds > 0 for seconds in result["steps"].values())
+    assert "| first lookup |" in done.stdout
