@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ..refine.geometry import Box
     from ..refine.settings import Regions, WorkingSize
 
-_LEAST_TILE = 256
-
 
 @dataclass(kw_only=True, eq=False)
 class Inputs:
@@ -66,18 +64,15 @@ class Inputs:
         """Return what decides about the tiles.
 
         Raises:
-            BadInput: a tile would be smaller than the model can use.
             SettingsError: a value is out of range.
         """
         from ..refine import RefineSettings
 
-        if 0 < self.tile_size < _LEAST_TILE:
-            raise host.BadInput(
-                f"tile_size is {self.tile_size}. Use {_LEAST_TILE} or more, or 0 for the tiles of "
-                "SDXL Refiner."
-            )
         return RefineSettings(
-            working_size=self.working_size, scale=self.scale, regions=self.regions
+            working_size=self.working_size,
+            scale=self.scale,
+            regions=self.regions,
+            tile_size=self.tile_size,
         )
 
 
@@ -183,7 +178,7 @@ def _planned(given: Inputs) -> list[TilePrompts]:
                 mask = None
                 if masks:
                     mask = masks[number][row if len(masks[number]) > 1 else 0]
-                prompts.append(TilePrompts.planned(size, settings, mask, tile_size=given.tile_size))
+                prompts.append(TilePrompts.planned(size, settings, mask))
     except RefineError as error:
         problem = host.BadInput(str(error))
         problem.code = error.code

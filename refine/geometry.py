@@ -76,16 +76,18 @@ class Box(NamedTuple):
         return Box(*(side // by for side in self))
 
 
-def working_size(height: int, width: int, mode: WorkingSize) -> Size:
+def working_size(height: int, width: int, mode: WorkingSize, tile_size: int = 0) -> Size:
     """Return the size at which an image is refined.
 
     "auto" enlarges an image below three quarters of a megapixel to about one megapixel and keeps
-    its proportions. Every other image keeps its size.
+    its proportions; with a `tile_size`, one below three quarters of a tile to fill the tile. Every
+    other image keeps its size.
     """
-    area = height * width
-    if mode == "keep size" or area >= MIN_WORKING_AREA_PX:
+    factor = math.sqrt(MEGAPIXEL / (height * width))
+    if tile_size:
+        factor = tile_size / max(height, width)
+    if mode == "keep size" or factor <= math.sqrt(MEGAPIXEL / MIN_WORKING_AREA_PX):
         return Size(height, width)
-    factor = math.sqrt(MEGAPIXEL / area)
     return Size(max(1, round(height * factor)), max(1, round(width * factor)))
 
 
@@ -103,7 +105,8 @@ def tile_boxes(height: int, width: int, tile_size: int = 0) -> list[Box]:
     """Return the tiles, all of one size, that cover a padded image, row by row.
 
     Images of up to two megapixels and 2048 px a side are one tile. Larger ones are cut into
-    tiles of at most 1024 px that overlap by at least 128 px; all positions are multiples of 8.
+    tiles of at most 1024 px that overlap by at least 128 px; all positions are multiples of 8, or
+    of 64 with a `tile_size`, for VAEs with larger cells.
 
     Args:
         height: A multiple of 64.
@@ -118,8 +121,9 @@ def tile_boxes(height: int, width: int, tile_size: int = 0) -> list[Box]:
     ):
         return [Box(0, 0, height, width)]
     largest = tile_size // MULTIPLE * MULTIPLE or MAX_TILE_SIDE_PX
-    tops, tile_height = _spread(height, largest)
-    lefts, tile_width = _spread(width, largest)
+    grid = MULTIPLE if tile_size else LATENT
+    tops, tile_height = _spread(height, largest, grid)
+    lefts, tile_width = _spread(width, largest, grid)
     return [Box(top, left, top + tile_height, left + tile_width) for top in tops for left in lefts]
 
 
@@ -176,12 +180,12 @@ def _round_up(side: int) -> int:
     return -(-side // MULTIPLE) * MULTIPLE
 
 
-def _spread(side: int, largest: int) -> tuple[list[int], int]:
+def _spread(side: int, largest: int, grid: int) -> tuple[list[int], int]:
     """Return the starts of the tiles along one side, and their common length."""
     if side <= largest:
         return [0], side
     count = math.ceil((side - MIN_TILE_OVERLAP_PX) / (largest - MIN_TILE_OVERLAP_PX))
     length = _round_up(math.ceil((side + (count - 1) * MIN_TILE_OVERLAP_PX) / count))
     room = side - length
-    starts = [room * index // (count - 1) // LATENT * LATENT for index in range(count - 1)]
+    starts = [room * index // (count - 1) // grid * grid for index in range(count - 1)]
     return [*starts, room], length

@@ -49,16 +49,13 @@ class Region(NamedTuple):
     tiles: list[Box]
 
 
-def plan_regions(
-    size: Size, mask: Tensor | None, settings: RefineSettings, *, tile_size: int = 0
-) -> list[Region]:
+def plan_regions(size: Size, mask: Tensor | None, settings: RefineSettings) -> list[Region]:
     """Return the regions to refine, in reading order; none if the mask marks nothing.
 
     Args:
         size: Of the image after `scale`.
         mask: (1, 1, H, W) of that size, 0 to 1, or None: refine everything.
-        settings: `working_size` and `regions` matter.
-        tile_size: The largest side of a tile in pixels; 0: as SDXL needs it.
+        settings: `working_size`, `regions` and `tile_size` matter.
     """
     boxes = [Box(0, 0, *size)]
     if mask is not None:
@@ -69,17 +66,14 @@ def plan_regions(
         boxes = in_reading_order(region_boxes(parts, *size))
     regions: list[Region] = []
     for box in boxes:
-        work = working_size(*box.size, settings.working_size)
-        regions.append(Region(box, work, tile_boxes(*padded_size(*work), tile_size)))
+        work = working_size(*box.size, settings.working_size, settings.tile_size)
+        tiles = tile_boxes(*padded_size(*work), settings.tile_size)
+        regions.append(Region(box, work, tiles))
     return regions
 
 
 def plan_tiles(
-    size: tuple[int, int],
-    settings: RefineSettings | None = None,
-    mask: Any = None,
-    *,
-    tile_size: int = 0,
+    size: tuple[int, int], settings: RefineSettings | None = None, mask: Any = None
 ) -> list[list[Box]]:
     """Return the part of the image that each tile shows, as (top, left, bottom, right) in pixels.
 
@@ -88,9 +82,8 @@ def plan_tiles(
 
     Args:
         size: (height, width) of the image.
-        settings: `scale`, `working_size` and `regions` matter.
+        settings: `scale`, `working_size`, `regions` and `tile_size` matter.
         mask: One image's, as `ImageRefiner.refine` takes it.
-        tile_size: The largest side of a tile, in pixels of the work; 0: as SDXL Refiner has them.
 
     Raises:
         ImageError: the image has no pixels, or the mask cannot be used.
@@ -101,7 +94,7 @@ def plan_tiles(
         raise ImageError("The image is empty: it has no pixels.")
     full = scaled_size(height, width, settings.scale)
     marked = None if mask is None else resize_mask(read_mask(mask, 1, height, width), full)
-    regions = plan_regions(full, marked, settings, tile_size=tile_size)
+    regions = plan_regions(full, marked, settings)
     return [
         [_in_input(tile, region, Size(height, width), full) for tile in region.tiles]
         for region in regions
@@ -116,34 +109,22 @@ class TilePrompts:
         texts: By region and tile, in the order of `plan_tiles`.
         boxes: The return value of `plan_tiles`.
         size: (height, width) of the image.
-        settings: `scale`, `working_size` and `regions` matter.
-        tile_size: As in `plan_tiles`.
+        settings: `scale`, `working_size`, `regions` and `tile_size` matter.
     """
 
     texts: Sequence[Sequence[str]]
     boxes: Sequence[Sequence[Box]]
     size: tuple[int, int]
     settings: RefineSettings
-    tile_size: int = 0
 
     @classmethod
     def planned(
-        cls,
-        size: tuple[int, int],
-        settings: RefineSettings,
-        mask: Any = None,
-        *,
-        tile_size: int = 0,
+        cls, size: tuple[int, int], settings: RefineSettings, mask: Any = None
     ) -> TilePrompts:
         """Return the tiles of an image, with blank texts. Arguments are those of `plan_tiles`."""
-        boxes = plan_tiles(size, settings, mask, tile_size=tile_size)
-        return cls(
-            texts=[[""] * len(region) for region in boxes],
-            boxes=boxes,
-            size=size,
-            settings=settings,
-            tile_size=tile_size,
-        )
+        boxes = plan_tiles(size, settings, mask)
+        texts = [[""] * len(region) for region in boxes]
+        return cls(texts=texts, boxes=boxes, size=size, settings=settings)
 
     def with_texts(self, texts: Iterator[str]) -> TilePrompts:
         """Return the same tiles with the next texts, one for each."""
@@ -157,7 +138,7 @@ class TilePrompts:
         Raises:
             SettingsError: they are for other tiles; the message names the difference.
         """
-        boxes = plan_tiles(size, settings, mask, tile_size=self.tile_size)
+        boxes = plan_tiles(size, settings, mask)
         if boxes != [list(row) for row in self.boxes]:
             raise SettingsError(
                 f"The tile prompts do not fit: {self._difference(size, settings)}. Give Describe "
@@ -172,7 +153,7 @@ class TilePrompts:
                 f"they are for an image of {own_width} x {own_height} px, and this one is "
                 f"{width} x {height} px"
             )
-        for name in ("working_size", "scale", "regions"):
+        for name in ("working_size", "scale", "regions", "tile_size"):
             theirs, ours = getattr(self.settings, name), getattr(settings, name)
             if theirs != ours:
                 return f"{name} was {theirs}, and is {ours} here"

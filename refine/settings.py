@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from .errors import SettingsError
 
@@ -20,6 +20,7 @@ MemoryMode = Literal["auto", "gpu", "offload", "low_vram"]
 
 MAX_STEPS = 1000
 MAX_SCALE = 4.0
+MIN_TILE_PX, MAX_TILE_PX = 256, 4096
 SEEDS = 2**64
 """Seeds run from 0 to one less than this."""
 
@@ -77,6 +78,8 @@ class RefineSettings:
             smallest box around all of them.
         prompt_syntax: "plain text" reads prompts as they are; "ComfyUI weights" reads (word:1.3)
             and (word) as ComfyUI does.
+        tile_size: 256 to 4096 pixels; the longest side of a tile, and the side to which
+            working_size "auto" enlarges. 0: one tile up to two megapixels, then tiles of 1024.
 
     Raises:
         SettingsError: a value is of the wrong type or out of range, or no step would run.
@@ -97,6 +100,7 @@ class RefineSettings:
     scale: float = 1.0
     regions: Regions = "separate"
     prompt_syntax: PromptSyntax = "plain text"
+    tile_size: int = 0
 
     def __post_init__(self) -> None:
         _check_number("strength", self.strength, 0.0, 1.0)
@@ -113,6 +117,7 @@ class RefineSettings:
         _check_number("scale", self.scale, 1.0, MAX_SCALE)
         check_choice("regions", self.regions, get_args(Regions))
         check_choice("prompt_syntax", self.prompt_syntax, get_args(PromptSyntax))
+        _check_tile_size(self.tile_size)
         if not isinstance(self.keep_colors, bool):
             raise SettingsError(f"keep_colors must be True or False, not {self.keep_colors!r}.")
         if self.strength > 0 and self.steps == 0:
@@ -171,6 +176,14 @@ def _check_number(name: str, value: object, low: float, high: float) -> None:
 def _check_whole(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise SettingsError(f"{name} must be a whole number from {low} to {high}, not {value!r}.")
+
+
+def _check_tile_size(side: object) -> None:
+    _check_whole("tile_size", side, 0, MAX_TILE_PX)
+    if 0 < cast(int, side) < MIN_TILE_PX:
+        raise SettingsError(
+            f"tile_size is {side}. Use {MIN_TILE_PX} or more, or 0 for the tiles of SDXL Refiner."
+        )
 
 
 def _check_text(name: str, value: object) -> None:

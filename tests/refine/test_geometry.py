@@ -37,6 +37,13 @@ def test_auto_enlarges_small_pictures_only(height: int, width: int, expected: tu
     assert working_size(height, width, "keep size") == (height, width)
 
 
+def test_a_small_region_fills_a_tile_of_a_given_size() -> None:
+    assert working_size(100, 200, "auto", 512) == (256, 512)
+    assert working_size(450, 100, "auto", 512) == (450, 100)
+    assert working_size(600, 900, "auto", 512) == (600, 900)
+    assert working_size(100, 200, "keep size", 512) == (100, 200)
+
+
 @settings(deadline=None)
 @given(strategies.integers(1, 5000), strategies.integers(1, 5000))
 def test_enlarging_reaches_a_megapixel_and_keeps_proportions(height: int, width: int) -> None:
@@ -54,14 +61,17 @@ def test_padding_reaches_the_next_multiple_of_64() -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(strategies.integers(1, 130), strategies.integers(1, 130))
-def test_tiles_cover_everything_overlap_enough_and_fit_the_model(rows: int, columns: int) -> None:
+@given(
+    strategies.integers(1, 130), strategies.integers(1, 130), strategies.sampled_from((0, 256, 700))
+)
+def test_tiles_cover_everything_overlap_enough_and_fit_the_model(
+    rows: int, columns: int, tile_size: int
+) -> None:
     height, width = rows * MULTIPLE, columns * MULTIPLE
-    boxes = tile_boxes(height, width)
+    boxes = tile_boxes(height, width, tile_size)
     if len(boxes) == 1:
         assert boxes == [Box(0, 0, height, width)]
-        if height * width > MAX_SINGLE_TILE_AREA_PX:
-            pytest.fail("a large picture in one tile")
+        assert height * width <= (tile_size**2 or MAX_SINGLE_TILE_AREA_PX)
         return
     assert {box.size for box in boxes} == {boxes[0].size}
     for start, end, length in ((0, 2, height), (1, 3, width)):
@@ -71,10 +81,9 @@ def test_tiles_cover_everything_overlap_enough_and_fit_the_model(rows: int, colu
         assert all(
             one[1] - other[0] >= MIN_TILE_OVERLAP_PX for one, other in itertools.pairwise(spans)
         )
-        assert all(low % LATENT == 0 for low, _ in spans)
-        assert all(
-            (high - low) % MULTIPLE == 0 and high - low <= MAX_TILE_SIDE_PX for low, high in spans
-        )
+        assert all(low % (MULTIPLE if tile_size else LATENT) == 0 for low, _ in spans)
+        longest = tile_size or MAX_TILE_SIDE_PX
+        assert all((high - low) % MULTIPLE == 0 and high - low <= longest for low, high in spans)
 
 
 def test_a_photograph_of_six_megapixels_takes_twelve_tiles() -> None:

@@ -304,7 +304,7 @@ def test_an_empty_image_and_a_mask_of_another_size_are_refused() -> None:
 
 
 def test_smaller_tiles_can_be_asked_for() -> None:
-    (tiles,) = plan_tiles((1024, 1024), RefineSettings(), tile_size=512)
+    (tiles,) = plan_tiles((1024, 1024), RefineSettings(tile_size=512))
     assert len(tiles) == 9 and {box.size for box in tiles} == {(448, 448)}
     assert blend.join_tiles([torch.ones(1, 3, *box.size) for box in tiles], tiles).eq(1).all()
 
