@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .batch import Batch, Item
 from .errors import PER_IMAGE_ERRORS
-from .geometry import MEGAPIXEL
+from .geometry import MEGAPIXEL, padded_size
 from .pixels import Planes, from_planes, to_planes
+from .plan import Region
 from .progress import Progress, ProgressCallback, Stage
-from .prompts import Conditioning
 from .settings import PromptSyntax
-from .stages import Stages
-from .work import Work, crop_and_tile, enlarged, stitch
+from .work import TileModel, Work, crop_and_tile, enlarged, stitch
 
 MAX_GROUP_PIXELS = 8 * MEGAPIXEL
 """Images go through the stages in groups of about this size: weights move once per group, and a
 long batch takes hardly more memory than a short one."""
 
 PromptKey = tuple[str, str | None, PromptSyntax]
-PromptCache = dict[PromptKey, Conditioning]
+PromptCache = dict[PromptKey, Any]
 """Conditioning by prompt, negative prompt (None: no guidance) and their syntax."""
 MAX_CACHED_PROMPTS = 8
 """More than these only while a group has more, of which each tile may have its own."""
@@ -43,7 +42,7 @@ class BatchRun:
 
     Args:
         batch: The images.
-        stages: The stages of a loaded checkpoint; None if no image has anything to refine.
+        model: Refines the tiles; None if no image has anything to refine.
         cache: The caller's cache; this fills it.
         report: Called with every event.
         check: Called before each channel that is enlarged; if it raises, the work ends.
@@ -52,14 +51,14 @@ class BatchRun:
     def __init__(
         self,
         batch: Batch,
-        stages: Stages | None,
+        model: TileModel | None,
         cache: PromptCache,
         report: ProgressCallback,
         check: Callable[[], None],
     ) -> None:
         self._batch = batch
         self._settings = batch.settings
-        self._stages = stages
+        self._model = model
         self._cache = cache
         self._report = report
         self._check = check
@@ -104,7 +103,7 @@ class BatchRun:
         images: list[tuple[Item, Planes, list[Work]]] = []
         for item in group:
             planes = self._enlarged(item)
-            works = [crop_and_tile(planes, region, item.seed) for region in item.regions]
+            works = [self._work(item, planes, region) for region in item.regions]
             if works:
                 images.append((item, planes, works))
             elif planes.rgb.shape[-2:] == item.pixels.shape[1:3]:
@@ -127,6 +126,12 @@ class BatchRun:
             refined[item.number] = from_planes(done, item.pixels, item.mask)
         return refined
 
+    def _work(self, item: Item, planes: Planes, region: Region) -> Work:
+        assert self._model is not None
+        # A region does not depend on the others: all have the seed of the image.
+        noise = self._model.noise(padded_size(*region.size), item.seed)
+        return crop_and_tile(planes, item.number, region, noise)
+
     def _enlarged(self, item: Item) -> Planes:
         planes = to_planes(item.pixels)
         if item.size != planes.rgb.shape[-2:]:
@@ -136,7 +141,7 @@ class BatchRun:
 
     def _encode_prompts(self, owners: list[_Owner]) -> None:
         """Fill the cache with the prompts of a group, each once."""
-        assert self._stages is not None
+        assert self._model is not None
         wanted: dict[PromptKey, Item] = {}
         for owner in owners:
             wanted.setdefault(self._prompt_key(owner), owner.item)
@@ -146,7 +151,7 @@ class BatchRun:
         for key, item in wanted.items():
             if key not in self._cache:
                 self._report(self._event("prompt", item))
-                self._cache[key] = self._stages.encode_prompts(*key)
+                self._cache[key] = self._model.encode_prompts(*key)
 
     def _prompt_key(self, owner: _Owner) -> PromptKey:
         settings = self._settings
@@ -155,7 +160,7 @@ class BatchRun:
 
     def _run_stages(self, owners: list[_Owner]) -> list[Tensor]:
         """Return the refined tiles, in their order."""
-        assert self._stages is not None
+        assert self._model is not None
         tiles = [owner.work.tiles[owner.tile] for owner in owners]
 
         def announce(stage: Stage) -> Callable[[int], None]:
@@ -166,10 +171,10 @@ class BatchRun:
             owner = owners[number]
             self._report(self._event("refine", owner.item, owner, step, clean))
 
-        self._stages.encode(tiles, announce("encode"))
+        self._model.encode(tiles, announce("encode"))
         conditionings = [self._cache[self._prompt_key(owner)] for owner in owners]
-        self._stages.refine(tiles, conditionings, self._settings, on_step)
-        return self._stages.decode(tiles, announce("decode"))
+        self._model.refine(tiles, conditionings, self._settings, on_step)
+        return self._model.decode(tiles, announce("decode"))
 
     def _event(
         self,

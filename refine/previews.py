@@ -11,19 +11,19 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from .geometry import LATENT, Box
+from .geometry import Box
 
 _MAX_SAMPLES = 4096
 
 
 def fit_colors(latents: Tensor, pixels: Tensor) -> Tensor:
-    """Return the map from latents to colors (5, 3): four channels and a constant.
+    """Return the map from latents to colors (C + 1, 3): the channels and a constant.
 
     Args:
-        latents: (1, 4, h, w).
-        pixels: (1, 3, 8 h, 8 w), 0 to 1; the same image.
+        latents: (1, C, ..., h, w).
+        pixels: (1, 3, h cells, w cells), 0 to 1; the same image.
     """
-    known = functional.avg_pool2d(pixels, LATENT)[0].flatten(1).T
+    known = functional.avg_pool2d(pixels, pixels.shape[-1] // latents.shape[-1])[0].flatten(1).T
     rows = _with_constant(latents)
     stride = max(1, len(rows) // _MAX_SAMPLES)
     rows, known = rows[::stride], known[::stride]
@@ -33,24 +33,26 @@ def fit_colors(latents: Tensor, pixels: Tensor) -> Tensor:
 
 
 def paint(latents: Tensor, colors: Tensor) -> Tensor:
-    """Return the image of latents (1, 4, h, w) as pixels (1, 3, h, w), 0 to 1."""
+    """Return the image of latents (1, C, ..., h, w) as pixels (1, 3, h, w), 0 to 1."""
     height, width = latents.shape[-2:]
     return (_with_constant(latents) @ colors).T.reshape(1, 3, height, width).clamp(0, 1)
 
 
 class Canvas:
-    """A small preview: the input at an eighth of its size, with tiles painted over it.
+    """A small preview: the input at the size of its latents, with tiles painted over it.
 
     Args:
-        pixels: (1, 3, H, W), 0 to 1; sides are multiples of 8.
+        pixels: (1, 3, H, W), 0 to 1.
+        cell: Pixels per latent, along one side; a divisor of both sides.
     """
 
-    def __init__(self, pixels: Tensor) -> None:
-        self._image = functional.avg_pool2d(pixels, LATENT)
+    def __init__(self, pixels: Tensor, cell: int) -> None:
+        self._cell = cell
+        self._image = functional.avg_pool2d(pixels, cell)
 
     def put(self, box: Box, latents: Tensor, colors: Tensor) -> None:
         """Paint a tile's latents at its position; `box` is in pixels of the padded image."""
-        rows, columns = box.divided(LATENT).slices
+        rows, columns = box.divided(self._cell).slices
         self._image[..., rows, columns] = paint(latents, colors)
 
     def image(self) -> Image.Image:

@@ -17,10 +17,11 @@ from torch import Tensor
 from .components import Components, has_fused_attention
 from .denoising import denoise
 from .errors import DeviceMemoryError, NotFiniteError
+from .geometry import LATENT, Size
 from .prompts import Conditioning, encode_prompts
 from .residency import Residency, free_cache, is_out_of_memory
 from .settings import PromptSyntax, RefineSettings
-from .work import Tile
+from .work import Noise, Tile
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -30,6 +31,7 @@ Result = TypeVar("Result")
 UNET_BYTES_PER_PIXEL = 379
 ENCODE_BYTES_PER_PIXEL = 1286
 DECODE_BYTES_PER_PIXEL = 1536
+LATENT_CHANNELS = 4
 TEXT_BYTES = 64 * 2**20
 SCORE_BYTES = 8
 """Bytes per pair of tokens where attention is not fused: torch holds the scores before and after
@@ -52,6 +54,17 @@ class Stages:
         self.residency = residency
         self._vae_tile: int | None = None
 
+    def noise(self, size: Size, seed: int) -> Noise:
+        """Return the noise of a padded region: for the VAE's posterior, and for the start.
+
+        It is drawn in this order as in diffusers, and in fp32 also for a model in fp16, where
+        PyTorch draws other numbers: one seed is one image on every device.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        shape = (1, LATENT_CHANNELS, size.height // LATENT, size.width // LATENT)
+        fields = [torch.randn(shape, generator=generator) for _ in range(2)]
+        return Noise(seed, fields, LATENT, generator)
+
     @torch.no_grad()
     def encode_prompts(
         self, prompt: str, negative_prompt: str | None, syntax: PromptSyntax = "plain text"
@@ -73,12 +86,7 @@ class Stages:
 
     @torch.no_grad()
     def encode(self, tiles: list[Tile], before: Callable[[int], None]) -> None:
-        """Turn the tiles' pixels into latents.
-
-        Args:
-            tiles: This sets their `latents`.
-            before: Called with each tile's number (from 0) before it is encoded.
-        """
+        """Turn the tiles' pixels into latents; see `TileModel`."""
         dtype = self.components.dtypes["vae"]
 
         def encode_all() -> None:
@@ -88,7 +96,8 @@ class Stages:
                 posterior = self._with_tiles(
                     lambda p=pixels: self.components.vae.encode(p)
                 ).latent_dist
-                sample = posterior.mean + posterior.std * tile.latent_noise.to(pixels)
+                posterior_noise, _ = tile.noise.fields
+                sample = posterior.mean + posterior.std * posterior_noise.to(pixels)
                 _require_finite(sample, "vae", self.components)
                 tile.latents = sample.cpu() * self.components.vae.config.scaling_factor
                 tile.input_latents = tile.latents
@@ -103,15 +112,7 @@ class Stages:
         settings: RefineSettings,
         on_step: Callable[[int, int, Tensor], None],
     ) -> None:
-        """Run the UNet's steps over the tiles' latents.
-
-        Args:
-            tiles: The encoded tiles; this replaces their `latents`.
-            conditionings: The prompts of each tile.
-            settings: Strength, steps, guidance, scores.
-            on_step: Called with a tile's number (from 0), the step (from 1; 0 before the first)
-                and the current estimate of the clean latents.
-        """
+        """Run the UNet's steps over the tiles' latents; see `TileModel`."""
         dtype = self.components.dtypes["unet"]
         device = self.residency.device
         remaining = list(range(len(tiles)))  # a retry continues where the first try stopped
@@ -120,14 +121,15 @@ class Stages:
             while remaining:
                 index = remaining[0]
                 tile = tiles[index]
+                _, start_noise = tile.noise.fields
                 on_step(index, 0, tile.latents)
                 result = denoise(
                     self.components,
                     tile.latents.to(device, dtype),
-                    tile.start_noise.to(device, dtype),
+                    start_noise.to(device, dtype),
                     conditionings[index],
                     settings,
-                    tile.generator,
+                    tile.noise.generator,
                     lambda step, clean, i=index: on_step(i, step, clean),
                 )
                 _require_finite(result, "unet", self.components)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -11,15 +12,56 @@ from torch import Tensor
 
 from . import blend
 from .errors import ImageError
-from .geometry import LATENT, Box, Size, padded_size
+from .geometry import Box, Size, padded_size
 from .pixels import Planes
 from .plan import Region
 from .previews import Canvas, fit_colors
-from .settings import RefineSettings
+from .settings import PromptSyntax, RefineSettings
 
-LATENT_CHANNELS = 4
 Upscaler = Callable[[Tensor], Tensor]
 """Enlarges an image (1, H, W, 3), 0 to 1, as ComfyUI's upscale models do."""
+
+
+class Noise(NamedTuple):
+    """The noise of a region, of which each of its tiles takes its part.
+
+    Attributes:
+        seed: What it was drawn from.
+        fields: (..., h / cell, w / cell) each, as many as the model needs.
+        cell: Pixels per latent, along one side.
+        generator: As it is after the fields were drawn.
+    """
+
+    seed: int
+    fields: list[Tensor]
+    cell: int
+    generator: torch.Generator
+
+
+class Place(NamedTuple):
+    """Where a tile is.
+
+    Attributes:
+        image: The number of its image in the batch, from 0.
+        size: The size of the image, after `scale`.
+        region: Its region.
+        box: The tile in the padded region.
+    """
+
+    image: int
+    size: Size
+    region: Region
+    box: Box
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tile is the image itself, neither cropped, enlarged nor padded."""
+        size = self.size
+        return self.region.box.size == self.region.size == self.box.size == size
+
+    def cut(self, pixels: Tensor) -> Tensor:
+        """Return this tile's part of pixels (1, C, H, W) of the size of the image."""
+        return region_pixels(pixels, self.region)[(..., *self.box.slices)]
 
 
 @dataclass
@@ -27,20 +69,64 @@ class Tile:
     """One tile for the model.
 
     Attributes:
+        place: Where it is.
         pixels: (1, 3, H, W), 0 to 1; sides are multiples of 64.
-        latent_noise: (1, 4, H / 8, W / 8); the noise to sample the VAE's posterior.
-        start_noise: The same shape; the noise to add before the first step.
-        generator: For samplers that add noise at every step.
-        input_latents: (1, 4, H / 8, W / 8), scaled; set by `Stages.encode`.
-        latents: The same at first, then replaced by `Stages.refine`.
+        noise: Its part of the region's noise.
+        input_latents: (1, C, ..., H / cell, W / cell), scaled; set by `TileModel.encode`.
+        latents: The same at first, then replaced by `TileModel.refine`.
     """
 
+    place: Place
     pixels: Tensor
-    latent_noise: Tensor
-    start_noise: Tensor
-    generator: torch.Generator
+    noise: Noise
     input_latents: Tensor = field(default_factory=lambda: torch.empty(0))
     latents: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+class TileModel(Protocol):
+    """What refines tiles: `Stages` with diffusers, or a host's own model.
+
+    A conditioning is whatever its own `encode_prompts` returns.
+    """
+
+    def noise(self, size: Size, seed: int) -> Noise:
+        """Return the noise for a padded region."""
+        ...
+
+    def encode_prompts(self, prompt: str, negative_prompt: str | None, syntax: PromptSyntax) -> Any:
+        """Encode the prompts. `negative_prompt` None: without guidance."""
+        ...
+
+    def encode(self, tiles: list[Tile], before: Callable[[int], None]) -> None:
+        """Turn the tiles' pixels into latents.
+
+        Args:
+            tiles: This sets their `latents` and `input_latents`.
+            before: Called with each tile's number (from 0) before it is encoded.
+        """
+        ...
+
+    def refine(
+        self,
+        tiles: list[Tile],
+        conditionings: list[Any],
+        settings: RefineSettings,
+        on_step: Callable[[int, int, Tensor], None],
+    ) -> None:
+        """Run the steps over the tiles' latents.
+
+        Args:
+            tiles: The encoded tiles; this replaces their `latents`.
+            conditionings: The prompts of each tile.
+            settings: Strength, steps, guidance.
+            on_step: Called with a tile's number (from 0), the step (from 1; 0 before the first)
+                and the current estimate of the clean latents.
+        """
+        ...
+
+    def decode(self, tiles: list[Tile], before: Callable[[int], None]) -> list[Tensor]:
+        """Turn the tiles' latents into pixels (1, 3, H, W), 0 to 1, float32, on the CPU."""
+        ...
 
 
 @dataclass
@@ -62,7 +148,7 @@ class Work:
     def preview(self, index: int, clean: Tensor) -> Image.Image:
         """Paint a tile's clean latents into the preview and return the whole of it."""
         if self._canvas is None:
-            self._canvas = Canvas(self.padded)
+            self._canvas = Canvas(self.padded, self.tiles[index].noise.cell)
         if index not in self._colors:
             tile = self.tiles[index]
             self._colors[index] = fit_colors(tile.input_latents, tile.pixels)
@@ -103,17 +189,34 @@ def enlarged(
     return Planes(blend.resize(made.movedim(-1, 1), size).clamp(0, 1), alpha)
 
 
-def crop_and_tile(planes: Planes, region: Region, seed: int) -> Work:
+def crop_and_tile(planes: Planes, image: int, region: Region, noise: Noise) -> Work:
     """Crop, enlarge, pad and tile one region.
 
     Args:
         planes: The image.
+        image: Its number in the batch, from 0.
         region: Its box, size and tiles.
-        seed: The seed of the image. A region does not depend on the others: all have this seed.
+        noise: For the padded region. Tiles that overlap have the same noise there, so that they
+            match.
     """
-    padded = blend.resize(planes.composite[(..., *region.box.slices)], region.size)
-    padded = blend.pad(padded, padded_size(*region.size))
-    return Work(region, padded, _cut(padded, region.tiles, seed))
+    padded = region_pixels(planes.composite, region)
+    size = Size(*planes.composite.shape[-2:])
+    tiles: list[Tile] = []
+    for box in region.tiles:
+        cells = box.divided(noise.cell).slices
+        own = torch.Generator()
+        own.set_state(noise.generator.get_state())
+        part = noise._replace(
+            fields=[field[(..., *cells)] for field in noise.fields], generator=own
+        )
+        tiles.append(Tile(Place(image, size, region, box), padded[(..., *box.slices)], part))
+    return Work(region, padded, tiles)
+
+
+def region_pixels(pixels: Tensor, region: Region) -> Tensor:
+    """Return the part of an image (1, C, H, W) that is a region, enlarged and padded."""
+    part = blend.resize(pixels[(..., *region.box.slices)], region.size)
+    return blend.pad(part, padded_size(*region.size))
 
 
 def stitch(
@@ -169,31 +272,3 @@ def _with_transparency(planes: Planes, refined: Tensor) -> Planes:
         blend.resize(some, size) for some in (planes.rgb, planes.alpha, planes.composite)
     )
     return Planes((rgb + (refined - composite) * (alpha > 0)).clamp(0, 1), alpha.clamp(0, 1))
-
-
-def _cut(padded: Tensor, boxes: list[Box], seed: int) -> list[Tile]:
-    """Cut the padded region into tiles that share one field of noise.
-
-    The noise is drawn like in diffusers for the whole image: first for the VAE's posterior, then
-    for the start. Overlapping tiles have the same noise in the overlap, so that they match. It is
-    drawn in fp32 also for a model in fp16, where PyTorch draws other numbers: one seed is one image
-    on every device.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    shape = (1, LATENT_CHANNELS, *(side // LATENT for side in padded.shape[-2:]))
-    latent_noise = torch.randn(shape, generator=generator)
-    start_noise = torch.randn(shape, generator=generator)
-    tiles = []
-    for box in boxes:
-        cells = box.divided(LATENT).slices
-        own = torch.Generator()
-        own.set_state(generator.get_state())
-        tiles.append(
-            Tile(
-                pixels=padded[(..., *box.slices)],
-                latent_noise=latent_noise[(..., *cells)],
-                start_noise=start_noise[(..., *cells)],
-                generator=own,
-            )
-        )
-    return tiles
