@@ -15,6 +15,7 @@ from .ollama_options import OllamaOptions
 from .ollama_process import OllamaProcess
 from .ready_instructions import ReadyInstructions
 from .refine_folder import RefineFolder
+from .refine_with_model import RefineWithModel
 from .save_caption import SaveCaption
 from .sdxl_refiner import SDXLRefiner
 from .text_to_filename import TextToFilename
@@ -43,4 +44,5 @@ class ImageRefineryExtension(ComfyExtension):
             CaptionFolder,
             RefineFolder,
             DescribeTiles,
+            RefineWithModel,
         ]

@@ -200,6 +200,6 @@ class BatchRun:
             steps=settings.steps,
             done=self._done,
             total=self._total,
-            formula=f"{settings.num_inference_steps} x {settings.strength:g}",
+            formula=settings.formula,
             render_preview=preview,
         )

@@ -141,6 +141,11 @@ class RefineSettings:
         # The small subtraction keeps 10 * 0.3 (3.0000000000000004) from becoming four.
         return math.ceil(self.steps * self.guidance_end - 1e-9)
 
+    @property
+    def formula(self) -> str:
+        """Where the number of steps comes from, such as "20 x 0.3"."""
+        return f"{self.num_inference_steps} x {self.strength:g}"
+
     def describe(self) -> dict[str, str | int | float | bool]:
         """Return all settings by name, for a log line or an image's metadata."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

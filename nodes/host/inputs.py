@@ -57,6 +57,7 @@ def number(
     *,
     label: str = "",
     hide: bool = False,
+    optional: bool = True,
     **more: Any,
 ) -> Any:
     """Return a field for a number widget; whole numbers for whole limits."""
@@ -64,9 +65,9 @@ def number(
     def make(id: str) -> Any:
         limits: dict[str, Any] = {"default": default, "min": low, "max": high} | more
         if isinstance(low, int):
-            return io.Int.Input(id, **limits, optional=True, tooltip=tooltip)
+            return io.Int.Input(id, **limits, optional=optional, tooltip=tooltip)
         limits = {"step": 0.01, "round": 0.001} | limits
-        return io.Float.Input(id, **limits, optional=True, tooltip=tooltip)
+        return io.Float.Input(id, **limits, optional=optional, tooltip=tooltip)
 
     return _field(make, label, hide, {_MIN: low, _MAX: high}, default=default)
 
