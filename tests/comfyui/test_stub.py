@@ -24,6 +24,10 @@ TYPES = (
     "Mask",
     "AnyType",
     "UpscaleModel",
+    "Model",
+    "Clip",
+    "Vae",
+    "Conditioning",
 )
 LEAVES = ("Linear", "Conv2d", "GroupNorm", "LayerNorm", "Embedding")
 WANTED = [
@@ -62,6 +66,13 @@ WANTED = [
     *(f"comfy.model_patcher:ModelPatcher.{name}" for name in ("__init__", "model_size", "detach")),
     *(f"comfy.model_patcher:ModelPatcher.{name}" for name in ("loaded_size", "partially_load")),
     *(f"comfy.ops:manual_cast.{name}.forward_comfy_cast_weights" for name in LEAVES),
+    "comfy.sample:prepare_noise",
+    "comfy.sample:fix_empty_latent_channels",
+    "comfy.sample:sample",
+    "comfy.samplers:KSampler.SAMPLERS",
+    "comfy.samplers:KSampler.SCHEDULERS",
+    *(f"comfy.latent_formats:{name}" for name in ("LatentFormat", "SD15", "SDXL", "Wan21")),
+    "comfy.utils:PROGRESS_BAR_ENABLED",
     "comfy.utils:set_progress_bar_global_hook",
     "comfy.utils:ProgressBar.__init__",
     "comfy.utils:ProgressBar.update_absolute",

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+PROGRESS_BAR_ENABLED = True
 PROGRESS_BAR_HOOK: Callable[..., None] | None = None
 
 

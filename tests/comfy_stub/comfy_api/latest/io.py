@@ -360,6 +360,18 @@ class Model(_Type):
     io_type = "MODEL"
 
 
+class Clip(_Type):
+    io_type = "CLIP"
+
+
+class Vae(_Type):
+    io_type = "VAE"
+
+
+class Conditioning(_Type):
+    io_type = "CONDITIONING"
+
+
 class AnyType(_Type):
     io_type = "*"
 
