@@ -1,4 +1,4 @@
-"""Describe Tiles: a text for each tile and region that SDXL Refiner will work on."""
+"""Describe Tiles: a text for each tile and region that a refiner will work on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Inputs:
     )
     mask: list[torch.Tensor] = host.widget(
         lambda id: io.Mask.Input(
-            id, optional=True, tooltip="Mask as on SDXL Refiner: describe only its regions."
+            id, optional=True, tooltip="Mask as on the refiner: describe only its regions."
         )
     )
     working_size: WorkingSize = host.same(RefinerInputs, "working_size")
@@ -50,8 +50,7 @@ class Inputs:
         0,
         0,
         4096,
-        "Largest side of a tile in pixels, for refiners other than SDXL Refiner. 0: the tiles of "
-        "SDXL Refiner.",
+        "Longest side of a tile in pixels, for Refine with Model. 0: the tiles of SDXL Refiner.",
         hide=True,
     )
     seed: int = llm_inputs.seed()
@@ -87,8 +86,8 @@ class DescribeTiles(llm_inputs.AsksServer):
             display_name="Describe Tiles",
             category="Image Refinery/LLM",
             description=(
-                "Describes each tile of a large image, or each region of a mask, for SDXL Refiner "
-                "to use as its own prompt. All of them load the model once."
+                "Describes each tile of a large image, or each region of a mask, for a refiner to "
+                "use as its own prompt. All of them load the model once."
             ),
             search_aliases=[
                 *("tile prompts", "regional prompt", "tiled upscale", "detailer", "caption tiles"),
@@ -106,7 +105,7 @@ class DescribeTiles(llm_inputs.AsksServer):
                 TilePromptsType.Output(
                     display_name="tile_prompts",
                     is_output_list=True,
-                    tooltip="The texts of each image with their places, for SDXL Refiner.",
+                    tooltip="The texts of each image with their places, for SDXL Refiner or Refine with Model.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

@@ -45,8 +45,7 @@ class Inputs:
     clip: list[Any] = _model_input(io.Clip, "Text encoder of the model.")
     vae: list[Any] = _model_input(io.Vae, "VAE of the model.")
     positive: list[str] = prompt_input(
-        "What the image shows. The text of each tile is added to it, in place of {tile} or at the "
-        "end.",
+        "What the image shows. The text of each tile is added to it.",
         lazy=True,
         default_factory=lambda: [""],
     )

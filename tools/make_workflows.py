@@ -231,6 +231,56 @@ def refine_an_image(graph: Graph) -> None:
     graph.add("SaveImage", title="after", images=refined[0], filename_prefix="refinery/refined")
 
 
+def with_model(graph: Graph, image: Node, mask: Output | None, first: str, **same: Any) -> None:
+    """Add Describe Tiles -> Refine with Model, with a checkpoint, and what they show."""
+    regions = {} if mask is None else {"mask": mask}
+    graph.column(380)
+    tiles = graph.add(
+        "RefineryDescribeTiles", image=image[0], vision_model=AUTO, on_error=STOP,
+        **regions, **same,
+    )  # fmt: skip
+    graph.add("RefineryDisplayAnything", title="texts", value=tiles[0])
+    base = graph.add("CheckpointLoaderSimple", ckpt_name=BASE, models=fetch(BASE))
+    graph.column(420)
+    refined = graph.add(
+        "RefineryRefineWithModel", image=image[0], model=base[0], clip=base[1], vae=base[2],
+        positive=first, negative="blurry, noise, compression artifacts", tile_prompts=tiles[1],
+        sampler_name="dpmpp_2m", scheduler="karras", **regions, **same,
+    )  # fmt: skip
+    graph.column(340)
+    graph.add("PreviewImage", title="before", images=image[0])
+    graph.add("SaveImage", title="after", images=refined[0], filename_prefix="refinery/detailed")
+
+
+def detail_every_tile(graph: Graph) -> None:
+    """Load Image -> Describe Tiles -> Refine with Model -> Save Image, twice as large."""
+    graph.column(340)
+    note(
+        graph, "Detail every tile",
+        "Makes an image twice as large, and adds detail in tiles. *Describe Tiles* describes each "
+        "tile, so that *Refine with Model* draws in each what is there. Choose any checkpoint. For "
+        "Stable Diffusion 1.5 set *tile_size* of Describe Tiles to 512. More detail: raise "
+        "*denoise*.",
+        models=(VISION_MODEL,), files=(BASE,), tall=400,
+    )  # fmt: skip
+    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
+    with_model(graph, image, None, "sharp focus, fine texture, high detail", scale=2.0)
+
+
+def refine_faces(graph: Graph) -> None:
+    """Load Image with a drawn mask -> Describe Tiles -> Refine with Model -> Save Image."""
+    graph.column(340)
+    note(
+        graph, "Refine faces",
+        "Draw over each face (right-click *Load Image*, *Open in MaskEditor*). Each face is "
+        "described and refined by itself, large. Nothing else changes. Choose any checkpoint. For "
+        "Stable Diffusion 1.5 set *tile_size* of Describe Tiles to 512.",
+        models=(VISION_MODEL,), files=(BASE,), tall=400,
+    )  # fmt: skip
+    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
+    with_model(graph, image, image[1], "a detailed face, natural skin")
+
+
 def describe_rewrite_refine(graph: Graph) -> None:
     """Load Image -> LLM Describe -> Ollama Process -> SDXL Refiner -> Save Image."""
     graph.column(340)
@@ -401,6 +451,8 @@ WORKFLOWS: dict[str, Callable[[Graph], None]] = {
         llm_image_refine_advanced,
         describe_wildcard_text_to_image,
         refine_an_image,
+        detail_every_tile,
+        refine_faces,
         describe_rewrite_refine,
         refine_then_trellis,
         caption_a_folder,

@@ -145,8 +145,17 @@ EXAMPLES: dict[str, list[Any]] = {
         },
         {"type": "SaveImage", "links": {"images": [1, 0]}, "hidden": True},
     ],
+    "RefineryRefineWithModel": [
+        {**LAKE, "shown": True, "tall": 300},
+        {
+            "type": "RefineryRefineWithModel",
+            "values": {"positive": WRITTEN, "negative": "blurry, noise"},
+            "links": {"image": [0, 0]},
+        },
+        {"type": "SaveImage", "links": {"images": [1, 0]}, "hidden": True},
+    ],
 }
-NOT_RUN = {"RefinerySDXLRefiner"}
+NOT_RUN = {"RefinerySDXLRefiner", "RefineryRefineWithModel"}
 
 BUILD = """([steps, first]) => {
   app.graph.clear();

@@ -74,7 +74,6 @@ def test_the_spec_s_workflows_and_every_node_of_the_pack_are_there(tool: ModuleT
     used = {node["type"] for name in NAMES for node in page(name)["nodes"]}
     # Those run alone: one node is the workflow.
     alone = {"RefineryCheckSetup", "RefineryCaptionFolder", "RefineryRefineFolder"}
-    alone.add("RefineryDescribeTiles")
     assert set(tool.pack_types()) - used == alone
 
 
