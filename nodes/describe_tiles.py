@@ -105,7 +105,7 @@ class DescribeTiles(llm_inputs.AsksServer):
                 TilePromptsType.Output(
                     display_name="tile_prompts",
                     is_output_list=True,
-                    tooltip="The texts of each image with their places, for SDXL Refiner or Refine with Model.",
+                    tooltip="The texts of each image with their places, for a refiner.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

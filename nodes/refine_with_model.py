@@ -227,10 +227,11 @@ class RefineWithModel(refined_images.RefinesImages):
 
 def _refine_items(given: Inputs, batch: Batch, progress: host.RefineProgress) -> list[torch.Tensor]:
     from .host import core_model
+    from .host.conditioning import check_places
 
     model, clip = given.one("model"), given.one("clip")
     both = {name: given.one(name) for name in ("positive_conditioning", "negative_conditioning")}
-    core_model.check_places(model, both, batch)
+    check_places(model, both, batch)
     positive, negative = both.values()
     refiner = core_model.CoreModel(
         model=model,

@@ -236,7 +236,7 @@ def control(hint: Any) -> Any:
     [
         (None, "a ControlNet whose image cannot be cut"),
         (torch.zeros(3, 3, 128, 128), "a ControlNet with 3 images, but there are 1 to refine"),
-        (torch.zeros(1, 3, 128, 64), "image of 64 x 128 px, but the image to refine is 256 x 256"),
+        (torch.zeros(1, 3, 128, 64), "image of 64 x 128 px, but the image to refine is 384 x 384"),
     ],
 )
 def test_a_controlnet_that_fits_no_tile_is_refused(node: Any, hint: Any, told: str) -> None:
@@ -244,7 +244,7 @@ def test_a_controlnet_that_fits_no_tile_is_refused(node: Any, hint: Any, told: s
 
     given = [[torch.zeros(1, 1, 1), {"control": control(hint)}]]
     with pytest.raises(BadInput, match=told):
-        execute(node, image(), negative_conditioning=[given])
+        execute(node, image(384, 384), negative_conditioning=[given])
 
 
 def broken(error: Exception | None = None, *, nan: bool = False) -> Model:
