@@ -161,6 +161,7 @@ class CoreModel:
             on_step(index, 0, tile.latents)
 
             def show(step: int, clean: Tensor, *_: Any, i: int = index) -> None:
+                _check()  # ComfyUI 0.3.64 looks only where its own bar is
                 clean = self._model.model.process_latent_out(clean)
                 on_step(i, min(step + 1, settings.steps), clean)
 

@@ -310,6 +310,28 @@ def test_cancel_ends_the_run(node: Any) -> None:
     assert not calls() and not management.processing_interrupted()
 
 
+def test_cancel_is_seen_at_each_step(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    management = importlib.import_module("comfy.model_management")
+    # What samples need not look by itself.
+    monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", lambda: None)
+    steps: list[torch.Tensor] = []
+
+    def clean(latents: torch.Tensor) -> torch.Tensor:
+        steps.append(latents)
+        if len(steps) == 3:
+            management.interrupt_current_processing(True)
+        return latents
+
+    model = Model()
+    model.model.process_latent_out = clean
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            execute(node, image(), model=model, steps=50)
+    finally:
+        management.interrupt_current_processing(False)
+    assert len(steps) == 3
+
+
 def test_the_preview_shows_the_whole_region(node: Any) -> None:
     utils = importlib.import_module("comfy.utils")
     shown: list[Any] = []
