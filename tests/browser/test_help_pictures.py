@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEN = (
-    "A calm mountain lake at sunrise: a green ridge, its reflection in still water, white clouds."
+    "A young raccoon with gray fur and a black mask climbs through long green leaves in daylight."
 )
-WRITTEN = "serene alpine lake at sunrise, mirror reflection of a misty ridge, soft golden light"
-LAKE: dict[str, Any] = {"type": "LoadImage", "values": {"image": "lake.png"}}
+WRITTEN = "close-up of a young raccoon among long green leaves, detailed gray fur, soft daylight"
+PHOTO: dict[str, Any] = {"type": "LoadImage", "values": {"image": "raccoon.png"}}
 SHOW = "RefineryDisplayAnything"
 
 
@@ -34,7 +34,7 @@ def shows(slot: int, title: str, of: int = 1) -> dict[str, Any]:
 
 def example(node: str, *then: dict[str, Any], values: Any = None, links: Any = None) -> list[Any]:
     """A hidden Load Image, the node, and what comes after it."""
-    return [LAKE, {"type": node, "values": values or {}, "links": links or {}}, *then]
+    return [PHOTO, {"type": node, "values": values or {}, "links": links or {}}, *then]
 
 
 EXAMPLES: dict[str, list[Any]] = {
@@ -84,7 +84,7 @@ EXAMPLES: dict[str, list[Any]] = {
             "seed": 7,
         },
     ),
-    "RefineryDisplayAnything": [LAKE, {**shows(0, "Display Anything", of=0), "tall": 340}],
+    "RefineryDisplayAnything": [PHOTO, {**shows(0, "Display Anything", of=0), "tall": 340}],
     "RefineryFreeMemory": example(
         "RefineryFreeMemory",
         {"type": "PreviewImage", "links": {"images": [1, 0]}, "hidden": True},
@@ -94,19 +94,24 @@ EXAMPLES: dict[str, list[Any]] = {
         "RefineryLoadFolder",
         {**shows(0, "images"), "tall": 350},
         shows(1, "names"),
-        values={"folder": "lakes"},
+        values={"folder": "raccoons"},
     ),
     "RefinerySaveCaption": example(
         "RefinerySaveCaption",
         shows(1, "file"),
-        values={"name": "lakes/1.png", "text": SEEN, "prefix": "ohwx, ", "existing": "overwrite"},
+        values={
+            "name": "raccoons/1.png",
+            "text": SEEN,
+            "prefix": "ohwx, ",
+            "existing": "overwrite",
+        },
     ),
     "RefineryTextToFilename": example(
         "RefineryTextToFilename",
         shows(0, "filename"),
         values={"text": "A red ball: on snow / at night.", "folder": "captions"},
     ),
-    "RefineryCheckSetup": [LAKE, {"type": "RefineryCheckSetup", "tall": 340}],
+    "RefineryCheckSetup": [PHOTO, {"type": "RefineryCheckSetup", "tall": 340}],
     "RefineryDescribeTiles": example(
         "RefineryDescribeTiles",
         shows(0, "texts"),
@@ -114,16 +119,16 @@ EXAMPLES: dict[str, list[Any]] = {
         values={"tile_size": 256, "working_size": "keep size"},
     ),
     "RefineryCaptionFolder": [
-        LAKE,
+        PHOTO,
         {
             "type": "RefineryCaptionFolder",
-            "values": {"folder": "lakes", "instructions": "", "existing": "overwrite"},
+            "values": {"folder": "raccoons", "instructions": "", "existing": "overwrite"},
         },
         {**shows(1, "texts"), "tall": 200},
         {**shows(2, "report"), "tall": 150},
     ],
     "RefineryRefineFolder": [
-        LAKE,
+        PHOTO,
         {
             "type": "RefineryRefineFolder",
             "values": {
@@ -137,7 +142,7 @@ EXAMPLES: dict[str, list[Any]] = {
     ],
     # It wants weights that are not here: its example is drawn, not run.
     "RefinerySDXLRefiner": [
-        {**LAKE, "shown": True, "tall": 300},
+        {**PHOTO, "shown": True, "tall": 300},
         {
             "type": "RefinerySDXLRefiner",
             "values": {"prompt": WRITTEN, "negative_prompt": "blurry, noise"},
@@ -146,7 +151,7 @@ EXAMPLES: dict[str, list[Any]] = {
         {"type": "SaveImage", "links": {"images": [1, 0]}, "hidden": True},
     ],
     "RefineryRefineWithModel": [
-        {**LAKE, "shown": True, "tall": 300},
+        {**PHOTO, "shown": True, "tall": 300},
         {
             "type": "RefineryRefineWithModel",
             "values": {"positive": WRITTEN, "negative": "blurry, noise"},
@@ -215,8 +220,8 @@ def prepare(comfyui: Any, server: FaultyOllama) -> None:
     shutil.copytree(weights / "tiny_refiner", checkpoints / "tiny_refiner", dirs_exist_ok=True)
     shutil.copy2(weights / "tiny_refiner.safetensors", checkpoints)
     photo = Image.open(ROOT / "examples" / "photo.jpg").convert("RGB").resize((512, 512))
-    comfyui.save_input(photo, "lake.png")
-    folder = comfyui.base / "input" / "lakes"
+    comfyui.save_input(photo, "raccoon.png")
+    folder = comfyui.base / "input" / "raccoons"
     folder.mkdir(exist_ok=True)
     drawings = comfyui.base / "input" / "drawings"  # the tiny refiner can refine no other images
     drawings.mkdir(exist_ok=True)
@@ -243,7 +248,7 @@ def test_every_example_of_the_help_pages_runs(
     )
     for index, (node, steps) in enumerate(EXAMPLES.items(), start=1):
         if node == "RefineryOllamaOptions":
-            tags = '{"tags": ["lake", "sunrise", "ridge", "clouds"]}'
+            tags = '{"tags": ["raccoon", "gray fur", "leaves", "daylight"]}'
             scripted.models["llama3.2:latest"] = text_model(answer=tags)
         drawn = page.evaluate(BUILD, [steps, 1000 * index])
         if node not in NOT_RUN:
