@@ -52,6 +52,7 @@ _load("faulty_ollama", TESTS / "faulty_ollama.py")
 _load("scripted_servers", TESTS / "scripted_servers.py")
 _load("llama_server", TESTS / "llama_server.py")
 _load("comfy_stub_path", TESTS / "comfy_stub" / "stub_path.py")
+_load("shallow_refiner", TESTS / "shallow_refiner.py")
 
 
 MAY_BE_MISSING = ("gpu", "comfyui", "browser", "ollama", "embedded")
@@ -95,11 +96,11 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def diffusers_is_not_searched_for_garbage() -> Iterator[None]:
-    """Freeze once more after the first test that imported it."""
-    loaded = "diffusers" in sys.modules
+def loaded_modules_are_not_searched_for_garbage() -> Iterator[None]:
+    """Freeze again after a test that imported much, as the first that loads a checkpoint does."""
+    count = len(sys.modules)
     yield
-    if "diffusers" in sys.modules and not loaded:
+    if len(sys.modules) > count + 50:
         gc.freeze()
 
 
@@ -229,16 +230,23 @@ def comfy() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny refiner as one checkpoint file, its description beside it; it has few layers."""
+    from shallow_refiner import write_shallow_refiner
+
+    return write_shallow_refiner(tmp_path_factory.mktemp("shallow"))
+
+
 @pytest.fixture(scope="module")
-def checkpoints(comfy: None) -> Path:
+def checkpoints(comfy: None, tiny_file: Path) -> Path:
     """The stub's checkpoints folder, with the tiny refiner in it."""
     import folder_paths
 
-    weights = ROOT / "tools" / "tiny_refiner" / "weights"
     folder = Path(folder_paths.base_path, "models", "checkpoints")
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(weights / "tiny_refiner", folder / "tiny_refiner", dirs_exist_ok=True)
-    shutil.copy2(weights / "tiny_refiner.safetensors", folder)
+    shutil.copytree(tiny_file.with_suffix(""), folder / "tiny_refiner", dirs_exist_ok=True)
+    shutil.copy2(tiny_file, folder)
     return folder
 
 
@@ -264,8 +272,30 @@ def sixteenth_megapixel(monkeypatch: pytest.MonkeyPatch) -> None:
     _shrink_work(monkeypatch, 16)
 
 
+@pytest.fixture
+def small_process() -> list[str]:
+    """The command line in a process of its own, as `sixteenth_megapixel`."""
+    code = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location(
+    "image_refinery", {str(ROOT / "__init__.py")!r}, submodule_search_locations=[{str(ROOT)!r}]
+)
+package = sys.modules["image_refinery"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+from image_refinery.__main__ import main
+from image_refinery.refine import geometry
+for name in {_AREAS}:
+    setattr(geometry, name, getattr(geometry, name) // 16)
+sys.exit(main(sys.argv[1:]))
+"""
+    return [sys.executable, "-c", code]
+
+
+_AREAS = ("MEGAPIXEL", "MIN_WORKING_AREA_PX", "MAX_SINGLE_TILE_AREA_PX")
+
+
 def _shrink_work(monkeypatch: pytest.MonkeyPatch, divisor: int) -> None:
     from image_refinery.refine import geometry
 
-    for name in ("MEGAPIXEL", "MIN_WORKING_AREA_PX", "MAX_SINGLE_TILE_AREA_PX"):
+    for name in _AREAS:
         monkeypatch.setattr(geometry, name, getattr(geometry, name) // divisor)

@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "tools" / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
 
 
 @pytest.fixture(autouse=True)
-def place(sixteenth_megapixel: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def place(
+    sixteenth_megapixel: None, tiny_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Work in an empty folder, with the tiny refiner as the default model."""
-    monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(TINY))
+    monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(tiny_file))
     monkeypatch.chdir(tmp_path)
 
 
@@ -44,7 +45,9 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_picture_becomes_a_png_of_its_size_with_its_settings(photo: Path, capsys: Any) -> None:
+def test_a_picture_becomes_a_png_of_its_size_with_its_settings(
+    photo: Path, tiny_file: Path, capsys: Any
+) -> None:
     before = photo.read_bytes()
     words = ["--prompt", "M\u00e4rz", "--strength", "0.2", "--steps", "10", "--seed", "7"]
     assert main(["refine", str(photo), *words]) == 0
@@ -56,7 +59,7 @@ def test_a_picture_becomes_a_png_of_its_size_with_its_settings(photo: Path, caps
         assert refined.format == "PNG" and refined.size == (80, 48)
         about = json.loads(refined.text[METADATA_KEY])
     assert about["software"] == f"image-refinery {__version__}"
-    assert about["model"] == TINY.name, "no path of this computer"
+    assert about["model"] == tiny_file.name, "no path of this computer"
     assert about["prompt"] == "M\u00e4rz" and about["seed"] == 7
     assert about["strength"] == 0.2 and about["num_inference_steps"] == 10
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,16 +26,16 @@ from PIL import Image
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "tools" / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
 RED = "A red circle on a white background."
 IDS = ["a.jpg", "b.png", "inner/c.png"]
 
 
 @pytest.fixture(autouse=True)
-def place(sixteenth_megapixel: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def place(
+    sixteenth_megapixel: None, tiny_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Work in an empty folder, with the tiny refiner as the default model."""
-    monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(TINY))
+    monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(tiny_file))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
 
@@ -87,7 +86,7 @@ def rows_of(folder: str | Path) -> dict[str, Any]:
 
 
 def test_a_job_has_a_row_and_a_file_for_each_image(
-    batch: Callable[..., int], loads: list[str], capsys: Any
+    batch: Callable[..., int], loads: list[str], tiny_file: Path, capsys: Any
 ) -> None:
     assert batch("--seed", "3") == 0
     rows = rows_of("job")
@@ -108,7 +107,7 @@ def test_a_job_has_a_row_and_a_file_for_each_image(
     assert "3 done, 0 failed, 0 left." in capsys.readouterr().err
     assert json.loads(Path("job/report.json").read_text())["done"] == 3
     page = Path("job/report.html").read_text()
-    assert 'href="refined/inner/c.png"' in page and TINY.name in page
+    assert 'href="refined/inner/c.png"' in page and tiny_file.name in page
     seed = str(rows["a.jpg"]["seed"])
     assert main(["refine", "set/a.jpg", "--steps", "4", "--seed", seed, "-o", "one"]) == 0
     one, other = Path("one/a-refined.png"), Path("job/refined/a.png")
@@ -176,7 +175,7 @@ def test_an_image_that_needs_too_much_memory_stops_no_other_but_a_full_device_do
 
 
 def test_other_settings_and_another_checkpoint_are_refused(
-    batch: Callable[..., int], tmp_path: Path, refined: list[str], capsys: Any
+    batch: Callable[..., int], tiny_file: Path, tmp_path: Path, refined: list[str], capsys: Any
 ) -> None:
     assert batch("--limit", "1") == 0
     for words, said in (
@@ -186,8 +185,8 @@ def test_other_settings_and_another_checkpoint_are_refused(
     ):
         assert batch(*words) == 1
         assert said in capsys.readouterr().err
-    plain, other = tmp_path / "plain" / TINY.name, tmp_path / "other" / TINY.name
-    data = bytearray(TINY.read_bytes())
+    plain, other = (tmp_path / name / tiny_file.name for name in ("plain", "other"))
+    data = bytearray(tiny_file.read_bytes())
     for file in (plain, other):
         file.parent.mkdir()
         file.write_bytes(data)
@@ -234,7 +233,7 @@ def test_files_of_others_are_left_or_replaced(
 
 
 @pytest.mark.parametrize("format", ["jpg", "webp"])
-def test_formats_hold_the_settings(images: Path, format: str) -> None:
+def test_formats_hold_the_settings(images: Path, tiny_file: Path, format: str) -> None:
     see_through = Image.new("RGBA", (64, 64), (200, 0, 0, 0))
     see_through.paste((0, 90, 200, 255), (0, 0, 32, 64))
     see_through.save(images / "inner" / "d.png")
@@ -245,7 +244,7 @@ def test_formats_hold_the_settings(images: Path, format: str) -> None:
         about = image.getexif()[0x010E].removeprefix("image-refinery:")
         right = image.convert("RGBA").getpixel((60, 30))
     assert json.loads(about)["prompt"] == "M\u00e4rz"
-    assert json.loads(about)["model"] == TINY.name
+    assert json.loads(about)["model"] == tiny_file.name
     assert right == (255, 255, 255, 255) if format == "jpg" else right[3] == 0
 
 
@@ -360,13 +359,15 @@ def test_ctrl_c_keeps_what_is_done(
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is Unix's")
 def test_a_killed_job_continues_and_loses_nothing(
-    batch: Callable[..., int], images: Path, refined: list[str], tmp_path: Path
+    batch: Callable[..., int],
+    images: Path,
+    refined: list[str],
+    small_process: list[str],
+    tmp_path: Path,
 ) -> None:
     words = ["batch", "set", "--recursive", "--job", "job", "--steps", "4", "--task", "refine"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT), *words], env=environment, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([*small_process, *words], env=environment, stderr=subprocess.DEVNULL)
     rows = tmp_path / "job" / "rows"
     until = time.monotonic() + 120
     while not any(file.stat().st_size for file in rows.glob("*.jsonl")):

@@ -24,7 +24,6 @@ from image_refinery.refine import RefineError, RefineSettings
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "tools" / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
 COUNT = 6
 
 
@@ -94,10 +93,12 @@ def test_results_that_were_written_elsewhere_are_refused(job: Refining) -> None:
 
 
 @pytest.fixture
-def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+def batch(
+    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Any]]:
     """Start the command over six images of noise on `--ray`."""
     pytest.importorskip("ray", reason="ray is not installed")
-    monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(TINY))
+    monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(tiny_file))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     noise = np.random.default_rng(0)
     (tmp_path / "images").mkdir()

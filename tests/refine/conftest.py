@@ -15,7 +15,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
-TINY_FILE = TOOLS / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
+TRAINED_FILE = TOOLS / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
 
 
 def load_tool(folder: str, name: str) -> ModuleType:
@@ -34,9 +34,9 @@ def tool() -> Callable[[str, str], ModuleType]:
 
 
 @pytest.fixture(scope="session")
-def tiny_file() -> Path:
-    """The tiny refiner as one checkpoint file, its description beside it."""
-    return TINY_FILE
+def trained_file() -> Path:
+    """The tiny refiner that was trained, with the layers of tools/tiny_refiner/tiny_model.py."""
+    return TRAINED_FILE
 
 
 @pytest.fixture(scope="session")
@@ -95,9 +95,25 @@ def refiner(tiny_file: Path) -> OpenRefiner:
 
 
 @pytest.fixture(scope="session")
+def trained_refiner(trained_file: Path) -> OpenRefiner:
+    """As `refiner`, where it counts what the image shows."""
+    return OpenRefiner("cpu", model=trained_file)
+
+
+@pytest.fixture(scope="session")
 def one_call(tiny_file: Path) -> Callable[..., torch.Tensor]:
     """diffusers' single call: one_call(image, seed=0, **arguments) gives BHWC, 0 to 1."""
-    pipeline = plain_pipeline(tiny_file, torch.float32)
+    return _one_call(tiny_file)
+
+
+@pytest.fixture(scope="session")
+def trained_call(trained_file: Path) -> Callable[..., torch.Tensor]:
+    """As `one_call`, for the refiner that was trained."""
+    return _one_call(trained_file)
+
+
+def _one_call(file: Path) -> Callable[..., torch.Tensor]:
+    pipeline = plain_pipeline(file, torch.float32)
 
     def call(image: Image.Image, *, seed: int = 0, **arguments: object) -> torch.Tensor:
         defaults = {

@@ -37,9 +37,9 @@ def test_an_enlarged_picture_comes_back_at_its_own_size(
 
 @pytest.mark.usefixtures("quarter_megapixel")
 def test_a_picture_between_one_and_two_megapixels_comes_back(
-    refiner: ImageRefiner, draw: Draw
+    trained_refiner: ImageRefiner, draw: Draw
 ) -> None:
-    assert refiner.refine(draw(0, (752, 500)), **QUICK).size == (752, 500)
+    assert trained_refiner.refine(draw(0, (752, 500)), **QUICK).size == (752, 500)
 
 
 @pytest.mark.usefixtures("quarter_megapixel")
@@ -180,13 +180,13 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.usefixtures("quarter_megapixel")
 def test_refining_a_noisy_or_damaged_scene_brings_it_closer_to_the_clean_one(
-    refiner: ImageRefiner, draw: Draw
+    trained_refiner: ImageRefiner, draw: Draw
 ) -> None:
     gains: dict[str, list[float]] = {"noise": [], "jpeg": []}
     for index in range(2):
         clean = draw(index, (160, 160))
         for kind, damaged in (("noise", add_noise(clean, index)), ("jpeg", as_jpeg(clean))):
-            out = refiner.refine(damaged, working_size="auto", seed=index)
+            out = trained_refiner.refine(damaged, working_size="auto", seed=index)
             before, after = (psnr(array_of(i), array_of(clean)) for i in (damaged, out))
             gains[kind].append(after - before)
     assert np.mean(gains["noise"]) > 1.0, gains

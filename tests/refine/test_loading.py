@@ -325,10 +325,10 @@ def test_turbo_and_lightning_are_told_by_name_and_advised(
     assert info.advice in caplog.text
 
 
-def test_the_tiny_refiner_is_told_to_be_a_refiner(tiny_file: Path) -> None:
-    info = read_checkpoint(tiny_file)
+def test_the_tiny_refiner_is_told_to_be_a_refiner(trained_file: Path) -> None:
+    info = read_checkpoint(trained_file)
     assert (info.family, info.variant, info.dtype, info.advice) == ("refiner", "", "F16", "")
-    assert info.size_bytes == tiny_file.stat().st_size < 10_000_000
+    assert info.size_bytes == trained_file.stat().st_size < 10_000_000
 
 
 def test_a_checkpoint_is_named_by_a_path_or_a_text(tiny_file: Path, tmp_path: Path) -> None:

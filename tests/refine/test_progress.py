@@ -30,7 +30,7 @@ def test_events_tell_every_stage_and_step(refiner: ImageRefiner, draw: Draw) -> 
     assert {event.total for event in events} == {6}
 
 
-def test_a_preview_shows_the_picture(refiner: ImageRefiner, draw: Draw) -> None:
+def test_a_preview_shows_the_picture(trained_refiner: ImageRefiner, draw: Draw) -> None:
     image = draw(0, (256, 192))
     seen: list[Image.Image] = []
 
@@ -40,7 +40,7 @@ def test_a_preview_shows_the_picture(refiner: ImageRefiner, draw: Draw) -> None:
         if progress.step == progress.steps and preview is not None:
             seen.append(preview)
 
-    refined = refiner.refine(image, on_progress=look, **SMALL)
+    refined = trained_refiner.refine(image, on_progress=look, **SMALL)
     small = np.asarray(refined.reduce(8), np.float32)
     assert len(seen) == 1
     assert np.abs(np.asarray(seen[0], np.float32) - small).mean() < 12

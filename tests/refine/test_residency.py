@@ -48,19 +48,19 @@ def test_every_memory_mode_gives_the_same_picture(
     mode: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # A third of the tiny UNet stays, the rest is streamed, as with the real one.
-    monkeypatch.setattr(residency_module, "LOW_VRAM_BYTES", 3_000_000)
+    # A part of the tiny UNet stays, the rest is streamed, as with the real one.
+    monkeypatch.setattr(residency_module, "LOW_VRAM_BYTES", 400_000)
     image = draw(0, (128, 128))
     other = open_refiner("cpu", model=tiny_file, memory_mode=mode)
     assert other.refine(image, **SMALL).tobytes() == refiner.refine(image, **SMALL).tobytes()
     held = other.residency.held_bytes()
-    assert held > 9_000_000 if mode in ("gpu", "auto") else held == 0
+    assert held > 2_000_000 if mode in ("gpu", "auto") else held == 0
 
 
 def test_low_vram_holds_no_more_than_its_share(
     open_refiner: Any, tiny_file: Path, draw: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(residency_module, "LOW_VRAM_BYTES", 3_000_000)
+    monkeypatch.setattr(residency_module, "LOW_VRAM_BYTES", 400_000)
     held: list[int] = []
 
     def note(progress: object) -> None:
@@ -70,7 +70,7 @@ def test_low_vram_holds_no_more_than_its_share(
     refiner = open_refiner("cpu", model=tiny_file, memory_mode="low_vram")
     refiner.refine(draw(0, (64, 64)), on_progress=note, **SMALL)
     assert held
-    assert 1_500_000 < max(held) <= 3_000_000
+    assert 200_000 < max(held) <= 400_000
 
 
 def test_unload_frees_the_copies_and_refining_goes_on(
@@ -85,7 +85,7 @@ def test_unload_frees_the_copies_and_refining_goes_on(
     freed = refiner.unload()
     gc.collect()
     # The UNet, the VAE and the text encoder as fp32.
-    assert 9_000_000 < freed < 12_000_000
+    assert 2_000_000 < freed < 3_000_000
     assert copies() is None
     assert weight.dtype == torch.float16
     assert refiner.unload() == 0
