@@ -174,6 +174,43 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+@pytest.fixture(scope="session")
+def _components_by_file() -> dict[Any, Any]:
+    return {}
+
+
+@pytest.fixture
+def quick_loads(monkeypatch: pytest.MonkeyPatch, _components_by_file: dict[Any, Any]) -> None:
+    """A file that was loaded before is copied from memory, for tests that are not about loading.
+
+    As after a load, no two refiners share a module, and weights at rest are never written to.
+    """
+    import copy
+
+    from image_refinery.refine import loading
+    from torch.nn import Parameter
+
+    load = loading.load_components
+
+    def load_once(model: str | Path, **settings: Any) -> Any:
+        path = Path(model)
+        if not path.is_file():
+            return load(model, **settings)
+        files = [path, *path.with_suffix("").rglob("*.json")]
+        key = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+        if key not in _components_by_file:
+            _components_by_file[key] = load(model, **settings)
+        first = _components_by_file[key]
+        weights = {
+            id(weight): Parameter(weight.data, requires_grad=False)
+            for module in first.modules().values()
+            for weight in module.parameters()
+        }
+        return copy.deepcopy(first, weights)
+
+    monkeypatch.setattr(loading, "load_components", load_once)
+
+
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The prompts that were encoded, in their order."""

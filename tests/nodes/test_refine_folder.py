@@ -32,7 +32,7 @@ def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def node(checkpoints: Path, folders: Path) -> Iterator[Any]:
+def node(checkpoints: Path, folders: Path, quick_loads: None) -> Iterator[Any]:
     """The node class; afterwards no refiner is kept."""
     from image_refinery.nodes.host.kept import free_refiner
     from image_refinery.nodes.refine_folder import RefineFolder

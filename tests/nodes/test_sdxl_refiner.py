@@ -17,7 +17,7 @@ TINY = "tiny_refiner.safetensors"
 
 
 @pytest.fixture
-def node(checkpoints: Path) -> Iterator[Any]:
+def node(checkpoints: Path, quick_loads: None) -> Iterator[Any]:
     """The node class; afterwards no refiner is kept."""
     from image_refinery.nodes.host.kept import free_refiner
     from image_refinery.nodes.sdxl_refiner import SDXLRefiner

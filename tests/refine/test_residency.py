@@ -25,6 +25,7 @@ from image_refinery.refine.residency import choose_mode, is_out_of_memory
 from image_refinery.refine.stages import _scores_bytes
 from PIL import Image
 
+pytestmark = pytest.mark.usefixtures("quick_loads")
 Draw = Callable[[int, tuple[int, int]], Image.Image]
 SMALL = {"num_inference_steps": 7, "working_size": "keep size"}
 GIB = 2**30
