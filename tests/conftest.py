@@ -91,6 +91,26 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """In a checkout without byte code, let one process compile the tests for the others.
+
+    Each would need ten seconds of a core for it. The others import what takes longest meanwhile.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    everything = [Path(argument).resolve() for argument in session.config.args] == [TESTS]
+    if worker == "gw0" or not everything or sys.dont_write_bytecode:
+        return
+    import diffusers  # noqa: F401
+
+    last = sorted(TESTS.rglob("test_*.py"))[-1]
+    until = time.monotonic() + 120
+    while not list(last.parent.glob(f"__pycache__/{last.stem}.*-pytest-*.pyc")):
+        if time.monotonic() > until:  # its process has failed, and tells why
+            return
+        time.sleep(0.1)
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()  # torch's million objects: each refiner that is freed collects the garbage
 

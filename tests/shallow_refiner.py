@@ -11,10 +11,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
-from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file, save_file
-
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "tiny_refiner"
 TINY = TOOL / "weights" / "tiny_refiner.safetensors"
 TEXT = "conditioner.embedders.0.model.transformer.resblocks."
@@ -32,6 +28,10 @@ LEVELS = {
 
 def write_shallow_refiner(folder: Path) -> Path:
     """Write it as a checkpoint file with its description beside it; return the file."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import load_file, save_file
+
     sys.path.insert(0, str(TOOL))
     try:
         from tiny_export import unet_key

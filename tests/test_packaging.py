@@ -288,7 +288,7 @@ ImageRefiner.refine = functools.partialmethod(ImageRefiner.refine, working_size=
 
 @pytest.mark.parametrize("number", range(len(README_BLOCKS)))
 def test_python_of_the_readme_runs_where_it_is_installed(
-    installed: Path, ollama: FaultyOllama, tmp_path: Path, number: int
+    installed: Path, ollama: FaultyOllama, tiny_file: Path, tmp_path: Path, number: int
 ) -> None:
     """Letter for letter, with a scripted Ollama, the tiny refiner, and images of ours."""
     block = README_BLOCKS[number]
@@ -296,13 +296,12 @@ def test_python_of_the_readme_runs_where_it_is_installed(
     (tmp_path / "readme.py").write_text(preamble + block, "utf-8")
     shutil.copy(ROOT / "examples" / "photo.jpg", tmp_path)
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "input.png")
-    weights = ROOT / "tools" / "tiny_refiner" / "weights" / "tiny_refiner.safetensors"
     printed = in_bare(
         installed,
         "readme.py",
         cwd=tmp_path,
         OLLAMA_BASE_URL=ollama.url,
-        IMAGE_REFINERY_REFINER=str(weights),
+        IMAGE_REFINERY_REFINER=str(tiny_file),
     )
     if "print(" in block:
         assert printed.strip()

@@ -421,7 +421,7 @@ def test_doctor_never_prints_a_key(
     assert "very-secret" not in printed and "hidden" not in printed
 
 
-@pytest.mark.usefixtures("quarter_megapixel")
+@pytest.mark.usefixtures("sixteenth_megapixel")
 def test_demo_leaves_pictures_and_a_text(photo: Path, capsys: Any) -> None:
     assert main(["demo", str(photo)]) == 0
     output = photo.parent / "demo-output"
@@ -441,7 +441,7 @@ def test_demo_leaves_pictures_and_a_text(photo: Path, capsys: Any) -> None:
     )
 
 
-@pytest.mark.usefixtures("quarter_megapixel")
+@pytest.mark.usefixtures("sixteenth_megapixel")
 def test_demo_says_that_the_vision_model_is_a_stand_in(
     photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
