@@ -74,17 +74,24 @@ ROWS = {
 COMPARED_STEPS = {251: 0, 101: 3, 1: 5}
 
 MIN_CONTROL = 1e-2
-CONTROLLED = "noise at t=251, prompt"
-CONTROLS = (
-    "height and width swapped",
-    "aesthetic score 2.5 instead of 6",
-    "crop at 64, 64 instead of 0, 0",
-    "pooled embedding of zeros",
-    "last text layer instead of the last but one",
-    "another prompt",
-    "two normalizations of one block swapped",
-    "two biases of one block swapped",
-)
+CONTROLS = {
+    **dict.fromkeys(
+        (
+            "height and width swapped",
+            "aesthetic score 2.5 instead of 6",
+            "crop at 64, 64 instead of 0, 0",
+            "pooled embedding of zeros",
+            "last text layer instead of the last but one",
+            "another prompt",
+            "two normalizations of one block swapped",
+            "two biases of one block swapped",
+        ),
+        "noise at t=251, prompt",
+    ),
+    "short negative prompt filled up with an empty row": "noise at t=251, negative prompt",
+    "prompt weights read as plain text": "text embedding, weights and escaped parentheses",
+}
+"""Mistakes, and what of ComfyUI's their results are compared with."""
 
 
 # The comparison
@@ -115,8 +122,8 @@ def compare(ours: Tensors, native: Tensors) -> list[Row]:
         for title, limit in ROWS.items()
     ]
     controls = [
-        Row(title, *difference(ours.get(title), native.get(CONTROLLED)), MIN_CONTROL, True)
-        for title in CONTROLS
+        Row(title, *difference(ours.get(title), native.get(of)), MIN_CONTROL, True)
+        for title, of in CONTROLS.items()
     ]
     return rows + controls
 
@@ -306,14 +313,14 @@ def recorded(components: Any) -> Iterator[Seen]:
 
 
 def make_mistakes(stages: Any, step: UnetStep) -> Tensors:
-    """Return the noise that the UNet predicts after each mistake of CONTROLS."""
+    """Return what comes out after each mistake of CONTROLS."""
     import torch
     from image_refinery.refine.prompts import split_tokens
 
     parts = stages.components
     embeds, pooled, ids = step.embeds[1:], step.pooled[1:], step.time_ids[1:]
     height, width, top, left, _ = ids[0].tolist()
-    other = stages.encode_prompts(OTHER, None)
+    other, empty, plain = (stages.encode_prompts(text, None) for text in (OTHER, "", WEIGHTED))
 
     def sizes(*values: float) -> torch.Tensor:
         return ids.new_tensor([values])
@@ -350,6 +357,9 @@ def make_mistakes(stages: Any, step: UnetStep) -> Tensors:
             swap(pairs)
             results.append(predict(embeds, pooled, ids))
             swap(pairs)
+        filled_up = torch.cat([step.embeds[:1], empty.prompt_embeds], dim=1)
+        results.append(predict(filled_up, step.pooled[:1], step.time_ids[:1]))
+    results.append(plain.prompt_embeds)
     return dict(zip(CONTROLS, results, strict=True))
 
 

@@ -36,8 +36,7 @@ def results(tool: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]
     """Tensors of ours and of ComfyUI with which every row is good."""
     native = {title: torch.randn(1, 4, 8, 8) for title in tool.ROWS}
     ours = {title: tensor + 1e-6 for title, tensor in native.items()}
-    mistakes = {name: native[tool.CONTROLLED] + 1 + n for n, name in enumerate(tool.CONTROLS)}
-    return ours | mistakes, native
+    return ours | {mistake: native[of] + 1 for mistake, of in tool.CONTROLS.items()}, native
 
 
 def report(
@@ -65,7 +64,7 @@ def test_a_row_above_and_a_control_below_their_limits_both_fail(
 ) -> None:
     ours, native = results
     ours["VAE encode, mean"][0, 0, 0, 0] += 1
-    ours["another prompt"] = native[tool.CONTROLLED].clone()
+    ours["another prompt"] = native[tool.CONTROLS["another prompt"]].clone()
     assert report(tool, tmp_path, ours, native) == 1
     printed = capsys.readouterr().out
     assert "FAILED: too different" in printed
