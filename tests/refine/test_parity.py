@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from image_refinery.refine import ImageRefiner, RefineSettings
+from image_refinery.refine.geometry import Size
 from image_refinery.refine.pixels import read_image, to_planes
 from image_refinery.refine.stages import Stages
 from PIL import Image
@@ -135,3 +136,16 @@ def test_a_prompt_of_one_row_is_what_diffusers_makes_of_it(refiner: ImageRefiner
     rows = split_tokens(tokenizer, "x" * 76)
     assert [len(row) for row in rows] == [77, 77]
     assert rows[1][2] == tokenizer.eos_token_id
+
+
+def test_one_seed_is_one_noise_whatever_the_unet_computes_in(refiner: ImageRefiner) -> None:
+    refiner.load()
+    stages = refiner._stages
+    assert stages is not None
+    before, drawn = dict(stages.components.dtypes), []
+    for dtype in (torch.float32, torch.float16):
+        stages.components.dtypes["unet"] = dtype
+        drawn.append(stages.noise(Size(64, 128), 7))
+    stages.components.dtypes.update(before)
+    for one, other in zip(*(noise.fields for noise in drawn), strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other)
