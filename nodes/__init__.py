@@ -16,6 +16,7 @@ from .ollama_process import OllamaProcess
 from .ready_instructions import ReadyInstructions
 from .refine_folder import RefineFolder
 from .refine_with_model import RefineWithModel
+from .replacements import register_replacements
 from .save_caption import SaveCaption
 from .sdxl_refiner import SDXLRefiner
 from .text_to_filename import TextToFilename
@@ -23,7 +24,11 @@ from .wildcard_processor import WildcardProcessor
 
 
 class ImageRefineryExtension(ComfyExtension):
-    """The list of nodes that ComfyUI asks for, and a route for the report of Check Setup."""
+    """The nodes, a route for the report of Check Setup, and what replaces nodes of other packs."""
+
+    async def on_load(self) -> None:
+        """Register the replacements: 0.3.64 does not call this, and cannot replace nodes."""
+        await register_replacements()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         add_report_route()  # not in on_load, which 0.3.64 does not call
