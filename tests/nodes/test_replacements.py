@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "coming-from-other-packs.md"
 PAGE_ONLY = {"control_after_generate"}
 SOCKETS = {"image", "images", "value"}
 """Inputs of the old nodes that are no widgets."""
@@ -85,6 +87,13 @@ def test_kept_old_names_are_no_inputs_of_ours(old: str) -> None:
     entry = row(old)
     kept = {put["new_id"] for put in entry.input_mapping() if put["new_id"] == put.get("old_id")}
     assert not {name for name in kept if name not in entry.inputs} & inputs_of(new_node(old)).keys()
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_the_guide_tells_what_becomes_of_every_setting(old: str) -> None:
+    guide, entry = GUIDE.read_text(encoding="utf-8"), row(old)
+    names = {old, *entry.widgets, *entry.inputs, *entry.inputs.values()} - PAGE_ONLY
+    assert [name for name in sorted(names) if f"`{name}`" not in guide] == []
 
 
 def test_a_host_without_replacements_gets_none_and_logs_nothing(

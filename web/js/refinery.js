@@ -10,6 +10,20 @@ function* nodesOf(graph) {
   }
 }
 
+// "Swap Nodes" puts a node into the graph without calling its onAdded, which shows its text boxes:
+// without this they stay invisible until the workflow is opened again.
+function addedWhenSwapped(node) {
+  const onAdded = node.onAdded;
+  let added = false;
+  node.onAdded = function (...args) {
+    added = true;
+    return onAdded?.apply(this, args);
+  };
+  setTimeout(() => {
+    if (!added && node.graph) node.onAdded(node.graph);
+  });
+}
+
 app.registerExtension({
   name: "imagerefinery.models",
 
@@ -35,5 +49,6 @@ app.registerExtension({
     if (!OURS.test(node.comfyClass ?? "")) return;
     const control = node.widgets?.find((widget) => widget.name === "control_after_generate");
     if (control) control.value = "fixed";
+    addedWhenSwapped(node);
   },
 });
