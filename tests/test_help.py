@@ -139,10 +139,8 @@ def test_every_use_of_the_specification_can_be_found(schemas: list[Any]) -> None
             "SEO alt text")  # fmt: skip
     for use in uses:
         assert use in ready and use in help_page and use in readme
-    named = set(re.findall(r"\*([a-z-]+)\*", readme)) & {
-        file.stem for file in (ROOT / "example_workflows").glob("*.json")
-    }
-    assert {"llm-image-refine-basic", "llm-image-refine-advanced"} <= named
+    for file in (ROOT / "example_workflows").glob("*.json"):
+        assert f"*{file.stem}*" in readme
 
 
 def test_docs_speak_of_every_node(schemas: list[Any]) -> None:

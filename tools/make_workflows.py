@@ -6,8 +6,8 @@
 The order and the defaults of our nodes' widgets come from their schemas, those of ComfyUI's own
 nodes from tools/core_nodes.json (the required part of /object_info; the first URL that has a node
 wins, so list the oldest host first). A test compares the committed files with this script, so a
-changed schema cannot leave an outdated workflow behind. The images beside them are screenshots
-taken by tests/browser/test_workflows.py.
+changed schema cannot leave an outdated workflow behind. tools/template_cards.py makes the images
+beside them.
 """
 
 from __future__ import annotations
@@ -27,33 +27,39 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from workflow_graph import Graph, Node, NodeType, Output, node_type  # noqa: E402  (no package)
+from workflow_graph import (  # noqa: E402  (no package)
+    Graph,
+    Node,
+    NodeType,
+    Output,
+    Subgraph,
+    node_type,
+)
 
 PAGES = ROOT / "example_workflows"
 APIS = ROOT / "tests" / "workflows" / "api"
 CORE = ROOT / "tools" / "core_nodes.json"
-OLDEST = "0.3.64"
-TRELLIS_FROM = "0.34.0"
+OLDEST, APP_FROM, TRELLIS_FROM = "0.3.64", "0.33.0", "0.34.0"
 
 EXAMPLE_IMAGE = "example.png"  # ships with ComfyUI's repository; other installations may lack it
 FIRST = (
-    "**First** choose your image in *Load Image*. A red frame there only means that no image is "
-    "chosen yet."
+    "Choose your image in *Load Image*. A red frame there only means that no image is chosen yet."
 )
-FOLDER = "my images"  # not ".": that would caption every image in the input folder
+FOLDER = "my images"  # not the input folder itself: that would caption every image in it
 FIRST_FOLDER = (
-    "**First** put a folder of images into ComfyUI's input folder, press R, and choose it in "
-    "*Load Images From Folder*."
+    "Put a folder of images into ComfyUI's input folder, press R, and choose it in *{node}*."
 )
-DOWNLOAD = "stabilityai/stable-diffusion-xl-refiner-1.0 (download)"
-REFINER_PX = 490  # Nodes 2.0 cuts the end of DOWNLOAD off in nodes of less than about 480
+REFINER_PX = 400
 AUTO = "auto"  # a template runs with any server and its models
 VISION_MODEL, TEXT_MODEL = "llava", "llama3.2"  # for users who have no model yet
 STOP = "stop the workflow"  # where other nodes use the text: no error message becomes a prompt
 BASE = "sd_xl_base_1.0.safetensors"
+REFINER = "sd_xl_refiner_1.0.safetensors"
+BACKGROUND = "birefnet.safetensors"
 HUGGING_FACE = "https://huggingface.co/"
 FILES = {
     BASE: ("stabilityai/stable-diffusion-xl-base-1.0", "", "checkpoints"),
+    REFINER: ("stabilityai/stable-diffusion-xl-refiner-1.0", "", "checkpoints"),
     "dino_v3_vit_l.safetensors": ("Comfy-Org/TRELLIS.2", "clip_vision/", "clip_vision"),
     "trellis_2_bf16.safetensors": ("Comfy-Org/TRELLIS.2", "diffusion_models/", "diffusion_models"),
     "trellis_2_shape_vae_bf16.safetensors": ("Comfy-Org/TRELLIS.2", "vae/", "vae"),
@@ -61,11 +67,6 @@ FILES = {
 }
 """File: (repository on Hugging Face, folder there, folder of ComfyUI)."""
 
-REFINER_TEXT = (
-    "**Refiner:** the first run downloads it (6 GB). If you have "
-    f"[sd_xl_refiner_1.0.safetensors]({HUGGING_FACE}stabilityai/stable-diffusion-xl-refiner-1.0), "
-    "put it into *models/checkpoints*, press R and choose it in *checkpoint*."
-)
 NEW_STYLE = "Style: {__style/painting__|__style/photo__|__style/print__}. Light: __light__."
 
 
@@ -79,386 +80,502 @@ def fetch(*names: str) -> list[dict[str, str]]:
     return found
 
 
-def note(graph: Graph, title: str, text: str, *, models: Iterable[str], files: Iterable[str] = (),
-         oldest: str = OLDEST, refines: bool = False, first: str = FIRST,
+def note(graph: Graph, title: str, steps: Iterable[str], *, models: Iterable[str] = (),
+         files: Iterable[str] = (), oldest: str = OLDEST, more: str = "",
          tall: int) -> None:  # fmt: skip
-    """Add a note: the first step, what the workflow does, what to download, the ComfyUI version."""
-    lines = [f"## {title}", first, "", text, ""]
+    """Add a note: what to do, step by step, what to download, the ComfyUI version."""
+    lines = [f"## {title}", *(f"{number}. {step}" for number, step in enumerate(steps, 1)), ""]
+    if more:
+        lines += [more, ""]
     if commands := "\n".join(f"ollama pull {model}" for model in models):
         lines += [
             "**Models:** *auto* chooses a model of your server. If "
             f"[Ollama](https://ollama.com) has none yet:\n```\n{commands}\n```",
             "",
         ]
-    if refines:
-        lines += [REFINER_TEXT, ""]
     if files:
-        lines.append("**Files:**")
+        lines.append("**Files** (ComfyUI offers to download what is missing):")
     for name in files:
         repository, _, directory = FILES[name]
-        lines.append(f"- [{name}]({HUGGING_FACE}{repository}) into *models/{directory}*")
+        size = " (6 GB)" if name == REFINER else ""
+        lines.append(f"- [{name}]({HUGGING_FACE}{repository}){size} in *models/{directory}*")
     if files:
         lines.append("")
     lines.append(f"Needs ComfyUI {oldest} or newer.")
     graph.add_note("\n".join(lines), tall)
 
 
-def instructions(graph: Graph, name: str) -> Node:
+def presets(graph: Graph, name: str, tall: int = 180) -> Node:
     """Add Prompt Presets with one of the pack's texts chosen."""
     texts = importlib.import_module("image_refinery.texts")  # of this checkout: see pack_types
     text = texts.ready_instructions([ROOT / "instructions"])[name]
-    return graph.add("RefineryReadyInstructions", pick=name, text=text, tall=190)
+    return graph.add("RefineryReadyInstructions", pick=name, text=text, tall=tall)
 
 
-def text_to_image(graph: Graph, prompt: Output, saved: str | Output) -> None:
-    """Add core nodes from a prompt to a saved image, in two columns."""
-    graph.column(320)
-    base = graph.add("CheckpointLoaderSimple", ckpt_name=BASE, models=fetch(BASE))
-    positive = graph.add("CLIPTextEncode", title="prompt", clip=base[1], text=prompt, tall=90)
-    negative = graph.add(
+def load_image(graph: Graph) -> Node:
+    """Add Load Image with ComfyUI's own example."""
+    return graph.add("LoadImage", image=EXAMPLE_IMAGE, tall=330)
+
+
+def described_and_rewritten(graph: Graph, image: Output, chosen: Node, **more: Any) -> Node:
+    """Add LLM Image Refine with a preset; an error stops the workflow."""
+    return graph.add(
+        "RefineryLLMImageRefine", image=image, vision_model=AUTO, text_model=AUTO,
+        user_instructions=chosen[0], text_options=chosen[1], on_error=STOP, **more,
+    )  # fmt: skip
+
+
+def refiner(graph: Graph, image: Output, **more: Any) -> Node:
+    """Add SDXL Refiner with its checkpoint, which the page offers to download."""
+    return graph.add(
+        "RefinerySDXLRefiner", image=image, checkpoint=REFINER, models=fetch(REFINER),
+        negative_prompt="blurry, noise, compression artifacts", **more,
+    )  # fmt: skip
+
+
+def sdxl_variant(graph: Graph) -> Subgraph:
+    """Return a subgraph: a text, a style by wildcards, and an image of both by SDXL."""
+    inner = Subgraph(graph.types, "Add a style, generate with SDXL", [("text", "STRING")])
+    inner.column(320)
+    joined = inner.add(
+        "StringConcatenate", title="add wildcards", string_a=inner.given[0], string_b=NEW_STYLE,
+        delimiter=" ",
+    )  # fmt: skip
+    base = inner.add("CheckpointLoaderSimple", ckpt_name=BASE, models=fetch(BASE))
+    latent = inner.add("EmptyLatentImage", width=1024, height=1024)
+    inner.column(320)
+    wild = inner.add("RefineryWildcardProcessor", text=joined[0], tall=200)
+    negative = inner.add(
         "CLIPTextEncode", title="what not to show", clip=base[1], tall=110,
         text="blurry, watermark, text",
     )  # fmt: skip
-    latent = graph.add("EmptyLatentImage", width=1024, height=1024)
-    graph.column(320)
-    sampled = graph.add(
+    inner.column(320)
+    positive = inner.add("CLIPTextEncode", title="prompt", clip=base[1], text=wild[0], tall=90)
+    inner.column(320)
+    sampled = inner.add(
         "KSampler", model=base[0], positive=positive[0], negative=negative[0],
         latent_image=latent[0], steps=25, cfg=7.0, sampler_name="euler", scheduler="normal",
     )  # fmt: skip
-    decoded = graph.add("VAEDecode", samples=sampled[0], vae=base[2])
-    graph.add("SaveImage", images=decoded[0], filename_prefix=saved)
+    inner.column(200)
+    decoded = inner.add("VAEDecode", samples=sampled[0], vae=base[2])
+    inner.show(joined, "string_b")
+    inner.show(wild, "seed")
+    inner.show(base, "ckpt_name")
+    inner.result("image", decoded[0])
+    inner.result("prompt", wild[0])
+    return inner
 
 
-def llm_image_refine_basic(graph: Graph) -> None:
+def describe_and_rewrite(graph: Graph) -> None:
     """Load Image -> LLM Image Refine -> Display Anything, and Text To Filename -> Save Image."""
-    graph.column(340)
+    graph.column(320, "1. Image and instructions")
     note(
         graph, "Describe and rewrite",
-        "A vision model describes the image. A text model rewrites the description by "
-        "*user_instructions*. Both texts are shown, and the rewritten one becomes the file name of "
-        "the saved image.",
-        models=(VISION_MODEL, TEXT_MODEL), tall=300,
+        [FIRST, "Choose what to write in *Prompt Presets*, and edit it as you like.",
+         "Press *Run*. A vision model describes the image, a text model rewrites the description. "
+         "The new text becomes the file name of the saved image."],
+        models=(VISION_MODEL, TEXT_MODEL), tall=330,
     )  # fmt: skip
-    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
-    graph.column(420)
-    refine = graph.add(
-        "RefineryLLMImageRefine", image=image[0], vision_model=AUTO, text_model=AUTO,
-        on_error=STOP,
-    )  # fmt: skip
-    graph.column(380)
+    image = load_image(graph)
+    chosen = presets(graph, "Enhanced description", tall=150)
+    graph.column(400, "2. Models")
+    refine = described_and_rewritten(graph, image[0], chosen)
+    graph.column(320, "3. Result", down=270)
+    name = graph.add("RefineryTextToFilename", text=refine[2], folder="refinery", tall=192)
     graph.add("RefineryDisplayAnything", title="description", value=refine[1])
     graph.add("RefineryDisplayAnything", title="refined_output", value=refine[2])
-    graph.column(340)
-    name = graph.add("RefineryTextToFilename", text=refine[2], folder="refinery", tall=180)
+    graph.column(280, down=190)
     graph.add("SaveImage", images=refine[0], filename_prefix=name[0])
 
 
-def llm_image_refine_advanced(graph: Graph) -> None:
-    """Load Image -> LLM Image Refine -> Wildcard Processor -> text to image."""
-    graph.column(340)
+def new_image_from_an_old_one(graph: Graph) -> None:
+    """Load Image -> LLM Image Refine -> wildcards -> text to image."""
+    graph.column(320, "1. Image and instructions")
     note(
         graph, "A new image from an old one",
-        "LLM Image Refine turns the image into a prompt, by the preset chosen in *Instruction "
-        "Presets*. *Wildcard Processor* appends one of the included styles, and SDXL "
-        "generates the new image. Change the seed in Wildcard Processor for another style.",
-        models=(VISION_MODEL, TEXT_MODEL), files=(BASE,), tall=340,
+        [FIRST, "Choose in *Prompt Presets* for which model the prompt is.",
+         "Press *Run*. LLM Image Refine turns the image into a prompt. *Add a style* appends one "
+         "of the included styles and lights, and SDXL generates the image.",
+         "Change *seed* there for another style."],
+        models=(VISION_MODEL, TEXT_MODEL), files=(BASE,), tall=390,
     )  # fmt: skip
-    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
-    ready = instructions(graph, "Prompt for SDXL")
-    graph.column(420)
-    refine = graph.add(
-        "RefineryLLMImageRefine", image=image[0], vision_model=AUTO, text_model=AUTO,
-        user_instructions=ready[0], on_error=STOP,
-    )  # fmt: skip
-    graph.column(340)
-    joined = graph.add(
-        "StringConcatenate", title="add wildcards", string_a=refine[2], string_b=NEW_STYLE,
-        delimiter=" ",
-    )  # fmt: skip
-    wild = graph.add("RefineryWildcardProcessor", text=joined[0], tall=200)
-    graph.add("RefineryDisplayAnything", title="the prompt", value=wild[0])
-    text_to_image(graph, wild[0], "refinery/advanced")
+    image = load_image(graph)
+    chosen = presets(graph, "Prompt for SDXL", tall=150)
+    graph.column(400, "2. Prompt")
+    refine = described_and_rewritten(graph, image[0], chosen)
+    generated(graph, refine[2], "refinery/new")
 
 
-def describe_wildcard_text_to_image(graph: Graph) -> None:
-    """Load Image -> LLM Describe -> Wildcard Processor -> text to image."""
-    graph.column(340)
+def generated(graph: Graph, text: Output, prefix: str) -> None:
+    """Add the subgraph that adds a style and generates, and its results, in two columns."""
+    graph.column(340, "3. New image", down=190)
+    made = graph.add_subgraph(sdxl_variant(graph), text=text, tall=260)
+    graph.column(320, down=190)
+    graph.add("SaveImage", images=made[0], filename_prefix=prefix)
+    graph.add("RefineryDisplayAnything", title="the prompt", value=made[1])
+
+
+def describe_vary_generate(graph: Graph) -> None:
+    """Load Image -> LLM Describe -> wildcards -> text to image."""
+    graph.column(320, "1. Image")
     note(
         graph, "Describe, vary, generate",
-        "One model only: *LLM Describe* describes the image in one sentence, *Wildcard Processor* "
-        "varies style and light, SDXL generates the new image. Set *control after generate* of "
-        "Wildcard Processor to randomize for a new variant in each run.",
-        models=(VISION_MODEL,), files=(BASE,), tall=340,
+        [FIRST, "Press *Run*. *LLM Describe* describes the image in one sentence. *Add a style* "
+         "varies style and light, and SDXL generates the image.",
+         "For a new variant in each run, set the control below *seed* to randomize."],
+        models=(VISION_MODEL,), files=(BASE,), tall=360,
     )  # fmt: skip
-    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
-    graph.column(380)
+    image = load_image(graph)
+    graph.column(380, "2. Description")
     described = graph.add(
         "RefineryLLMDescribe", image=image[0], vision_model=AUTO,
         custom_vision_prompt="Describe the main subject of this image and where it is, in one "
         "sentence. Do not mention style or light.",
         on_error=STOP,
     )  # fmt: skip
-    graph.column(340)
-    joined = graph.add(
-        "StringConcatenate", title="add wildcards", string_a=described[1], string_b=NEW_STYLE,
-        delimiter=" ",
-    )  # fmt: skip
-    wild = graph.add("RefineryWildcardProcessor", text=joined[0], tall=200)
-    graph.add("RefineryDisplayAnything", title="the prompt", value=wild[0])
-    text_to_image(graph, wild[0], "refinery/variant")
+    generated(graph, described[1], "refinery/variant")
 
 
 def refine_an_image(graph: Graph) -> None:
     """Load Image -> SDXL Refiner -> Save Image."""
-    graph.column(340)
+    graph.column(320, "1. Image")
     note(
         graph, "Refine an image",
-        "*SDXL Refiner* sharpens texture and removes noise and artifacts. The content stays the "
-        "same. Raise *strength* for a stronger effect. Set *output_size* to working to get a small "
-        "image at the larger size. To refine only a region, draw a mask on the image (*Open in "
-        "MaskEditor*) and connect it.",
-        models=(), refines=True, tall=370,
+        [FIRST, "Press *Run*. *SDXL Refiner* sharpens texture and removes noise and artifacts. "
+         "The content stays the same.",
+         "Raise *strength* for a stronger effect. Set *output_size* to working to keep the larger "
+         "size at which a small image is refined.",
+         "For one region only, draw a mask on the image (*Open in MaskEditor*) and connect it."],
+        files=(REFINER,), tall=400,
     )  # fmt: skip
-    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
-    graph.column(REFINER_PX)
-    refined = graph.add(
-        "RefinerySDXLRefiner", image=image[0], checkpoint=DOWNLOAD,
-        prompt="sharp focus, fine texture, clean lines, high detail",
-        negative_prompt="blurry, noise, compression artifacts",
-    )  # fmt: skip
-    graph.column(340)
-    graph.add("PreviewImage", title="before", images=image[0])
-    graph.add("SaveImage", title="after", images=refined[0], filename_prefix="refinery/refined")
+    image = load_image(graph)
+    graph.column(REFINER_PX, "2. Refiner")
+    refined = refiner(graph, image[0], prompt="sharp focus, fine texture, clean lines, high detail")
+    graph.column(320, "3. Result", down=190)
+    graph.add("SaveImage", images=refined[0], filename_prefix="refinery/refined", tall=360)
 
 
 def with_model(graph: Graph, image: Node, mask: Output | None, first: str, **same: Any) -> None:
     """Add Describe Tiles -> Refine with Model, with a checkpoint, and what they show."""
     regions = {} if mask is None else {"mask": mask}
-    graph.column(380)
+    graph.column(360, "2. Models", down=160)
+    base = graph.add("CheckpointLoaderSimple", ckpt_name=BASE, models=fetch(BASE))
     tiles = graph.add(
         "RefineryDescribeTiles", image=image[0], vision_model=AUTO, on_error=STOP,
         **regions, **same,
     )  # fmt: skip
-    graph.add("RefineryDisplayAnything", title="texts", value=tiles[0])
-    base = graph.add("CheckpointLoaderSimple", ckpt_name=BASE, models=fetch(BASE))
-    graph.column(420)
+    graph.column(380)
     refined = graph.add(
         "RefineryRefineWithModel", image=image[0], model=base[0], clip=base[1], vae=base[2],
         positive=first, negative="blurry, noise, compression artifacts", tile_prompts=tiles[1],
-        sampler_name="dpmpp_2m", scheduler="karras", **regions, **same,
+        sampler_name="dpmpp_2m", scheduler="karras", tall=700, **regions, **same,
     )  # fmt: skip
-    graph.column(340)
-    graph.add("PreviewImage", title="before", images=image[0])
-    graph.add("SaveImage", title="after", images=refined[0], filename_prefix="refinery/detailed")
+    graph.add("RefineryDisplayAnything", title="texts", value=tiles[0])
+    graph.column(320, "3. Result", down=190)
+    graph.add("SaveImage", images=refined[0], filename_prefix="refinery/detailed", tall=360)
 
 
 def detail_every_tile(graph: Graph) -> None:
     """Load Image -> Describe Tiles -> Refine with Model -> Save Image, twice as large."""
-    graph.column(340)
+    graph.column(320, "1. Image")
+    image = load_image(graph)
     note(
         graph, "Detail every tile",
-        "Makes an image twice as large, and adds detail in tiles. *Describe Tiles* describes each "
-        "tile, so that *Refine with Model* draws in each what is there. Choose any checkpoint. For "
-        "Stable Diffusion 1.5 set *tile_size* of Describe Tiles to 512. More detail: raise "
-        "*denoise*.",
+        [FIRST, "Choose any checkpoint. For Stable Diffusion 1.5 set *tile_size* of Describe "
+         "Tiles to 512.", "Press *Run*. The image becomes twice as large. *Describe Tiles* "
+         "describes each tile, so that *Refine with Model* draws in each what is there.",
+         "For more detail, raise *denoise*."],
         models=(VISION_MODEL,), files=(BASE,), tall=400,
     )  # fmt: skip
-    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
     with_model(graph, image, None, "sharp focus, fine texture, high detail", scale=2.0)
 
 
 def refine_faces(graph: Graph) -> None:
     """Load Image with a drawn mask -> Describe Tiles -> Refine with Model -> Save Image."""
-    graph.column(340)
+    graph.column(320, "1. Image and mask")
+    image = load_image(graph)
     note(
         graph, "Refine faces",
-        "Draw over each face (right-click *Load Image*, *Open in MaskEditor*). Each face is "
-        "described and refined by itself, large. Nothing else changes. Choose any checkpoint. For "
-        "Stable Diffusion 1.5 set *tile_size* of Describe Tiles to 512.",
+        [FIRST, "Draw over each face: right-click *Load Image*, *Open in MaskEditor*.",
+         "Choose any checkpoint. For Stable Diffusion 1.5 set *tile_size* of Describe Tiles to "
+         "512.", "Press *Run*. Each face is described and refined by itself, large. Nothing else "
+         "changes."],
         models=(VISION_MODEL,), files=(BASE,), tall=400,
     )  # fmt: skip
-    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
     with_model(graph, image, image[1], "a detailed face, natural skin")
 
 
 def describe_rewrite_refine(graph: Graph) -> None:
-    """Load Image -> LLM Describe -> Ollama Process -> SDXL Refiner -> Save Image."""
-    graph.column(340)
+    """Load Image -> LLM Image Refine -> SDXL Refiner -> Save Image."""
+    graph.column(320, "1. Image and instructions")
     note(
         graph, "Describe, rewrite, refine",
-        "The refiner works best with a prompt that describes the image. *LLM Describe* describes "
-        "it, *Ollama Process* shortens the description to a prompt, *SDXL Refiner* uses it. "
-        "Ollama's models are unloaded before the refiner runs.",
-        models=(VISION_MODEL, TEXT_MODEL), refines=True, tall=390,
+        [FIRST, "Press *Run*. The refiner works best with a prompt that describes the image: "
+         "*LLM Image Refine* describes it and shortens the description to a prompt.",
+         "The server's models are unloaded, then *SDXL Refiner* uses the prompt."],
+        models=(VISION_MODEL, TEXT_MODEL), files=(REFINER,), tall=390,
     )  # fmt: skip
-    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
-    graph.column(380)
-    described = graph.add("RefineryLLMDescribe", image=image[0], vision_model=AUTO, on_error=STOP)
-    ready = instructions(graph, "Prompt for refining")
-    graph.column(380)
-    prompt = graph.add(
-        "RefineryOllamaProcess", text=described[1], text_model=AUTO, temperature=0.3,
-        instructions=ready[0], on_error=STOP,
-    )  # fmt: skip
-    graph.add("RefineryDisplayAnything", title="the prompt", value=prompt[0])
-    graph.column(REFINER_PX)
-    refined = graph.add(
-        "RefinerySDXLRefiner", image=described[0], checkpoint=DOWNLOAD,
-        prompt=prompt[0], negative_prompt="blurry, noise, compression artifacts",
-    )  # fmt: skip
-    graph.column(340)
-    graph.add("SaveImage", images=refined[0], filename_prefix="refinery/refined")
+    image = load_image(graph)
+    chosen = presets(graph, "Prompt for refining", tall=150)
+    graph.column(400, "2. Prompt")
+    prompt = described_and_rewritten(graph, image[0], chosen)
+    graph.column(REFINER_PX, "3. Refiner and result")
+    refined = refiner(graph, prompt[0], prompt=prompt[2])
+    graph.column(300, down=190)
+    graph.add("SaveImage", images=refined[0], filename_prefix="refinery/refined", tall=360)
 
 
-def refine_then_trellis(graph: Graph) -> None:
-    """Load Image -> SDXL Refiner -> TRELLIS.2 -> a colored 3D model."""
-    graph.column(340)
+def two_servers(graph: Graph) -> None:
+    """Load Image -> LLM Describe on one server -> Ollama Process on another."""
+    graph.column(320, "1. Image and options")
+    short = graph.add(
+        "RefineryOllamaOptions", title="Ollama Options: 300 tokens", num_predict=300,
+        collapsed=True,
+    )  # fmt: skip
     note(
-        graph, "Refine, then 3D",
-        "Needs ComfyUI 0.34 or newer. *SDXL Refiner* cleans the image and *Free Memory* frees the "
-        "GPU. Then ComfyUI's own nodes for TRELLIS.2 turn the object in the foreground into a 3D "
-        "model, without cascade at 1024. ComfyUI's template *Pixal3D & TRELLIS.2* shows more "
-        "detail and baked textures. For *Load Background Removal Model* put birefnet.safetensors "
-        "into *models/background_removal*.",
-        models=(), oldest=TRELLIS_FROM, refines=True, tall=510,
-        files=("trellis_2_bf16.safetensors", "dino_v3_vit_l.safetensors",
-               "trellis_2_shape_vae_bf16.safetensors", "trellis_2_texture_vae_bf16.safetensors"),
+        graph, "Two servers",
+        [FIRST, "Name your second server in the file *user/image-refinery.toml*:\n"
+         '```\n[servers.studio]\nurl = "http://192.168.1.20:1234"\n```\n',
+         "Restart ComfyUI, and choose *studio* in *server* of *Ollama Process*.",
+         "Press *Run*. The image goes to the first server only, the text to the second one."],
+        models=(VISION_MODEL, TEXT_MODEL), tall=440,
+        more="*default* is the server that the pack finds on this machine. With it in both nodes, "
+        "the workflow runs on one server.",
     )  # fmt: skip
-    image = graph.add("LoadImage", image=EXAMPLE_IMAGE)
-    graph.column(REFINER_PX)
-    refined = graph.add(
-        "RefinerySDXLRefiner", image=image[0], checkpoint=DOWNLOAD,
-        prompt="sharp focus, fine texture, clean edges",
-        negative_prompt="blurry, noise, compression artifacts",
+    image = load_image(graph)
+    graph.column(360, "2. First server")
+    described = graph.add(
+        "RefineryLLMDescribe", image=image[0], vision_model=AUTO, options=short[0], on_error=STOP
+    )
+    chosen = presets(graph, "Alt text")
+    graph.column(360, "3. Second server")
+    written = graph.add(
+        "RefineryOllamaProcess", text=described[1], text_model=AUTO, instructions=chosen[0],
+        options=chosen[1], on_error=STOP,
     )  # fmt: skip
-    free = graph.add("RefineryFreeMemory", value=refined[0])
-    graph.column(320)
-    remover = graph.add("LoadBackgroundRemovalModel", bg_removal_name="birefnet.safetensors")
-    mask = graph.add("RemoveBackground", bg_removal_model=remover[0], image=free[0])
-    cropped = graph.add("ImageCropToMask", images=free[0], masks=mask[0])
+    graph.column(300, down=190)
+    graph.add("RefineryDisplayAnything", title="alt text", value=written[0])
+
+
+def trellis(graph: Graph) -> Subgraph:
+    """Return ComfyUI's own nodes for TRELLIS.2 as a subgraph: an image becomes a mesh."""
+    inner = Subgraph(graph.types, "Image to 3D (TRELLIS.2)", [("image", "IMAGE")])
+    inner.column(320)
+    free = inner.add("RefineryFreeMemory", value=inner.given[0])
+    remover = inner.add("LoadBackgroundRemovalModel", bg_removal_name=BACKGROUND)
     shown = "dino_v3_vit_l.safetensors"
-    vision = graph.add("CLIPVisionLoader", clip_name=shown, models=fetch(shown))
-    conditioning = graph.add("Trellis2Conditioning", clip_vision_model=vision[0], image=cropped[0])
-    graph.add("PreviewImage", title="input of TRELLIS.2", images=cropped[0])
-    graph.column(340)
+    vision = inner.add("CLIPVisionLoader", clip_name=shown, models=fetch(shown))
     file = "trellis_2_bf16.safetensors"
-    model = graph.add("UNETLoader", unet_name=file, weight_dtype="default", models=fetch(file))
+    model = inner.add("UNETLoader", unet_name=file, weight_dtype="default", models=fetch(file))
     shapes, colors = (
-        graph.add("VAELoader", vae_name=name, title=title, models=fetch(name))
+        inner.add("VAELoader", vae_name=name, title=title, models=fetch(name))
         for name, title in (
             ("trellis_2_shape_vae_bf16.safetensors", "shape VAE"),
             ("trellis_2_texture_vae_bf16.safetensors", "texture VAE"),
         )
     )
-    latent = graph.add("EmptyTrellis2LatentStructure", batch_size=1)
+    latent = inner.add("EmptyTrellis2LatentStructure", batch_size=1)
+    inner.column(300)
+    mask = inner.add("RemoveBackground", bg_removal_model=remover[0], image=free[0])
     # Guidance ends early and is rescaled, like in TRELLIS.2's own pipeline for these stages.
-    led = graph.add("CFGOverride", model=model[0], cfg=1.0, start_percent=0.667)
-    scaled = graph.add("RescaleCFG", model=led[0], multiplier=0.7)
-    shifted = graph.add("ModelSamplingSD3", model=scaled[0], shift=5.0)
-    graph.column(340)
-    sampled = graph.add(
+    led = inner.add("CFGOverride", model=model[0], cfg=1.0, start_percent=0.667)
+    ended = inner.add("CFGOverride", model=model[0], cfg=1.0, start_percent=0.769)
+    inner.column(300)
+    cropped = inner.add("ImageCropToMask", images=free[0], masks=mask[0])
+    scaled = inner.add("RescaleCFG", model=led[0], multiplier=0.7)
+    rescaled = inner.add("RescaleCFG", model=ended[0], multiplier=0.5)
+    inner.column(300)
+    conditioning = inner.add("Trellis2Conditioning", clip_vision_model=vision[0], image=cropped[0])
+    shifted = inner.add("ModelSamplingSD3", model=scaled[0], shift=5.0)
+    inner.column(300)
+    sampled = inner.add(
         "KSampler", title="1. structure", model=shifted[0], positive=conditioning[0],
         negative=conditioning[1], latent_image=latent[0], steps=12, cfg=7.5, sampler_name="euler",
         scheduler="normal",
     )  # fmt: skip
-    solid = graph.add("VaeDecodeStructureTrellis2", samples=sampled[0], vae=shapes[0],
+    inner.column(300)
+    solid = inner.add("VaeDecodeStructureTrellis2", samples=sampled[0], vae=shapes[0],
                       resolution="64")  # fmt: skip
-    stage = graph.add(
+    inner.column(300)
+    stage = inner.add(
         "Trellis2ShapeStage", positive=conditioning[0], negative=conditioning[1], voxel=solid[0]
     )
-    ended = graph.add("CFGOverride", model=model[0], cfg=1.0, start_percent=0.769)
-    rescaled = graph.add("RescaleCFG", model=ended[0], multiplier=0.5)
-    graph.column(340)
-    shape = graph.add(
+    inner.column(300)
+    shape = inner.add(
         "KSampler", title="2. shape", model=rescaled[0], positive=stage[0], negative=stage[1],
         latent_image=stage[2], steps=12, cfg=7.5, sampler_name="euler", scheduler="normal",
     )  # fmt: skip
-    mesh = graph.add("VaeDecodeShapeTrellis", samples=shape[0], vae=shapes[0])
-    surface = graph.add(
+    inner.column(300)
+    mesh = inner.add("VaeDecodeShapeTrellis", samples=shape[0], vae=shapes[0])
+    surface = inner.add(
         "Trellis2TextureStage", positive=stage[0], negative=stage[1], shape_latent=shape[0]
     )
-    graph.column(340)
-    color = graph.add(
+    inner.column(300)
+    color = inner.add(
         "KSampler", title="3. texture", model=model[0], positive=surface[0],
         negative=surface[1], latent_image=surface[2], steps=12, cfg=1.0, sampler_name="euler",
         scheduler="normal",
     )  # fmt: skip
-    voxels = graph.add(
+    inner.column(300)
+    voxels = inner.add(
         "VaeDecodeTextureTrellis", samples=color[0], vae=colors[0], shape_subdivides=mesh[1]
     )
-    painted = graph.add("PaintMesh", mesh=mesh[0], voxel_colors=voxels[0])
-    graph.add("SaveGLB", mesh=painted[0], filename_prefix="refinery/model", tall=400)
+    inner.column(300)
+    painted = inner.add("PaintMesh", mesh=mesh[0], voxel_colors=voxels[0])
+    inner.show(sampled, "seed")
+    inner.result("mesh", painted[0])
+    return inner
+
+
+def refine_then_3d(graph: Graph) -> None:
+    """Load Image -> SDXL Refiner -> TRELLIS.2 -> a colored 3D model."""
+    graph.column(320, "1. Image")
+    note(
+        graph, "Refine, then 3D",
+        [FIRST, f"Put {BACKGROUND} into *models/background_removal*.",
+         "Press *Run*. *SDXL Refiner* cleans the image, and the GPU is freed. Then ComfyUI's own "
+         "nodes for TRELLIS.2 turn the object in the foreground into a 3D model, without cascade "
+         "at 1024."],
+        oldest=TRELLIS_FROM, tall=480,
+        more="ComfyUI's template *Pixal3D & TRELLIS.2* shows more detail and baked textures.",
+        files=(REFINER, "trellis_2_bf16.safetensors", "dino_v3_vit_l.safetensors",
+               "trellis_2_shape_vae_bf16.safetensors", "trellis_2_texture_vae_bf16.safetensors"),
+    )  # fmt: skip
+    image = load_image(graph)
+    graph.column(REFINER_PX, "2. Refiner")
+    refined = refiner(graph, image[0], prompt="sharp focus, fine texture, clean edges")
+    graph.column(320, "3. 3D model", down=190)
+    mesh = graph.add_subgraph(trellis(graph), image=refined[0], tall=120)
+    graph.column(320, down=190)
+    graph.add("SaveGLB", mesh=mesh[0], filename_prefix="refinery/model", tall=400)
 
 
 def caption_a_folder(graph: Graph) -> None:
-    """Load Images From Folder -> LLM Describe -> Save Caption."""
-    graph.column(340)
+    """Caption Folder with a preset, and Display Anything."""
+    graph.column(320, "1. Instructions")
     note(
         graph, "Caption a folder",
-        "Writes a text file with the same name beside each image, as LoRA trainers expect. The "
-        "model is loaded once for all images. Put your trigger word into *prefix* of Save "
-        "Caption.",
-        models=(VISION_MODEL,), first=FIRST_FOLDER, tall=280,
+        [FIRST_FOLDER.format(node="Caption Folder"),
+         "Choose the kind of caption in *Prompt Presets*.",
+         "Press *Run*. A text file with the same name appears beside each image, as LoRA trainers "
+         "expect it.",
+         "Cancel when you like: the next *Run* continues. Captions that exist stay."],
+        models=(VISION_MODEL, TEXT_MODEL), tall=400,
     )  # fmt: skip
-    images = graph.add("RefineryLoadFolder", folder=FOLDER, limit=0)
-    graph.column(400)
-    options = graph.add("RefineryOllamaOptions", num_predict=200)
-    described = graph.add(
-        "RefineryLLMDescribe", image=images[0], vision_model=AUTO, options=options[0],
-        custom_vision_prompt="Write a caption for training an image model: what is shown, in "
-        "plain words, in two sentences at most. Begin with the subject.",
+    chosen = presets(graph, "LoRA caption", tall=220)
+    graph.column(400, "2. Folder")
+    captions = graph.add(
+        "RefineryCaptionFolder", folder=FOLDER, vision_model=AUTO, text_model=AUTO,
+        instructions=chosen[0], text_options=chosen[1], tall=640,
     )  # fmt: skip
-    graph.column(360)
-    saved = graph.add("RefinerySaveCaption", name=images[1], text=described[1])
-    graph.add("RefineryDisplayAnything", title="captions", value=saved[0])
+    graph.column(340, "3. Result", down=190)
+    graph.add("RefineryDisplayAnything", title="captions", value=captions[1])
+    graph.add("RefineryDisplayAnything", title="report", value=captions[2])
 
 
-def two_models_batch(graph: Graph) -> None:
-    """Load Images From Folder -> LLM Image Refine with two models -> Save Caption."""
-    graph.column(340)
+def refine_a_folder(graph: Graph) -> None:
+    """Refine Folder and Display Anything."""
+    graph.column(320)
     note(
-        graph, "A batch through two models",
-        "The first model describes all images. Then the models are swapped once, and the second "
-        "model rewrites all descriptions: two model loads, however many images. *auto* may choose "
-        "the same model for both: choose another *text_model* then. The tags are saved as text "
-        "files in ComfyUI's output folder.",
-        models=(VISION_MODEL, TEXT_MODEL), first=FIRST_FOLDER, tall=340,
+        graph, "Refine a folder",
+        [FIRST_FOLDER.format(node="Refine Folder"),
+         "Press *Run*. The refined images appear in a folder of *output/refined*, under their own "
+         "names.",
+         "Cancel when you like: the next *Run* continues. Other settings write into another "
+         "folder."],
+        files=(REFINER,), tall=400,
     )  # fmt: skip
-    images = graph.add("RefineryLoadFolder", folder=FOLDER, limit=0)
-    graph.column(380)
-    seeing = graph.add("RefineryOllamaOptions", title="for the vision model", num_predict=300)
-    writing = graph.add("RefineryOllamaOptions", title="for the text model", num_predict=150)
-    graph.column(420)
-    refine = graph.add(
-        "RefineryLLMImageRefine", image=images[0], vision_model=AUTO, text_model=AUTO,
-        user_instructions="Make a list of tags of this description: subject, setting, colors, "
-        "style. Lower case, separated by commas, no sentences.",
-        text_temperature=0.4, vision_options=seeing[0], text_options=writing[0],
+    graph.column(REFINER_PX, "1. Folder and refiner")
+    refined = graph.add(
+        "RefineryRefineFolder", folder=FOLDER, checkpoint=REFINER, models=fetch(REFINER),
+        prompt="sharp focus, fine texture, high detail",
+        negative_prompt="blurry, noise, compression artifacts", tall=700,
     )  # fmt: skip
-    graph.column(360)
+    graph.column(340, "2. Result", down=190)
+    graph.add("RefineryDisplayAnything", title="refined images", value=refined[0])
+    graph.add("RefineryDisplayAnything", title="report", value=refined[2])
+
+
+def tag_a_folder_with_two_models(graph: Graph) -> None:
+    """Load Images From Folder -> LLM Image Refine with two models -> Save Caption."""
+    graph.column(320, "1. Images and instructions")
+    images = graph.add("RefineryLoadFolder", folder=FOLDER, limit=0, tall=230)
+    chosen = presets(graph, "Tag list")
+    note(
+        graph, "Tag a folder with two models",
+        [FIRST_FOLDER.format(node="Load Images From Folder"),
+         "Choose the kind of tags in *Prompt Presets*. If *auto* chooses one model for both, "
+         "choose another *text_model*.",
+         "Press *Run*. The first model describes all images. Then the models are swapped once, "
+         "and the second one writes the tags: two model loads, however many images.",
+         "The tags are text files in *output/tags*."],
+        models=(VISION_MODEL, TEXT_MODEL), tall=440,
+    )  # fmt: skip
+    graph.column(400, "2. Models", down=150)
+    refine = described_and_rewritten(graph, images[0], chosen)
+    graph.column(320, "3. Result")
     saved = graph.add(
         "RefinerySaveCaption", name=images[1], text=refine[2], place="output",
-        subfolder="tags", existing="overwrite",
+        subfolder="tags", existing="overwrite", tall=420,
     )  # fmt: skip
-    graph.add("RefineryDisplayAnything", title="tags", value=saved[0])
     graph.add("RefineryDisplayAnything", title="descriptions", value=refine[1])
+    graph.column(300, down=190)
+    graph.add("RefineryDisplayAnything", title="tags", value=saved[0])
+
+
+def image_to_words(graph: Graph) -> None:
+    """Load Image -> LLM Image Refine -> Save Text, as an app."""
+    graph.column(320, "1. Image and instructions")
+    note(
+        graph, "Image to words",
+        [FIRST, "Choose what to write in *pick*.", "Press *Run*. The text is shown, and saved in "
+         "*output/refinery*."],
+        models=(VISION_MODEL, TEXT_MODEL), oldest=APP_FROM, tall=330,
+    )  # fmt: skip
+    image = load_image(graph)
+    chosen = presets(graph, "Enhanced description")
+    graph.column(400, "2. Models")
+    refine = described_and_rewritten(graph, image[0], chosen)
+    graph.column(320, "3. Result", down=190)
+    # App mode shows files only, so the text is saved.
+    saved = graph.add("SaveText", text=refine[2], filename_prefix="refinery/text", format="txt")
+    graph.show_in_app([(image, "image"), (chosen, "pick")], [saved])
+
+
+def better_image(graph: Graph) -> None:
+    """Load Image -> SDXL Refiner -> Save Image, as an app."""
+    graph.column(320, "1. Image")
+    note(
+        graph, "Better image",
+        [FIRST, "Press *Run*. The refined image is shown, and saved in *output/refinery*.",
+         "Raise *strength* for a stronger effect."],
+        files=(REFINER,), oldest=APP_FROM, tall=330,
+    )  # fmt: skip
+    image = load_image(graph)
+    graph.column(REFINER_PX, "2. Refiner")
+    refined = refiner(graph, image[0], prompt="sharp focus, fine texture, clean lines, high detail")
+    graph.column(320, "3. Result", down=190)
+    saved = graph.add("SaveImage", images=refined[0], filename_prefix="refinery/better")
+    graph.show_in_app([(image, "image"), (refined, "prompt"), (refined, "strength")], [saved])
 
 
 WORKFLOWS: dict[str, Callable[[Graph], None]] = {
-    function.__name__.replace("_", "-"): function
-    for function in (
-        llm_image_refine_basic,
-        llm_image_refine_advanced,
-        describe_wildcard_text_to_image,
-        refine_an_image,
-        detail_every_tile,
-        refine_faces,
-        describe_rewrite_refine,
-        refine_then_trellis,
-        caption_a_folder,
-        two_models_batch,
-    )
+    "Describe and rewrite": describe_and_rewrite,
+    "New image from an old one": new_image_from_an_old_one,
+    "Describe, vary, generate": describe_vary_generate,
+    "Refine an image": refine_an_image,
+    "Detail every tile": detail_every_tile,
+    "Refine faces": refine_faces,
+    "Describe, rewrite, refine": describe_rewrite_refine,
+    "Two servers": two_servers,
+    "Refine, then 3D": refine_then_3d,
+    "Caption a folder": caption_a_folder,
+    "Refine a folder": refine_a_folder,
+    "Tag a folder with two models": tag_a_folder_with_two_models,
+    "Image to words.app": image_to_words,
+    "Better image.app": better_image,
 }
+"""The file names, which ComfyUI's template browser shows as titles."""
 
 
 def pack_types() -> dict[str, NodeType]:
@@ -544,7 +661,7 @@ def read_core(hosts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         if not node.type.id.startswith("Refinery")
     }
     found: dict[str, Any] = {}
-    for since, host in zip((OLDEST, TRELLIS_FROM), hosts, strict=False):
+    for since, host in zip((OLDEST, APP_FROM, TRELLIS_FROM), hosts, strict=False):
         for name in sorted(wanted - set(found)):
             if name in host:
                 found[name] = {"since": since, **_reduced(host[name])}

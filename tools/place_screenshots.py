@@ -1,10 +1,9 @@
-"""Reduce screenshots and copy them into the docs and templates.
+"""Reduce screenshots and copy them into the docs.
 
     SCREENSHOTS=FOLDER make test ARGS="-m browser"
     python tools/place_screenshots.py FOLDER
 
-A screenshot with the name of a workflow goes beside that workflow (as JPEG, the only format that
-ComfyUI's template browser shows). node-*.png go to docs/images, three of fault-*.png to
+node-*.png go to docs/images, three of fault-*.png to
 docs/quality/images, and help-*.png to web/docs/images, where the link `images/NAME.png` of a
 help page works both in ComfyUI and on GitHub. Needs Pillow.
 """
@@ -18,7 +17,6 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDEST_PX = 1600
-MOST_BYTES = 200_000
 HELP_MOST_BYTES = 60_000
 FAULTS_SHOWN = ("fault-refused.png", "fault-oom.png", "fault-busy-second-try.png")
 """The screenshots of faults that docs/quality/faults.md shows."""
@@ -26,10 +24,7 @@ FAULTS_SHOWN = ("fault-refused.png", "fault-oom.png", "fault-busy-second-try.png
 
 def place(source: Path) -> Path | None:
     """Write a screenshot to its folder and return its path, None if no folder takes it."""
-    beside = ROOT / "example_workflows" / f"{source.stem}.json"
-    if beside.is_file():
-        target = beside.with_suffix(".jpg")
-    elif source.name in FAULTS_SHOWN:
+    if source.name in FAULTS_SHOWN:
         target = ROOT / "docs" / "quality" / "images" / source.name
     elif source.stem.startswith("node-"):
         target = ROOT / "docs" / "images" / f"{source.stem}.png"
@@ -42,16 +37,10 @@ def place(source: Path) -> Path | None:
     if image.width > WIDEST_PX:
         height = round(image.height * WIDEST_PX / image.width)
         image = image.resize((WIDEST_PX, height), Image.Resampling.LANCZOS)
-    if target.suffix == ".png":
-        image.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
-        if source.stem.startswith("help-") and target.stat().st_size >= HELP_MOST_BYTES:
-            sys.exit(f"{target} has more than {HELP_MOST_BYTES} bytes")
-        return target
-    for quality in (85, 80, 75, 70):
-        image.save(target, quality=quality, progressive=True, optimize=True)
-        if target.stat().st_size < MOST_BYTES:
-            return target
-    sys.exit(f"{target} has more than {MOST_BYTES} bytes")
+    image.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+    if source.stem.startswith("help-") and target.stat().st_size >= HELP_MOST_BYTES:
+        sys.exit(f"{target} has more than {HELP_MOST_BYTES} bytes")
+    return target
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ TEXTS = """() => [...document.querySelectorAll("textarea, p, span, div")]
 
 
 def basic() -> dict[str, Any]:
-    file = ROOT / "example_workflows" / "llm-image-refine-basic.json"
+    file = ROOT / "example_workflows" / "Describe and rewrite.json"
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -114,7 +114,7 @@ def slow_batch(page: Any, comfyui: Any, scripted: FaultyOllama) -> tuple[int, se
     folder.mkdir()
     for name, colour in (("a", "red"), ("b", "green"), ("c", "blue")):
         Image.new("RGB", (128, 128), colour).save(folder / f"{name}.png")
-    file = ROOT / "example_workflows" / "two-models-batch.json"
+    file = ROOT / "example_workflows" / "Tag a folder with two models.json"
     graph = json.loads(file.read_text(encoding="utf-8"))
     node_of(graph, "RefineryLoadFolder")["widgets_values"][0] = folder.name
     page.evaluate(LOAD, graph)
@@ -172,7 +172,7 @@ def test_the_refiner_s_steps_and_previews_arrive(page: Any, comfyui: Any, render
         shutil.copytree(tiny / "tiny_refiner", checkpoints / "tiny_refiner")
         shutil.copy2(tiny / "tiny_refiner.safetensors", checkpoints)
     put_example(comfyui, "sienna")
-    file = ROOT / "example_workflows" / "refine-an-image.json"
+    file = ROOT / "example_workflows" / "Refine an image.json"
     graph = json.loads(file.read_text(encoding="utf-8"))
     refiner = node_of(graph, "RefinerySDXLRefiner")["id"]
     page.evaluate(LOAD, graph)

@@ -850,7 +850,7 @@ def test_the_basic_template_runs_on_lm_studio_with_nothing_set_up(
     bare: ComfyHost, measured: Record, said: Record
 ) -> None:
     """Without a variable or a file, and without touching a widget."""
-    graph = json.loads((API / "llm-image-refine-basic.json").read_text(encoding="utf-8"))
+    graph = json.loads((API / "Describe and rewrite.json").read_text(encoding="utf-8"))
     bare.save_input(Image.new("RGB", (64, 48), "red"), "example.png")
     with scripted_servers.LmStudio(port=1234) as double:
         bare.object_info()  # as the page does, which begins to list the models

@@ -60,6 +60,24 @@ def api(name: str) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+def subgraphs(graph: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The definition of each node that is a subgraph, by the node's type."""
+    return {one["id"]: one for one in graph.get("definitions", {}).get("subgraphs", ())}
+
+
+def nodes_of(graph: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every node that runs, by its id in the API's form."""
+    found = {}
+    inner = subgraphs(graph)
+    for node in graph["nodes"]:
+        if node["type"] in inner:
+            for one in inner[node["type"]]["nodes"]:
+                found[f"{node['id']}:{one['id']}"] = one
+        elif node["type"] != NOTE:
+            found[str(node["id"])] = node
+    return found
+
+
 def test_the_files_are_what_the_script_writes_today(tool: ModuleType) -> None:
     written = tool.files()
     assert {path for path in written if path.suffix == ".json"} == {*PAGES, *APIS}
@@ -71,19 +89,16 @@ def test_the_files_are_what_the_script_writes_today(tool: ModuleType) -> None:
 
 def test_the_spec_s_workflows_and_every_node_of_the_pack_are_there(tool: ModuleType) -> None:
     assert len(NAMES) >= 8
-    used = {node["type"] for name in NAMES for node in page(name)["nodes"]}
-    # Those run alone: one node is the workflow.
-    alone = {"RefineryCheckSetup", "RefineryCaptionFolder", "RefineryRefineFolder"}
-    assert set(tool.pack_types()) - used == alone
+    used = {node["type"] for name in NAMES for node in nodes_of(page(name)).values()}
+    # It runs alone: one node is the workflow.
+    assert set(tool.pack_types()) - used == {"RefineryCheckSetup"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_widget_values_are_in_the_order_and_range_of_the_schema(
     name: str, types: dict[str, Any], tool: ModuleType
 ) -> None:
-    for node in page(name)["nodes"]:
-        if node["type"] == NOTE:
-            continue
+    for node in nodes_of(page(name)).values():
         values = iter(node["widgets_values"])
         for one in types[node["type"]].inputs:
             if not one.widget:
@@ -140,14 +155,77 @@ def test_links_are_known_to_both_ends_and_join_equal_types(name: str) -> None:
     ends = {link for node in graph["nodes"] for out in node["outputs"] for link in out["links"]}
     starts = {put["link"] for node in graph["nodes"] for put in node["inputs"]} - {None}
     assert ends == starts == set(links)
-    assert graph["last_node_id"] == max(nodes) and graph["last_link_id"] == max(links)
+    assert graph["last_link_id"] == max(links)
+    all_nodes = [node["id"] for one in subgraphs(graph).values() for node in one["nodes"]]
+    all_nodes += nodes
+    assert graph["last_node_id"] == max(all_nodes) and len(set(all_nodes)) == len(all_nodes)
+
+
+SUBGRAPHS = [
+    (path, definition)
+    for path in PAGES
+    for definition in subgraphs(json.loads(path.read_text(encoding="utf-8"))).values()
+]
+
+
+@pytest.mark.parametrize(("path", "graph"), SUBGRAPHS, ids=lambda one: getattr(one, "stem", ""))
+def test_links_in_a_subgraph_are_known_to_both_ends(path: Path, graph: dict[str, Any]) -> None:
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    assert graph["links"]
+    for link in graph["links"]:
+        source, target = nodes.get(link["origin_id"]), nodes.get(link["target_id"])
+        if source:
+            begin = source["outputs"][link["origin_slot"]]
+            assert link["id"] in begin["links"]
+        else:
+            begin = graph["inputs"][link["origin_slot"]]
+            assert link["id"] in begin["linkIds"]
+        if target:
+            end = target["inputs"][link["target_slot"]]
+            assert link["id"] == end["link"]
+        else:
+            end = graph["outputs"][link["target_slot"]]
+            assert link["id"] in end["linkIds"]
+        assert link["type"] == begin["type"]
+        assert "*" in (link["type"], end["type"]) or link["type"] in end["type"].split(",")
+    ends = [link for node in nodes.values() for out in node["outputs"] for link in out["links"]]
+    ends += [link for put in graph["inputs"] for link in put["linkIds"]]
+    assert sorted(ends) == sorted(link["id"] for link in graph["links"])
+
+
+CANVAS_PX = (1440, 900)
+FILLED = 0.75  # ComfyUI fills this part of the window with a template
+EDGE_PX = 10
+CARD_PX = (1040, 225)
+"""The error card lies to the right of the first and above the second."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_laptop_shows_all_text_and_no_node_is_below_the_error_card(name: str) -> None:
+    nodes = page(name)["nodes"]
+    left = min(node["pos"][0] for node in nodes) - EDGE_PX
+    top = min(node["pos"][1] for node in nodes) - TITLE_PX - EDGE_PX
+    right = max(node["pos"][0] + node["size"][0] for node in nodes) + EDGE_PX
+    bottom = max(node["pos"][1] + node["size"][1] for node in nodes) + EDGE_PX
+    width, height = CANVAS_PX
+    zoom = FILLED * min(width / (right - left), height / (bottom - top))
+    assert zoom >= 0.6, "the classic renderer draws no text below 57 %"
+    for node in nodes:
+        end = (node["pos"][0] + node["size"][0] - (left + right) / 2) * zoom + width / 2
+        begin = (node["pos"][1] - TITLE_PX - (top + bottom) / 2) * zoom + height / 2
+        assert end <= CARD_PX[0] or begin >= CARD_PX[1], (name, node["type"])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nodes_do_not_overlap(name: str) -> None:
+    graph = page(name)
+    for one in (graph, *subgraphs(graph).values()):
+        nodes_are_apart(name, one["nodes"])
+
+
+def nodes_are_apart(name: str, nodes: list[dict[str, Any]]) -> None:
     boxes = [
-        (node["pos"][0], node["pos"][1] - TITLE_PX, *node["size"], node["id"])
-        for node in page(name)["nodes"]
+        (node["pos"][0], node["pos"][1] - TITLE_PX, *node["size"], node["id"]) for node in nodes
     ]
     for one, other in combinations(boxes, 2):
         apart = (
@@ -168,13 +246,17 @@ def test_a_note_names_what_to_fetch_and_the_oldest_comfyui(name: str) -> None:
     for entry in api(name).values():
         for id, value in entry["inputs"].items():
             if id == "checkpoint":
-                assert value.endswith(" (download)") and "sd_xl_refiner_1.0.safetensors" in text
+                assert value == "sd_xl_refiner_1.0.safetensors"  # what the page offers to download
             if id in {"vision_model", "text_model"}:
                 assert value == "auto", "a template runs with the models that there are"
                 model = {"vision_model": "llava", "text_model": "llama3.2"}[id]
                 assert f"ollama pull {model}" in text
             if isinstance(value, str) and value.endswith(".safetensors"):
                 assert value in text
+    for node in nodes_of(page(name)).values():
+        offered = [one["name"] for one in node["properties"].get("models", ())]
+        files = [value for value in node["widgets_values"] if str(value).endswith(".safetensors")]
+        assert offered == files or files == ["birefnet.safetensors"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -182,15 +264,20 @@ def test_the_first_step_of_a_note_is_to_choose_pictures(name: str) -> None:
     nodes = page(name)["nodes"]
     (note,) = [node for node in nodes if node["type"] == NOTE]
     first = note["widgets_values"][0].splitlines()[1]
-    loaders = {"LoadImage": "*Load Image*", "RefineryLoadFolder": "*Load Images From Folder*"}
+    loaders = {
+        "LoadImage": "*Load Image*",
+        "RefineryLoadFolder": "*Load Images From Folder*",
+        "RefineryCaptionFolder": "*Caption Folder*",
+        "RefineryRefineFolder": "*Refine Folder*",
+    }
     (there,) = [node["type"] for node in nodes if node["type"] in loaders]
-    assert first.startswith("**First**") and loaders[there] in first
+    assert first.startswith("1. ") and loaders[there] in first
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_api_s_form_is_the_same_graph(name: str, types: dict[str, Any]) -> None:
     graph, prompt = page(name), api(name)
-    shown = {str(node["id"]): node["type"] for node in graph["nodes"] if node["type"] != NOTE}
+    shown = {id: node["type"] for id, node in nodes_of(graph).items()}
     assert shown == {id: entry["class_type"] for id, entry in prompt.items()}
     linked = 0
     for id, entry in prompt.items():
@@ -205,11 +292,18 @@ def test_the_api_s_form_is_the_same_graph(name: str, types: dict[str, Any]) -> N
                 linked += 1
             elif one.widget:
                 assert value is not None, (name, id, one.name)
-    assert linked == len(graph["links"])
+    inner = subgraphs(graph)
+    hosts = [node["id"] for node in graph["nodes"] if node["type"] in inner]
+    within = [link for one in inner.values() for link in one["links"]]
+    # Links into a subgraph are counted inside. Those of widgets that it shows hold no value.
+    outside = [link for link in graph["links"] if link[3] not in hosts]
+    shown_widgets = sum(len(node["properties"].get("proxyWidgets", ())) for node in graph["nodes"])
+    ends = [link for link in within if link["target_id"] < 0]
+    assert linked == len(outside) + len(within) - len(ends) - shown_widgets
 
 
 def test_workflows_carry_no_address_but_those_of_models(tool: ModuleType) -> None:
-    known = (tool.HUGGING_FACE, "https://ollama.com")
+    known = (tool.HUGGING_FACE, "https://ollama.com", "http://192.168.1.20:1234")
     for path in [*PAGES, *APIS]:
         for address in re.findall(r"https?://[^\s\"\\)]+", path.read_text(encoding="utf-8")):
             assert address.startswith(known), (path.name, address)
