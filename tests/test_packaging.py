@@ -186,6 +186,7 @@ def test_the_wheel_holds_every_module(wheel: zipfile.Path) -> None:
         ("web", ("**/*.js", "**/*.md")),
         ("locales", ("**/*.json",)),
         ("example_workflows", ("*.json",)),
+        ("subgraphs", ("*.json",)),
         ("wildcards", ("**/*.txt",)),
         ("instructions", ("*.txt",)),
     ],

@@ -33,6 +33,7 @@ NEEDED_FOLDERS = (
     "nodes",
     "ollama_client",
     "refine",
+    "subgraphs",
     "texts",
     "web",
     "wildcards",

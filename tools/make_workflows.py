@@ -1,4 +1,4 @@
-"""Write example_workflows/*.json and tests/workflows/api/*.json.
+"""Write example_workflows/*.json, tests/workflows/api/*.json and subgraphs/*.json.
 
     python tools/make_workflows.py                    write all files
     python tools/make_workflows.py --core URL [URL]   also tools/core_nodes.json, from running hosts
@@ -37,6 +37,7 @@ from workflow_graph import (  # noqa: E402  (no package)
 )
 
 PAGES = ROOT / "example_workflows"
+BLUEPRINTS = ROOT / "subgraphs"
 APIS = ROOT / "tests" / "workflows" / "api"
 CORE = ROOT / "tools" / "core_nodes.json"
 OLDEST, APP_FROM, TRELLIS_FROM = "0.3.64", "0.33.0", "0.34.0"
@@ -50,6 +51,7 @@ FIRST_FOLDER = (
     "Put a folder of images into ComfyUI's input folder, press R, and choose it in *{node}*."
 )
 REFINER_PX = 400
+Origins = Mapping[str, tuple[str, str]]
 AUTO = "auto"  # a template runs with any server and its models
 VISION_MODEL, TEXT_MODEL = "llava", "llama3.2"  # for users who have no model yet
 STOP = "stop the workflow"  # where other nodes use the text: no error message becomes a prompt
@@ -60,6 +62,7 @@ HUGGING_FACE = "https://huggingface.co/"
 FILES = {
     BASE: ("stabilityai/stable-diffusion-xl-base-1.0", "", "checkpoints"),
     REFINER: ("stabilityai/stable-diffusion-xl-refiner-1.0", "", "checkpoints"),
+    "mediapipe_face_fp32.safetensors": ("Comfy-Org/mediapipe", "detection/", "detection"),
     "dino_v3_vit_l.safetensors": ("Comfy-Org/TRELLIS.2", "clip_vision/", "clip_vision"),
     "trellis_2_bf16.safetensors": ("Comfy-Org/TRELLIS.2", "diffusion_models/", "diffusion_models"),
     "trellis_2_shape_vae_bf16.safetensors": ("Comfy-Org/TRELLIS.2", "vae/", "vae"),
@@ -105,11 +108,15 @@ def note(graph: Graph, title: str, steps: Iterable[str], *, models: Iterable[str
     graph.add_note("\n".join(lines), tall)
 
 
+def preset(name: str) -> str:
+    """Return one of the pack's texts."""
+    texts = importlib.import_module("image_refinery.texts")  # of this checkout: see pack_types
+    return texts.ready_instructions([ROOT / "instructions"])[name]
+
+
 def presets(graph: Graph, name: str, tall: int = 180) -> Node:
     """Add Prompt Presets with one of the pack's texts chosen."""
-    texts = importlib.import_module("image_refinery.texts")  # of this checkout: see pack_types
-    text = texts.ready_instructions([ROOT / "instructions"])[name]
-    return graph.add("RefineryReadyInstructions", pick=name, text=text, tall=tall)
+    return graph.add("RefineryReadyInstructions", pick=name, text=preset(name), tall=tall)
 
 
 def load_image(graph: Graph) -> Node:
@@ -528,7 +535,7 @@ def image_to_words(graph: Graph) -> None:
     graph.column(320, "1. Image and instructions")
     note(
         graph, "Image to words",
-        [FIRST, "Choose what to write in *pick*.", "Press *Run*. The text is shown, and saved in "
+        [FIRST, "Choose what to write in *preset*.", "Press *Run*. The text is shown, and saved in "
          "*output/refinery*."],
         models=(VISION_MODEL, TEXT_MODEL), oldest=APP_FROM, tall=330,
     )  # fmt: skip
@@ -576,6 +583,108 @@ WORKFLOWS: dict[str, Callable[[Graph], None]] = {
     "Better image.app": better_image,
 }
 """The file names, which ComfyUI's template browser shows as titles."""
+
+
+def described(inner: Subgraph, instructions: str) -> Node:
+    """Add LLM Image Refine for the image, and show its models on the outside."""
+    node = inner.add(
+        "RefineryLLMImageRefine", image=inner.given[0], vision_model=AUTO, text_model=AUTO,
+        user_instructions=instructions, on_error=STOP,
+    )  # fmt: skip
+    inner.show(node, "vision_model", "text_model")
+    return node
+
+
+def blueprint_words(inner: Subgraph) -> None:
+    """LLM Image Refine, with its main inputs."""
+    inner.column(400)
+    words = described(inner, preset("Enhanced description"))
+    inner.show(words, "user_instructions", "seed")
+    for slot, (name, _) in enumerate(words.type.outputs):
+        inner.result(name, words[slot])
+
+
+def blueprint_refine(inner: Subgraph) -> None:
+    """LLM Image Refine -> SDXL Refiner."""
+    inner.column(400)
+    prompt = described(inner, preset("Prompt for refining"))
+    inner.column(REFINER_PX)
+    refined = refiner(inner, prompt[0], prompt=prompt[2])
+    inner.show(refined, "checkpoint", "strength", "seed")
+    inner.result("image", refined[0])
+    inner.result("prompt", prompt[2])
+
+
+def blueprint_caption(inner: Subgraph) -> None:
+    """Caption Folder, with its main inputs."""
+    inner.column(400)
+    captions = inner.add(
+        "RefineryCaptionFolder", folder=FOLDER, vision_model=AUTO, text_model=AUTO,
+        instructions=preset("LoRA caption"),
+    )  # fmt: skip
+    inner.show(captions, "folder", "vision_model", "text_model", "instructions", "existing")
+    for slot, (name, _) in enumerate(captions.type.outputs):
+        inner.result(name, captions[slot])
+
+
+def blueprint_faces(inner: Subgraph) -> None:
+    """ComfyUI's face detection -> Describe Tiles -> Refine with Model."""
+    image, model, clip, vae = inner.given
+    file = "mediapipe_face_fp32.safetensors"
+    inner.column(360)
+    detector = inner.add("LoadMediaPipeFaceLandmarker", model_name=file, models=fetch(file))
+    inner.column(360)
+    faces = inner.add(
+        "MediaPipeFaceLandmarker", face_detection_model=detector[0], image=image,
+        detector_variant="both", num_faces=0,
+    )  # fmt: skip
+    inner.column(300)
+    mask = inner.add("MediaPipeFaceMask", face_landmarks=faces[0], regions="all")
+    inner.column(360)
+    tiles = inner.add(
+        "RefineryDescribeTiles", image=image, mask=mask[0], vision_model=AUTO, on_error=STOP
+    )
+    inner.column(380)
+    refined = inner.add(
+        "RefineryRefineWithModel", image=image, model=model, clip=clip, vae=vae, mask=mask[0],
+        tile_prompts=tiles[1], positive="a detailed face, natural skin",
+        negative="blurry, noise, compression artifacts", sampler_name="dpmpp_2m",
+        scheduler="karras",
+    )  # fmt: skip
+    inner.show(detector, "model_name")
+    inner.show(tiles, "vision_model")
+    inner.show(refined, "positive", "denoise", "seed")
+    inner.result("image", refined[0])
+    inner.result("mask", refined[1])
+
+
+IMAGE = [("image", "IMAGE")]
+SUBGRAPHS: dict[str, tuple[Callable[[Subgraph], None], list[tuple[str, str]], str, list[str]]] = {
+    "Describe and rewrite": (
+        blueprint_words, IMAGE,
+        "Describes an image with a vision model, and rewrites the description by your "
+        "instructions.",
+        ["image to text", "caption", "vlm", "ollama", "llm", "describe image", "prompt"],
+    ),
+    "Refine with its own description": (
+        blueprint_refine, IMAGE,
+        "Describes an image, shortens the description to a prompt, and refines the image with it.",
+        ["sdxl refiner", "enhance", "denoise", "clean up", "img2img", "ollama"],
+    ),
+    "Caption a folder": (
+        blueprint_caption, [],
+        "Writes a caption file beside each image of a folder of any size. Cancel, and run again "
+        "to continue.",
+        ["dataset", "lora", "training", "batch caption", "txt", "kohya", "ollama"],
+    ),
+    "Refine faces": (
+        blueprint_faces, [*IMAGE, ("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")],
+        "Finds faces with MediaPipe, describes each and refines it by itself, large. Nothing else "
+        "changes.",
+        ["face detailer", "adetailer", "face fix", "detail faces", "inpaint"],
+    ),
+}  # fmt: skip
+"""Blueprint: (what is in it, its inputs, description, words by which the page finds it)."""
 
 
 def pack_types() -> dict[str, NodeType]:
@@ -631,18 +740,35 @@ def graphs() -> dict[str, Graph]:
     return built
 
 
+def blueprint(name: str, types: Mapping[str, NodeType], origins: Origins) -> dict[str, Any]:
+    """Return the file of a blueprint: a workflow of one node, which is a subgraph."""
+    build, inputs, description, words = SUBGRAPHS[name]
+    inner = Subgraph(types, name, inputs, category="Image Refinery", description=description)
+    build(inner)
+    graph = Graph(types)
+    graph.column(400)
+    graph.add_subgraph(inner)
+    page = graph.page(f"blueprint/{name}", origins)
+    page["extra"]["BlueprintSearchAliases"] = words
+    return page
+
+
 def files() -> dict[Path, str]:
     """Return the text of every file that this script writes."""
     core = json.loads(CORE.read_text(encoding="utf-8"))
     origins = {name: ("comfy-core", entry["since"]) for name, entry in core.items()}
     origins |= dict.fromkeys(pack_types(), ("image-refinery", _version()))
-    texts = {}
+    written: dict[Path, Any] = {}
     for name, graph in graphs().items():
-        page = graph.page(name, origins)
-        texts[PAGES / f"{name}.json"] = json.dumps(page, indent=2, ensure_ascii=False) + "\n"
-        api = json.dumps(graph.api(), indent=2, ensure_ascii=False)
-        texts[APIS / f"{name}.json"] = api + "\n"
-    return texts
+        written[PAGES / f"{name}.json"] = graph.page(name, origins)
+        written[APIS / f"{name}.json"] = graph.api()
+    types = core_types() | pack_types()
+    for name in SUBGRAPHS:
+        written[BLUEPRINTS / f"{name}.json"] = blueprint(name, types, origins)
+    return {
+        path: json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        for path, content in written.items()
+    }
 
 
 def _version() -> str:

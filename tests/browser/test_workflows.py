@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import requests
 from PIL import Image
 
@@ -320,3 +322,55 @@ def test_the_basic_workflow_shows_its_texts_and_saves_under_a_name_made_of_them(
     assert "curious raccoon" in shown(page, "refined_output")
     files = [file.name for file in (comfyui.base / "output" / "refinery").iterdir()]
     assert any(name.startswith("curious raccoon") for name in files), files
+
+
+FIRST_APPS = (0, 33, 0)
+OPEN_APP = """async ([graph, name]) => {
+  await app.loadGraphData(graph, true, true, name, {openSource: "template"}); }"""
+
+
+def open_app(page: Any, comfyui: Any, name: str) -> None:
+    """Open a workflow as the template browser does, and close ComfyUI's tour."""
+    if comfyui.found.version < FIRST_APPS:
+        pytest.skip("this ComfyUI has no App mode for it")
+    photo = Image.open(ROOT / "examples" / "photo.jpg").convert("RGB")
+    comfyui.save_input(photo.resize((512, 512)), "example.png")
+    page.evaluate(OPEN_APP, [workflow(name), name])
+    page.wait_for_timeout(1500)
+    tour = page.get_by_role("button", name="Skip")
+    if tour.is_visible():
+        tour.click()
+
+
+def run_app(page: Any, comfyui: Any) -> None:
+    before = set(comfyui.get("/history"))
+    page.get_by_role("button", name="Run", exact=True).last.click()
+    status = comfyui.new_run(before, timeout_s=120)["status"]
+    assert status["status_str"] == "success", status["messages"][-1]
+
+
+def test_the_app_of_words_shows_its_text(page: Any, comfyui: Any, scripted: FaultyOllama) -> None:
+    script(scripted)
+    open_app(page, comfyui, "Image to words.app")
+    run_app(page, comfyui)
+    page.wait_for_function(
+        "() => document.body.innerText.includes('curious raccoon in green leaves')"
+    )
+    graph_picture(page, "Image to words.app, run")
+
+
+def test_the_app_of_images_shows_its_image(page: Any, comfyui: Any) -> None:
+    open_app(page, comfyui, "Better image.app")
+    sys.modules["host"].put_tiny(comfyui)
+    page.evaluate(
+        """() => { for (const node of app.graph.nodes) for (const widget of node.widgets ?? []) {
+          if (widget.name === "checkpoint") widget.value = "tiny_refiner.safetensors";
+          if (widget.name === "working_size") widget.value = "keep size";
+        } }"""
+    )
+    run_app(page, comfyui)
+    page.wait_for_function(
+        """() => [...document.querySelectorAll("img")].some(
+             (image) => image.src.includes("better_") && image.naturalWidth > 64)"""
+    )
+    graph_picture(page, "Better image.app, run")

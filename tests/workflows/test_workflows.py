@@ -23,6 +23,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "example_workflows").glob("*.json"))
 APIS = sorted((ROOT / "tests" / "workflows" / "api").glob("*.json"))
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 NAMES = [path.stem for path in PAGES]
 NOTE = "MarkdownNote"
 TITLE_PX = 30
@@ -80,7 +81,7 @@ def nodes_of(graph: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_the_files_are_what_the_script_writes_today(tool: ModuleType) -> None:
     written = tool.files()
-    assert {path for path in written if path.suffix == ".json"} == {*PAGES, *APIS}
+    assert {path for path in written if path.suffix == ".json"} == {*PAGES, *APIS, *BLUEPRINTS}
     for path, text in written.items():
         assert path.read_text(encoding="utf-8") == text, (
             f"{path.name} is not what tools/make_workflows.py writes: run it and look at the change"
@@ -163,7 +164,7 @@ def test_links_are_known_to_both_ends_and_join_equal_types(name: str) -> None:
 
 SUBGRAPHS = [
     (path, definition)
-    for path in PAGES
+    for path in [*PAGES, *BLUEPRINTS]
     for definition in subgraphs(json.loads(path.read_text(encoding="utf-8"))).values()
 ]
 
@@ -187,10 +188,26 @@ def test_links_in_a_subgraph_are_known_to_both_ends(path: Path, graph: dict[str,
             end = graph["outputs"][link["target_slot"]]
             assert link["id"] in end["linkIds"]
         assert link["type"] == begin["type"]
-        assert "*" in (link["type"], end["type"]) or link["type"] in end["type"].split(",")
+        assert "*" in (link["type"], end["type"]) or link["type"] in (
+            end["type"],
+            *end["type"].split(","),
+        )
     ends = [link for node in nodes.values() for out in node["outputs"] for link in out["links"]]
     ends += [link for put in graph["inputs"] for link in put["linkIds"]]
     assert sorted(ends) == sorted(link["id"] for link in graph["links"])
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_a_blueprint_is_one_node_that_can_be_found(path: Path) -> None:
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    (node,) = graph["nodes"]
+    (inner,) = graph["definitions"]["subgraphs"]
+    assert node["type"] == inner["id"] and inner["name"] == path.stem and graph["links"] == []
+    assert inner["category"] == "Image Refinery" and inner["description"].endswith(".")
+    assert len(graph["extra"]["BlueprintSearchAliases"]) >= 5
+    assert [put["name"] for put in node["inputs"]] == [put["name"] for put in inner["inputs"]]
+    assert [out["name"] for out in node["outputs"]] == [out["name"] for out in inner["outputs"]]
+    nodes_are_apart(path.stem, inner["nodes"])
 
 
 CANVAS_PX = (1440, 900)
