@@ -187,7 +187,7 @@ def describe_and_rewrite(graph: Graph) -> None:
     chosen = presets(graph, "Enhanced description", tall=150)
     graph.column(400, "2. Models")
     refine = described_and_rewritten(graph, image[0], chosen)
-    graph.column(320, "3. Result", down=270)
+    graph.column(320, "3. Result", down=250)
     name = graph.add("RefineryTextToFilename", text=refine[2], folder="refinery", tall=192)
     graph.add("RefineryDisplayAnything", title="description", value=refine[1])
     graph.add("RefineryDisplayAnything", title="refined_output", value=refine[2])
@@ -204,7 +204,7 @@ def new_image_from_an_old_one(graph: Graph) -> None:
          "Press *Run*. LLM Image Refine turns the image into a prompt. *Add a style* appends one "
          "of the included styles and lights, and SDXL generates the image.",
          "Change *seed* there for another style."],
-        models=(VISION_MODEL, TEXT_MODEL), files=(BASE,), tall=390,
+        models=(VISION_MODEL, TEXT_MODEL), files=(BASE,), tall=360,
     )  # fmt: skip
     image = load_image(graph)
     chosen = presets(graph, "Prompt for SDXL", tall=150)
@@ -320,7 +320,7 @@ def describe_rewrite_refine(graph: Graph) -> None:
         [FIRST, "Press *Run*. The refiner works best with a prompt that describes the image: "
          "*LLM Image Refine* describes it and shortens the description to a prompt.",
          "The server's models are unloaded, then *SDXL Refiner* uses the prompt."],
-        models=(VISION_MODEL, TEXT_MODEL), files=(REFINER,), tall=390,
+        models=(VISION_MODEL, TEXT_MODEL), files=(REFINER,), tall=360,
     )  # fmt: skip
     image = load_image(graph)
     chosen = presets(graph, "Prompt for refining", tall=150)
@@ -336,7 +336,7 @@ def two_servers(graph: Graph) -> None:
     """Load Image -> LLM Describe on one server -> Ollama Process on another."""
     graph.column(320, "1. Image and options")
     short = graph.add(
-        "RefineryOllamaOptions", title="Ollama Options: 300 tokens", num_predict=300,
+        "RefineryOllamaOptions", title="300 tokens at most", num_predict=300,
         collapsed=True,
     )  # fmt: skip
     note(
