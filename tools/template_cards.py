@@ -113,7 +113,7 @@ def prepare(host: Any) -> None:
     shutil.copy2(TINY / "tiny_refiner.safetensors", checkpoints / f"{REFINER}.safetensors")
 
 
-def result(host: Any, server: FaultyOllama, name: str) -> tuple[Image.Image, str | Image.Image]:
+def result(host: Any, server: Any, name: str) -> tuple[Image.Image, str | Image.Image]:
     """Run a workflow; return its first image, and its text or its second image."""
     example, shown, _, says = CARDS[name]
     source = ImageOps.fit(Image.open(ROOT / "examples" / example).convert("RGB"), (512, 512))
