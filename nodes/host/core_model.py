@@ -1,6 +1,6 @@
 """ComfyUI's own model, VAE and text encoder as what refines tiles. Imported when a node runs.
 
-Sampling is `comfy.sample.sample`: KSampler's own function would draw noise for each tile anew.
+Sampling is `comfy.sample.sample`: the function behind KSampler would draw new noise for each tile.
 """
 
 from __future__ import annotations
