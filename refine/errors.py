@@ -8,6 +8,7 @@ RefineError
     HubError           Hugging Face could not be reached, or refuses the download
   DeviceMemoryError    memory ran out after every fallback
   NotFiniteError       the model produced NaN or infinity
+  SplatError           the splat, or its file, cannot be read or used
 
 RefineCancelled is not a RefineError: the caller asked to stop.
 
@@ -64,6 +65,12 @@ class NotFiniteError(RefineError):
     """The model produced NaN or infinity instead of an image."""
 
     code = "R407"
+
+
+class SplatError(RefineError, ValueError):
+    """A splat is damaged, empty, or no splat at all."""
+
+    code = "R408"
 
 
 class RefineCancelled(Exception):

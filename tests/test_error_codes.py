@@ -49,6 +49,7 @@ CODES = {
     "R405": "HubError",
     "R406": "DeviceMemoryError",
     "R407": "NotFiniteError",
+    "R408": "SplatError",
     "R501": "BadInput",
     "R502": "OutsideFolder",
     "R503": "UnreadableImage",

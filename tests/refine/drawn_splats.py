@@ -1,0 +1,43 @@
+"""Splats that are computed: a dented sphere of flat Gaussians with a texture."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from image_refinery.refine.splats import Splat
+from torch import Tensor
+
+
+def sphere(count: int, texture: str = "fine", seed: int = 0) -> Splat:
+    """A sphere of radius about 1, its Gaussians as large as they are apart."""
+    random = torch.Generator().manual_seed(seed)
+    index = torch.arange(count, dtype=torch.float64)
+    y = 1 - 2 * (index + 0.5) / count
+    turn = index * math.pi * (3 - math.sqrt(5))
+    radius = (1 - y * y).sqrt()
+    normals = torch.stack([radius * turn.cos(), y, radius * turn.sin()], dim=1)
+    dents = 1 + 0.15 * torch.sin(4 * normals[:, 0]) * torch.cos(5 * normals[:, 1])
+    positions = normals * dents[:, None]
+    axis = torch.linalg.cross(torch.tensor([[0.0, 0, 1]]).double().expand_as(normals), normals)
+    apart = math.sqrt(4 * math.pi / count)
+    scales = torch.tensor([[0.7, 0.7, 0.1]]) * apart
+    scales = scales * (0.8 + 0.4 * torch.rand(count, 3, generator=random))
+    return Splat(
+        positions=positions.float(),
+        scales=scales,
+        rotations=torch.cat([1 + normals[:, 2:], axis], dim=1).float(),
+        opacities=0.6 + 0.39 * torch.rand(count, generator=random),
+        sh=((_colors(positions, texture) - 0.5) / 0.28209479177387814)[:, None].float(),
+    )
+
+
+def _colors(positions: Tensor, texture: str) -> Tensor:
+    """(N, 3), 0.05 to 0.95."""
+    x, y, z = positions.unbind(dim=1)
+    if texture == "smooth":
+        phases = [1.5 * x, 1.5 * y + 1, 1.5 * z + 2]
+        return 0.5 + 0.4 * torch.stack(phases, dim=1).sin()
+    waves = 0.5 + 0.45 * torch.stack([9 * x + 2 * y, 11 * y, 7 * z + 5 * x], dim=1).sin()
+    fields = (positions * 6).floor().sum(dim=1, keepdim=True) % 2
+    return waves * (0.5 + 0.5 * fields)
