@@ -8,7 +8,7 @@ from typing import Literal
 
 from PIL import Image
 
-Stage = Literal["load", "prompt", "enlarge", "encode", "refine", "decode"]
+Stage = Literal["load", "prompt", "enlarge", "encode", "refine", "decode", "render", "fit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,8 @@ class Progress:
 
     Attributes:
         stage: "load" (weights), "prompt" (text encoder), "enlarge" (upscale model), "encode" (VAE),
-            "refine" (UNet) or "decode" (VAE).
+            "refine" (UNet) or "decode" (VAE); for splats also "render" (a view) and "fit" (the
+            colors to the views).
         image: The current image, counted from 1.
         images: The number of images.
         region: The current region of the image, counted from 1.
@@ -65,6 +66,8 @@ class Progress:
             "encode": "encoding",
             "refine": f"step {self.step} of {self.steps} ({self.formula})",
             "decode": "decoding",
+            "render": "rendering",
+            "fit": "fitting the colors",
         }[self.stage]
         if self.tiles > 1 and self.stage == "refine":
             words = f"tile {self.tile} of {self.tiles}, {words}"

@@ -58,7 +58,7 @@ def frame(splat: Splat) -> Frame:
     ordered = positions.sort(dim=0).values
     skip = int(len(positions) * (1 - _FRAMED_SHARE))
     center = (ordered[skip] + ordered[len(positions) - 1 - skip]) / 2
-    # The outermost Gaussian of those that are framed has an extent of its own.
+    # A center is not an edge: two standard deviations more.
     reach = (positions - center).norm(dim=1) + 2 * splat.scales.double().cpu().amax(dim=1)
     nth = max(1, math.ceil(len(positions) * _FRAMED_SHARE))
     return Frame(center, max(float(reach.kthvalue(nth).values), 1e-6))
