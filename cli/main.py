@@ -133,6 +133,14 @@ def _parser() -> argparse.ArgumentParser:
             " Writes one PNG file per image.",
         )
     )
+    _add_refine_splat(
+        add(
+            "refine-splat",
+            _refine_splat,
+            "refine the colors of a 3D Gaussian splat (experimental)",
+            " Refines views from all around, and changes the colors so that they match.",
+        )
+    )
     _add_batch(
         add(
             "batch",
@@ -491,7 +499,36 @@ def _add_refine(refine: argparse.ArgumentParser) -> None:
     _add_server(tiles)
 
 
-def _add_refiner(refine: Any) -> None:  # a parser or a group; their common class is private
+def _add_refine_splat(refine: argparse.ArgumentParser) -> None:
+    refine.usage = "%(prog)s [OPTION ...] FILE.ply"
+    refine.add_argument("splat", type=Path, metavar="FILE.ply", help="a splat as a .ply file")
+    refine.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the .ply file to write; an image of before and after goes beside it (default: "
+        "NAME-refined.ply beside the splat)",
+    )
+    refine.add_argument("--overwrite", action="store_true", help="replace existing files")
+    for name, value, text in (
+        ("views", 16, "how many cameras around the splat"),
+        ("size", 512, "width and height of a view in pixels"),
+        ("passes", 4, "how often the colors are compared with all views"),
+    ):
+        refine.add_argument(
+            f"--{name}", type=int, default=value, metavar="N", help=f"{text} (default: {value})"
+        )
+    _add_refiner(refine, strength=0.25)
+    refine.add_argument("--prompt", default="", metavar="TEXT", help="what the splat shows")
+    refine.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="random seed of all views (default: 0)"
+    )
+
+
+def _add_refiner(
+    refine: Any, strength: float = 0.3
+) -> None:  # a parser or a group; their common class is private
     refine.add_argument(
         "--model",
         metavar="NAME",
@@ -501,9 +538,9 @@ def _add_refiner(refine: Any) -> None:  # a parser or a group; their common clas
     refine.add_argument(
         "--strength",
         type=float,
-        default=0.3,
+        default=strength,
         metavar="N",
-        help="how much to change, from 0 to 1 (default: 0.3)",
+        help=f"how much to change, from 0 to 1 (default: {strength})",
     )
     refine.add_argument(
         "--steps",
@@ -601,6 +638,12 @@ def _refine(options: argparse.Namespace) -> int:
     from .refine import refine
 
     return _with_refine_errors(lambda: refine(options))
+
+
+def _refine_splat(options: argparse.Namespace) -> int:
+    from .refine_splat import refine_splat
+
+    return _with_refine_errors(lambda: refine_splat(options))
 
 
 def _with_refine_errors(command: Callable[[], int]) -> int:

@@ -185,7 +185,7 @@ def refine_one(
     should_stop: Callable[[], bool] | None = None,
 ) -> Image.Image:
     """Refine one image, with a bar on stderr that is called `name`."""
-    with _bar(name) as on_progress:
+    with progress_bar(name) as on_progress:
         (refined,) = refiner.refine_batch(
             [image],
             settings,
@@ -255,7 +255,7 @@ def _mask(path: Path) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _bar(name: str) -> Iterator[Callable[[Progress], None]]:
+def progress_bar(name: str) -> Iterator[Callable[[Progress], None]]:
     """Give what shows an image's progress: a bar, or a line where stderr is no terminal."""
     if not sys.stderr.isatty():
         print(name, file=sys.stderr, flush=True)

@@ -1,0 +1,100 @@
+"""`image-refinery refine-splat`: refine the colors of a 3D Gaussian splat by its views."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..files import NameTaken, NotWritten
+from ..refine import ImageRefiner
+from ..refine.splats import (
+    Splat,
+    SplatRefiner,
+    frame,
+    read_ply,
+    ring,
+    view_weights,
+    write_ply,
+)
+from ..refine.splats.splat_refiner import straight_image
+from .progress import stop_on_ctrl_c
+from .refine import best_device, load, progress_bar
+from .terminal import failed
+
+TURNTABLE_VIEWS = 6
+_TURNTABLE_PX = 384
+_TURNTABLE_ELEVATION = 15.0
+_BACKGROUND = 0.5
+
+
+def refine_splat(options: argparse.Namespace) -> int:
+    """Refine `options.splat` into `options.output`; 0 if that went well, else 1."""
+    splat = read_ply(options.splat)
+    output: Path = options.output or options.splat.with_name(f"{options.splat.stem}-refined.ply")
+    sheet = output.with_name(f"{output.stem}-turntable.png")
+    for path in (output, sheet):
+        if path.exists() and (not options.overwrite or path.samefile(options.splat)):
+            return failed(NameTaken(_about_existing(path, options.splat)))
+    refiner = ImageRefiner(best_device(), model=options.model, memory_mode=options.memory_mode)
+    load(refiner)
+    with stop_on_ctrl_c() as stopped, refiner, progress_bar(options.splat.name) as on_progress:
+        refined = SplatRefiner(refiner).refine(
+            splat,
+            options.views,
+            options.strength,
+            options.passes,
+            size=options.size,
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance_scale,
+            prompt=options.prompt,
+            negative_prompt=options.negative_prompt,
+            seed=options.seed,
+            on_progress=on_progress,
+            should_stop=stopped.is_set,
+        )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(refined.splat, output)
+        turntable(splat, refined.splat).save(sheet)
+    except OSError as error:
+        return failed(NotWritten(f"{output} cannot be written ({error.strerror or error})."))
+    print(output)
+    print(sheet)
+    return 0
+
+
+def turntable(before: Splat, after: Splat) -> Image.Image:
+    """Return an image with views from all around: `before` above, `after` below."""
+    with torch.inference_mode():
+        rows: list[list[np.ndarray]] = [[], []]
+        around = frame(before)
+        for camera in ring(around, TURNTABLE_VIEWS, _TURNTABLE_ELEVATION, _TURNTABLE_PX):
+            weights = view_weights(before, camera)
+            for row, splat in zip(rows, (before, after), strict=True):
+                image = straight_image(splat, weights)
+                color, coverage = image[..., :3], image[..., 3:]
+                row.append((color * coverage + _BACKGROUND * (1 - coverage)).numpy())
+        sheet = np.concatenate([np.concatenate(row, axis=1) for row in rows])
+    return Image.fromarray((sheet * 255).round().astype(np.uint8))
+
+
+def _write_whole(splat: Splat, output: Path) -> None:
+    """Write a file whole or not at all."""
+    part = output.with_name(f".{output.name}.part")
+    try:
+        write_ply(splat, part)
+        part.replace(output)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _about_existing(path: Path, source: Path) -> str:
+    if path.samefile(source):
+        return f"{path} is the splat itself. Choose another file with --output."
+    return f"{path} exists already. Add --overwrite to replace it, or choose another --output."
