@@ -16,6 +16,7 @@ from .errors import (
     RefineCancelled,
     RefineError,
     SettingsError,
+    SplatError,
     VocabularyError,
 )
 from .image_refiner import DEFAULT_MODEL, ImageRefiner, enlarge_items
@@ -42,6 +43,7 @@ __all__ = [
     "RefineSettings",
     "Residency",
     "SettingsError",
+    "SplatError",
     "TilePrompts",
     "VocabularyError",
     "count_steps",

@@ -93,7 +93,7 @@ class SplatRefiner:
             if should_stop is not None and should_stop():
                 raise RefineCancelled("The refinement was cancelled; nothing is left running.")
 
-        with torch.inference_mode():
+        with torch.no_grad():
             rendered = _Views(splat, even_sphere(frame(splat), views, size), check)
             images: list[Tensor] = []
             for number, weights in enumerate(rendered.all()):
@@ -104,7 +104,7 @@ class SplatRefiner:
             for number, image in enumerate(images)
         ]
         steps = settings.steps * views
-        with torch.inference_mode():
+        with torch.no_grad():
 
             def on_view(done: int) -> None:
                 check()
@@ -138,7 +138,7 @@ class SplatRefiner:
                 )
             )
 
-        # One by one: in a batch each image has a seed of its own.
+        # One by one: in a batch each image has another seed.
         (refined,) = self.refiner.refine_batch(
             [image], settings, on_progress=as_one_of_many, should_stop=should_stop
         )
