@@ -7,6 +7,7 @@ import inspect
 import re
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from faulty_ollama import FaultyOllama
 from image_refinery.refine import ImageRefiner
+from image_refinery.refine.splats import Splat, splat_refiner, write_ply
 from PIL import Image
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -68,11 +70,21 @@ def in_a_folder(tiny_file: Path, draw, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("quarter_megapixel", "in_a_folder")
 @pytest.mark.parametrize("sample", [name for name in SAMPLES if SAMPLES[name] != snippet()])
 def test_a_sample_runs(
-    sample: str, ollama: FaultyOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sample: str,
+    ollama: FaultyOllama,
+    draw_splat: Callable[..., Splat],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OLLAMA_BASE_URL", ollama.url)
     script = tmp_path / "sample.py"
     script.write_text(SAMPLES[sample], "utf-8")
+    if "chair.ply" in SAMPLES[sample]:
+        write_ply(draw_splat(200), "chair.ply")
+        cameras = splat_refiner.even_sphere
+        monkeypatch.setattr(
+            splat_refiner, "even_sphere", lambda around, *_: cameras(around, count=2, size=96)
+        )
     names = runpy.run_path(str(script))
     assert not names.get("failed")
     if "OllamaClient" in SAMPLES[sample]:
