@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -218,10 +219,7 @@ class RefineWithModel(refined_images.RefinesImages):
         given, problem = host.read(Inputs, values)
         if given.clip:
             given.tile_prompts = [plain_texts(given.clip[0], one) for one in given.tile_prompts]
-
-        def refine_items(batch: Batch, progress: host.RefineProgress) -> list[torch.Tensor]:
-            return _refine_items(given, batch, progress)
-
+        refine_items = partial(_refine_items, given)
         return refined_images.run(cls, given, problem, given.positive, refine_items)
 
 

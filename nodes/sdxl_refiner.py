@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -70,10 +71,7 @@ class SDXLRefiner(refined_images.RefinesImages):
     def execute(cls, **values: list[Any]) -> io.NodeOutput:
         """Refine every image; with strength 0, or not enabled, return the very same objects."""
         given, problem = host.read(Inputs, values)
-
-        def refine_items(batch: Batch, progress: host.RefineProgress) -> list[torch.Tensor]:
-            return _refine_items(given, batch, progress)
-
+        refine_items = partial(_refine_items, given)
         return refined_images.run(cls, given, problem, given.prompt, refine_items)
 
 

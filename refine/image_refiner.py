@@ -18,10 +18,10 @@ from .batch import Batch
 from .batch_run import BatchRun, PromptCache
 from .checkpoints import read_header
 from .components import Components
-from .errors import CheckpointError, RefineCancelled
+from .errors import CheckpointError
 from .pixels import AnyImage
 from .plan import TilePrompts
-from .progress import Progress, ProgressCallback
+from .progress import Progress, ProgressCallback, ignore, raise_if
 from .residency import LocalResidency, Residency, ResidencyFactory, free_cache
 from .settings import MemoryMode, RefineSettings, check_choice, settings_from
 from .stages import Stages, checked_layers
@@ -196,8 +196,8 @@ class ImageRefiner:
         if batch.advice and not self._advised:
             log.warning("%s", batch.advice)
             self._advised = True
-        report = on_progress or _ignore
-        check = _raise_if(should_stop)
+        report = on_progress or ignore
+        check = raise_if(should_stop)
         with self._lock:
             check()
             stages = self._ready_stages(report)
@@ -207,7 +207,7 @@ class ImageRefiner:
     def load(self) -> None:
         """Load the weights now rather than at the first refinement."""
         with self._lock:
-            self._ready_stages(_ignore)
+            self._ready_stages(ignore)
 
     def unload(self) -> int:
         """Free the device and every copy of the weights; return the bytes freed.
@@ -279,8 +279,8 @@ def enlarge_items(
     That is `ImageRefiner.refine_items` for strength 0 and for masks that mark nothing; it needs no
     checkpoint.
     """
-    check = _raise_if(should_stop)
-    return batch.join(BatchRun(batch, None, {}, on_progress or _ignore, check).refine())
+    check = raise_if(should_stop)
+    return batch.join(BatchRun(batch, None, {}, on_progress or ignore, check).refine())
 
 
 def _usable_device(device: str | torch.device) -> torch.device:
@@ -302,15 +302,3 @@ def _check_there(model: str | Path) -> None:
         read_header(path)
     elif isinstance(model, Path) and not path.exists():
         raise CheckpointError(f"There is no checkpoint at {path}: check the path.")
-
-
-def _raise_if(should_stop: Callable[[], bool] | None) -> Callable[[], None]:
-    def check() -> None:
-        if should_stop is not None and should_stop():
-            raise RefineCancelled("The refinement was cancelled; nothing is left running.")
-
-    return check
-
-
-def _ignore(_: Progress) -> None:
-    pass

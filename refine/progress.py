@@ -8,6 +8,8 @@ from typing import Literal
 
 from PIL import Image
 
+from .errors import RefineCancelled
+
 Stage = Literal["load", "prompt", "enlarge", "encode", "refine", "decode", "render", "fit"]
 
 
@@ -80,3 +82,17 @@ class Progress:
 
 ProgressCallback = Callable[[Progress], None]
 """Called with every event. If it raises, the work ends and the exception reaches the caller."""
+
+
+def raise_if(should_stop: Callable[[], bool] | None) -> Callable[[], None]:
+    """Return a function that raises RefineCancelled once `should_stop` returns True."""
+
+    def check() -> None:
+        if should_stop is not None and should_stop():
+            raise RefineCancelled("The refinement was cancelled; nothing is left running.")
+
+    return check
+
+
+def ignore(_: Progress) -> None:
+    """A ProgressCallback that does nothing."""

@@ -330,6 +330,19 @@ def sixteenth_megapixel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def tiny_default(
+    sixteenth_megapixel: None,
+    quick_loads: None,
+    tiny_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Work in an empty folder, with the tiny refiner as the default model."""
+    monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(tiny_file))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def small_process() -> list[str]:
     """The command line in a process of its own, as `sixteenth_megapixel`."""
     code = f"""

@@ -24,13 +24,13 @@ from ...refine import (
     CheckpointError,
     DeviceMemoryError,
     NotFiniteError,
-    RefineCancelled,
     RefineError,
     RefineSettings,
     TilePrompts,
 )
 from ...refine.batch_run import BatchRun, PromptCache
 from ...refine.geometry import MAX_TILE_SIDE_PX, MULTIPLE, Size
+from ...refine.progress import raise_if
 from ...refine.residency import is_out_of_memory
 from ...refine.settings import SEEDS
 from ...refine.work import Noise, Tile
@@ -62,9 +62,7 @@ class SamplerSettings(RefineSettings):
         return f"denoise {self.strength:g}"
 
 
-def _check() -> None:
-    if interrupted():
-        raise RefineCancelled
+_check = raise_if(interrupted)
 
 
 class CoreModel:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import RefineCancelled, SettingsError
+from ..errors import SettingsError
 from ..image_refiner import ImageRefiner
-from ..progress import Progress, ProgressCallback
+from ..progress import Progress, ProgressCallback, ignore, raise_if
 from ..settings import RefineSettings, settings_from
 from .cameras import Camera, even_sphere, frame
 from .colors import to_linear, to_srgb
@@ -87,12 +87,7 @@ class SplatRefiner:
         _check_range("passes", passes, 1, MAX_PASSES)
         _check_range("size", size, MIN_SIZE_PX, MAX_SIZE_PX)
         settings = settings_from(more, strength=strength)
-        report = on_progress or _ignore
-
-        def check() -> None:
-            if should_stop is not None and should_stop():
-                raise RefineCancelled("The refinement was cancelled; nothing is left running.")
-
+        report, check = on_progress or ignore, raise_if(should_stop)
         with torch.no_grad():
             rendered = _Views(splat, even_sphere(frame(splat), views, size), check)
             images: list[Tensor] = []
@@ -188,7 +183,3 @@ def _only_covered(image: Tensor) -> Tensor:
 def _check_range(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise SettingsError(f"{name} must be from {low} to {high}, not {value}.")
-
-
-def _ignore(_: Progress) -> None:
-    pass

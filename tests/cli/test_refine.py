@@ -27,17 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def place(
-    sixteenth_megapixel: None,
-    quick_loads: None,
-    tiny_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    """Work in an empty folder, with the tiny refiner as the default model."""
-    monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(tiny_file))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("tiny_default")
 
 
 @pytest.fixture

@@ -19,16 +19,8 @@ QUICK = ("--views", "2", "--size", "64", "--steps", "4", "--passes", "1")
 
 
 @pytest.fixture(autouse=True)
-def place(
-    sixteenth_megapixel: None,
-    quick_loads: None,
-    tiny_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    """Work in an empty folder that has a splat, with the tiny refiner as the default model."""
-    monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(tiny_file))
-    monkeypatch.chdir(tmp_path)
+def place(tiny_default: None) -> None:
+    """Work in a folder that has a splat, with the tiny refiner as the default model."""
     random = torch.Generator().manual_seed(0)
     splat = Splat(
         positions=torch.randn(200, 3, generator=random),

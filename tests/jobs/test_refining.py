@@ -31,17 +31,9 @@ IDS = ["a.jpg", "b.png", "inner/c.png"]
 
 
 @pytest.fixture(autouse=True)
-def place(
-    sixteenth_megapixel: None,
-    quick_loads: None,
-    tiny_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def place(tiny_default: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Work in an empty folder, with the tiny refiner as the default model."""
-    monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(tiny_file))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(autouse=True)
