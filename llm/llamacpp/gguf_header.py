@@ -28,6 +28,7 @@ _STRING, _ARRAY = 8, 9
 _U32, _U64 = _SCALARS[4], _SCALARS[10]
 # Vocabularies have 50,000 entries and more, which are not needed here.
 _LONGEST_ARRAY = 64
+_MAX_DIMENSIONS = 4  # GGML_MAX_DIMS of ggml
 
 # Others that are not decoders (BERT, diffusion language models) have `attention.causal` false.
 _NOT_DECODERS = ("", "clip", "t5", "t5encoder")
@@ -94,12 +95,14 @@ class Header:
     @property
     def context_length(self) -> int:
         """The context in tokens that the model was trained for; 0 if the file does not say."""
-        return int(self.metadata.get(f"{self.architecture}.context_length", 0))
+        value = self.metadata.get(f"{self.architecture}.context_length")
+        return int(value) if isinstance(value, (int, float)) and 0 < value < 2**32 else 0
 
     @property
     def chat_template(self) -> str:
         """The Jinja template of the model's chat; "" if there is none."""
-        return str(self.metadata.get("tokenizer.chat_template", ""))
+        value = self.metadata.get("tokenizer.chat_template")
+        return value if isinstance(value, str) else ""
 
     @property
     def can_chat(self) -> bool:
@@ -114,7 +117,8 @@ class Header:
     @property
     def quantization(self) -> str:
         """Such as "Q8_0"; "unknown" if the file does not say."""
-        return _FILE_TYPES.get(self.metadata.get("general.file_type", -1), "unknown")
+        value = self.metadata.get("general.file_type")
+        return _FILE_TYPES.get(value, "unknown") if isinstance(value, int) else "unknown"
 
 
 def read_header(path: Path) -> Header:
@@ -200,6 +204,8 @@ class _Reader:
     def _tensor_elements(self) -> int:
         self._string()
         dimensions = self._scalar(_U32)
+        if dimensions > _MAX_DIMENSIONS:
+            raise GgufError(f"it has a tensor of {dimensions} dimensions")
         shape = [self._scalar(_U64) for _ in range(dimensions)]
         self._skip(_U32.size + _U64.size)  # type and offset
         return math.prod(shape)

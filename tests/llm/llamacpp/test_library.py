@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import struct
+import time
 from pathlib import Path
+from typing import Any
 
+import gguf
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from image_refinery.llm.llamacpp.gguf_header import GgufError, read_header
 from image_refinery.llm.llamacpp.library import Library, UnknownModel, UnreadableModel
 from image_refinery.llm.llamacpp.places import (
@@ -222,3 +228,52 @@ def test_every_cut_of_a_real_header_is_an_error_and_no_crash(tmp_path: Path, mod
         path.write_bytes(whole[:length])
         with pytest.raises(GgufError):
             read_header(path)
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 1500), st.binary(max_size=9)), max_size=6),
+    cut=st.integers(0, 3000),
+)
+def test_no_header_raises_anything_else_or_takes_long(
+    tmp_path: Path, models: Path, changes: list[tuple[int, bytes]], cut: int
+) -> None:
+    data = bytearray((models / "mmproj-tiny-vision.gguf").read_bytes()[:3000])
+    for place, new in changes:
+        data[place : place + len(new)] = new
+    path = tmp_path / "fuzzed.gguf"
+    path.write_bytes(data[:cut])
+    began = time.monotonic()
+    with contextlib.suppress(GgufError, OSError):
+        header = read_header(path)
+        assert header.parameters >= 0 and isinstance(header.can_chat, bool)
+        assert header.context_length >= 0 and header.quantization
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("value", [[1, 2], "4096 tokens", True, 1.5, -3])
+def test_values_of_the_wrong_type_are_as_if_missing(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "odd.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    kind = gguf.GGUFValueType.ARRAY if isinstance(value, list) else None
+    for key in ("llama.context_length", "general.file_type", "tokenizer.chat_template"):
+        writer.add_key_value(key, value, kind or gguf.GGUFValueType.get_type(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    header = read_header(path)
+    assert header.context_length in (0, 1), "1.5 and True are numbers"
+    assert header.quantization in ("unknown", "F16"), "True is 1"
+    assert header.chat_template == (value if isinstance(value, str) else "")
+
+
+def test_a_tensor_of_a_million_dimensions_takes_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "wide.gguf"
+    count = 1_000_000
+    name = struct.pack("<Q", 1) + b"t"
+    data = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + name + struct.pack("<I", count)
+    path.write_bytes(data + b"\xff" * 8 * count + bytes(12))
+    with pytest.raises(GgufError, match="1000000 dimensions"):
+        read_header(path)
