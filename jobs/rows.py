@@ -22,6 +22,15 @@ _SYNC_S = 1.0
 Row = dict[str, Any]
 """`id`, `status` ("done" or "failed"), and what the task adds."""
 
+_FORM: dict[str, tuple[Any, type[Any] | tuple[type[Any], ...]]] = {
+    "id": (None, str),
+    "status": (None, str),
+    "text": ("", str),
+    "description": ("", str),
+    "at": (0, (int, float)),
+}
+"""The type of each value of a row that is used as one, and what counts as missing."""
+
 # Twice as quick as json.dumps and json.loads, which look at their arguments each time.
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 _decode: Callable[[str], tuple[Any, int]] = json.JSONDecoder().raw_decode
@@ -143,9 +152,16 @@ def _read(file: Path) -> Iterator[tuple[int, Row]]:
             except ValueError:  # a damaged line: its image is asked again
                 pass
             else:
-                if text[end:] == "\n":
+                if text[end:] == "\n" and _is_row(row):
                     yield offset, row
             offset += len(line)
+
+
+def _is_row(value: Any) -> bool:
+    """Whether a value has the form of a row: a job directory may come from somebody else."""
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name, default), kind) for name, (default, kind) in _FORM.items()
+    )
 
 
 def _drop_torn_line(path: Path) -> None:

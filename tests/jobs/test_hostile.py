@@ -242,3 +242,28 @@ def test_a_caption_that_was_not_replaced_is_replaced_by_the_next_run(
     old.write_text("changed by hand later")
     assert main(words) == 0
     assert old.read_text() == "changed by hand later"
+
+
+def test_rows_by_somebody_else_lead_nowhere(
+    images: Path, tmp_path: Path, ollama: FaultyOllama
+) -> None:
+    """A job directory that was downloaded: rows of other images, of other types, and no rows."""
+    words = words_of(images, tmp_path / "job", "--out", "txt,jsonl")
+    assert main(words) == 0
+    asked = len(ollama.of("chat"))
+    (file,) = (tmp_path / "job" / "rows").iterdir()
+    lines = file.read_text("utf-8").splitlines()
+    foreign = [
+        *('{"id": "../../evil.png", "status": "done", "text": "x", "at": 1}', "[1, 2]", "7"),
+        *('{"status": "done"}', '{"id": 5, "status": "done"}', '{"id": "00.png"}', "null"),
+    ]
+    wrong = json.loads(lines[0]) | {"text": {"a": 1}}  # in place of the first row
+    file.write_text("\n".join([json.dumps(wrong), *lines[1:], *foreign, ""]), "utf-8")
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    (images / wrong["id"]).with_suffix(".txt").unlink()  # else its image is left out
+    assert main(words) == 0
+    assert len(ollama.of("chat")) - asked <= 1, "a row that is none is asked again, or was kept"
+    after = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+    assert {one.read_text() for one in images.glob("*.txt")} == {RED}
+    assert len((tmp_path / "job" / "metadata.jsonl").read_text().splitlines()) == COUNT
