@@ -43,6 +43,7 @@ def test_names_that_stay(folder: Path, name: str) -> None:
         "C:\\Windows",
         "C:x",
         "x.png:stream",
+        "s3://bucket/a.png",
         "a\0b",
         "~/x",
         "con",
