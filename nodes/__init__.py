@@ -15,6 +15,7 @@ from .ollama_options import OllamaOptions
 from .ollama_process import OllamaProcess
 from .ready_instructions import ReadyInstructions
 from .refine_folder import RefineFolder
+from .refine_splat import RefineSplat
 from .refine_with_model import RefineWithModel
 from .replacements import register_replacements
 from .save_caption import SaveCaption
@@ -50,4 +51,5 @@ class ImageRefineryExtension(ComfyExtension):
             RefineFolder,
             DescribeTiles,
             RefineWithModel,
+            *([RefineSplat] if hasattr(io, "Splat") else []),  # ComfyUI 0.23 and newer
         ]

@@ -314,6 +314,13 @@ def scenes() -> ModuleType:
     return sys.modules["toy_vision_scenes"]
 
 
+@pytest.fixture(scope="session")
+def draw_splat() -> Callable[..., Any]:
+    """Computes a splat: draw_splat(count, texture="fine"). See drawn_splats.py."""
+    _load("drawn_splats", TESTS / "drawn_splats.py")
+    return sys.modules["drawn_splats"].sphere
+
+
 @pytest.fixture
 def quarter_megapixel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images are enlarged to 512 x 512 px in place of 1024 x 1024, which takes a fifth of the time.

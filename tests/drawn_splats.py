@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from image_refinery.refine.splats import Splat
+from PIL import Image
 from torch import Tensor
 
 
@@ -30,6 +32,17 @@ def sphere(count: int, texture: str = "fine", seed: int = 0) -> Splat:
         opacities=0.6 + 0.39 * torch.rand(count, generator=random),
         sh=((_colors(positions, texture) - 0.5) / 0.28209479177387814)[:, None].float(),
     )
+
+
+def painted(count: int, scene: Image.Image, noise: float = 0.0) -> Splat:
+    """A sphere with an image on its front and back, and noise of that deviation in its colors."""
+    splat = sphere(count)
+    image = scene.convert("RGB").resize((256, 256))
+    colors = torch.from_numpy(np.asarray(image, np.float32) / 255)
+    columns, rows, _ = ((splat.positions + 1.2) / 2.4 * 255).long().clamp(0, 255).unbind(1)
+    random = torch.Generator().manual_seed(1)
+    grain = noise * torch.randn(count, 3, generator=random)
+    return splat.with_changed_colors(colors[rows, columns] - splat.colors + grain)
 
 
 def _colors(positions: Tensor, texture: str) -> Tensor:

@@ -344,7 +344,7 @@ def loaded() -> list[dict[str, Any]]:
 def test_loading_imports_no_heavy_library(loaded: list[dict[str, Any]]) -> None:
     tops = {name.partition(".")[0] for name in loaded[0]["modules"]}
     assert HEAVY & tops == set()
-    assert len(loaded[0]["nodes"]) == 17
+    assert len(loaded[0]["nodes"]) == 18
 
 
 def test_loading_takes_little_time(loaded: list[dict[str, Any]]) -> None:

@@ -72,7 +72,7 @@ def test_every_input_and_output_has_a_name_and_a_tooltip(english: dict[str, Any]
 
 def test_every_node_can_be_found_by_other_words(schemas: list[Any]) -> None:
     for schema in schemas:
-        assert re.fullmatch("Image Refinery/(LLM|Image|Utilities)", schema.category)
+        assert re.fullmatch("Image Refinery/(LLM|Image|3D|Utilities)", schema.category)
         assert schema.description.endswith(".")
 
 

@@ -41,6 +41,7 @@ BLUEPRINTS = ROOT / "subgraphs"
 APIS = ROOT / "tests" / "workflows" / "api"
 CORE = ROOT / "tools" / "core_nodes.json"
 OLDEST, APP_FROM, TRELLIS_FROM = "0.3.64", "0.33.0", "0.34.0"
+NEWER = {"SaveGLB"}  # takes files of splats, which the oldest host's does not
 
 EXAMPLE_IMAGE = "example.png"  # ships with ComfyUI's repository; other installations may lack it
 FIRST = (
@@ -58,6 +59,7 @@ STOP = "stop the workflow"  # where other nodes use the text: no error message b
 BASE = "sd_xl_base_1.0.safetensors"
 REFINER = "sd_xl_refiner_1.0.safetensors"
 BACKGROUND = "birefnet.safetensors"
+TRIPOSPLAT = "VAST-AI/TripoSplat"
 HUGGING_FACE = "https://huggingface.co/"
 FILES = {
     BASE: ("stabilityai/stable-diffusion-xl-base-1.0", "", "checkpoints"),
@@ -67,6 +69,10 @@ FILES = {
     "trellis_2_bf16.safetensors": ("Comfy-Org/TRELLIS.2", "diffusion_models/", "diffusion_models"),
     "trellis_2_shape_vae_bf16.safetensors": ("Comfy-Org/TRELLIS.2", "vae/", "vae"),
     "trellis_2_texture_vae_bf16.safetensors": ("Comfy-Org/TRELLIS.2", "vae/", "vae"),
+    "triposplat_fp16.safetensors": (TRIPOSPLAT, "diffusion_models/", "diffusion_models"),
+    "dino_v3_vit_h.safetensors": (TRIPOSPLAT, "clip_vision/", "clip_vision"),
+    "flux2-vae.safetensors": (TRIPOSPLAT, "vae/", "vae"),
+    "triposplat_vae_decoder_fp16.safetensors": (TRIPOSPLAT, "vae/", "vae"),
 }
 """File: (repository on Hugging Face, folder there, folder of ComfyUI)."""
 
@@ -457,6 +463,108 @@ def refine_then_3d(graph: Graph) -> None:
     graph.add("SaveGLB", mesh=mesh[0], filename_prefix="refinery/model", tall=400)
 
 
+def triposplat(graph: Graph) -> Subgraph:
+    """Return ComfyUI's own nodes for TripoSplat as a subgraph: an image becomes a splat."""
+    inner = Subgraph(graph.types, "Image to splat (TripoSplat)", [("image", "IMAGE")])
+    inner.column(320)
+    free = inner.add("RefineryFreeMemory", value=inner.given[0])
+    remover = inner.add("LoadBackgroundRemovalModel", bg_removal_name=BACKGROUND)
+    shown = "dino_v3_vit_h.safetensors"
+    vision = inner.add("CLIPVisionLoader", clip_name=shown, models=fetch(shown))
+    file = "triposplat_fp16.safetensors"
+    model = inner.add("UNETLoader", unet_name=file, weight_dtype="default", models=fetch(file))
+    latents, decoder = (
+        inner.add("VAELoader", vae_name=name, title=title, models=fetch(name))
+        for name, title in (
+            ("flux2-vae.safetensors", "VAE"),
+            ("triposplat_vae_decoder_fp16.safetensors", "splat decoder"),
+        )
+    )
+    inner.column(300)
+    mask = inner.add("RemoveBackground", bg_removal_model=remover[0], image=free[0])
+    inner.column(300)
+    cropped = inner.add("TripoSplatPreprocessImage", image=free[0], mask=mask[0])
+    inner.column(300)
+    conditioning = inner.add(
+        "TripoSplatConditioning", clip_vision=vision[0], vae=latents[0], image=cropped[0]
+    )
+    inner.column(300)
+    # The settings of ComfyUI's own blueprint.
+    sampled = inner.add(
+        "KSampler", model=model[0], positive=conditioning[0], negative=conditioning[1],
+        latent_image=conditioning[2], steps=20, cfg=3.0, sampler_name="dpmpp_2m",
+        scheduler="simple",
+    )  # fmt: skip
+    inner.column(300)
+    splat = inner.add("VAEDecodeTripoSplat", samples=sampled[0], vae=decoder[0])
+    inner.show(sampled, "seed")
+    inner.show(splat, "num_gaussians")
+    inner.result("splat", splat[0])
+    return inner
+
+
+TRIPOSPLAT_FILES = (
+    "triposplat_fp16.safetensors", "dino_v3_vit_h.safetensors", "flux2-vae.safetensors",
+    "triposplat_vae_decoder_fp16.safetensors",
+)  # fmt: skip
+
+
+def save_splat(graph: Graph, splat: Output) -> None:
+    """Write a splat to a .ply file, which ComfyUI shows on the node."""
+    file = graph.add("SplatToFile3D", splat=splat, format="ply")
+    graph.add("SaveGLB", mesh=file[0], filename_prefix="refinery/splat", tall=300)
+
+
+def refine_then_splat(graph: Graph) -> None:
+    """Load Image -> SDXL Refiner -> TripoSplat -> a splat."""
+    graph.column(320, "1. Image")
+    note(
+        graph, "Refine, then a splat",
+        [FIRST, f"Put {BACKGROUND} into *models/background_removal*.",
+         "Press *Run*. *SDXL Refiner* cleans the image, and the GPU is freed. Then ComfyUI's own "
+         "nodes for TripoSplat turn the object in the foreground into a 3D Gaussian splat."],
+        oldest=APP_FROM, tall=440, files=(REFINER, *TRIPOSPLAT_FILES),
+    )  # fmt: skip
+    image = load_image(graph)
+    graph.column(REFINER_PX, "2. Refiner")
+    refined = refiner(graph, image[0], prompt="sharp focus, fine texture, clean edges")
+    graph.column(320, "3. Splat", down=190)
+    splat = graph.add_subgraph(triposplat(graph), image=refined[0], tall=120)
+    graph.column(320, down=190)
+    save_splat(graph, splat[0])
+
+
+def refine_a_splat(graph: Graph) -> None:
+    """Load Image -> TripoSplat -> Refine Splat -> Render Splat, beside the one without."""
+    graph.column(320, "1. Image")
+    note(
+        graph, "Refine a splat (experimental)",
+        [FIRST, f"Put {BACKGROUND} into *models/background_removal*.",
+         "Press *Run*. TripoSplat makes a 3D Gaussian splat of the object. *Refine Splat* refines "
+         "views from all around, and fits the colors to them.",
+         "Compare *before* and *after*. Lower *strength* if *after* is blurred."],
+        oldest=APP_FROM, tall=480, files=(REFINER, *TRIPOSPLAT_FILES),
+    )  # fmt: skip
+    image = load_image(graph)
+    graph.column(320, "2. Splat")
+    splat = graph.add_subgraph(triposplat(graph), image=image[0], tall=120)
+    refined = graph.add(
+        "RefinerySplat", splat=splat[0], checkpoint=REFINER, models=fetch(REFINER),
+        prompt="sharp focus, fine texture, clean edges", negative_prompt="blurry, noise",
+        tall=560,
+    )  # fmt: skip
+    graph.column(300, "3. Result", down=190)
+    for title, shown in (("before", splat[0]), ("after", refined[0])):
+        seen = graph.add(
+            "RenderSplat", splat=shown, render_style="color", title=f"render {title}",
+            collapsed=True,
+        )  # fmt: skip
+        graph.add("PreviewImage", images=seen[0], title=title, tall=260)
+    graph.column(300, down=190)
+    graph.add("PreviewImage", images=refined[1], title="refined views", tall=260)
+    save_splat(graph, refined[0])
+
+
 def caption_a_folder(graph: Graph) -> None:
     """Caption Folder with a preset, and Display Anything."""
     graph.column(320, "1. Instructions")
@@ -576,6 +684,8 @@ WORKFLOWS: dict[str, Callable[[Graph], None]] = {
     "Describe, rewrite, refine": describe_rewrite_refine,
     "Two servers": two_servers,
     "Refine, then 3D": refine_then_3d,
+    "Refine, then a splat": refine_then_splat,
+    "Refine a splat": refine_a_splat,
     "Caption a folder": caption_a_folder,
     "Refine a folder": refine_a_folder,
     "Tag a folder with two models": tag_a_folder_with_two_models,
@@ -789,7 +899,7 @@ def read_core(hosts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for since, host in zip((OLDEST, APP_FROM, TRELLIS_FROM), hosts, strict=False):
         for name in sorted(wanted - set(found)):
-            if name in host:
+            if name in host and not (since == OLDEST and name in NEWER):
                 found[name] = {"since": since, **_reduced(host[name])}
     return dict(sorted(found.items()))
 

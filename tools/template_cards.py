@@ -3,8 +3,9 @@
     python tools/template_cards.py [NAME ...]
 
 Starts ComfyUI (COMFYUI_PATH, or where the tests look) with a scripted server and the tiny refiner,
-runs each workflow as far as that goes, and shows what it made: nodes that need SDXL or TRELLIS.2
-are left out. The last line of each image says that the result is not a real model's.
+runs each workflow as far as that goes, and shows what it made: nodes that need SDXL, TRELLIS.2 or
+TripoSplat are left out, or replaced by a drawn splat. The last line of each image says that the
+result is not a real model's.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ CARDS: dict[str, tuple[str, str, str, str]] = {
         "A raccoon with a black mask looks out between green leaves.",
     ),
     "Refine, then 3D": (DAMAGED, "", f"{STAND_IN} TRELLIS.2 was not run.", ""),
+    "Refine, then a splat": (DAMAGED, "", f"{STAND_IN} TripoSplat was not run.", ""),
+    "Refine a splat": (DAMAGED, "", f"A drawn splat. {STAND_IN}", ""),
     "Caption a folder": (
         PHOTO, "captions", SCRIPTED,
         "A raccoon with gray fur and a black mask looks out between green leaves in soft daylight.",
@@ -113,6 +116,22 @@ def prepare(host: Any) -> None:
     shutil.copy2(TINY / "tiny_refiner.safetensors", checkpoints / f"{REFINER}.safetensors")
 
 
+def with_drawn_splat(host: Any, prompt: dict[str, Any]) -> None:
+    """Put a drawn splat with noise in its colors in the place of TripoSplat's."""
+    from drawn_splats import painted
+    from image_refinery.refine.splats import write_ply
+
+    scene = Image.open(ROOT / "examples" / "scene.png")
+    write_ply(painted(40_000, scene, noise=0.25), host.base / "input" / "drawn.ply")
+    prompt["load"] = {"class_type": "Load3DAdvanced", "inputs": {
+        "model_file": "drawn.ply", "viewport_state": {}, "width": 512, "height": 512}}  # fmt: skip
+    for entry in prompt.values():
+        if entry["class_type"] == "RefinerySplat":
+            entry["inputs"]["views"] = 8  # on a CPU
+        if entry["class_type"] == "VAEDecodeTripoSplat":
+            entry |= {"class_type": "File3DToSplat", "inputs": {"model_3d": ["load", 0]}}
+
+
 def result(host: Any, server: Any, name: str) -> tuple[Image.Image, str | Image.Image]:
     """Run a workflow; return its first image, and its text or its second image."""
     example, shown, _, says = CARDS[name]
@@ -126,7 +145,10 @@ def result(host: Any, server: Any, name: str) -> tuple[Image.Image, str | Image.
     }
     tiles = cycle(TILES)
     server.always("chat", lambda _: Reply(text=next(tiles) if shown == "texts" else None))
-    prompt = runnable(json.loads((API / f"{name}.json").read_text(encoding="utf-8")))
+    prompt = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
+    if name == "Refine a splat":
+        with_drawn_splat(host, prompt)
+    prompt = runnable(prompt)
     for entry in prompt.values():
         if entry["class_type"] in ("RefinerySDXLRefiner", "RefineryRefineFolder"):
             entry["inputs"]["working_size"] = "keep size"
@@ -134,8 +156,12 @@ def result(host: Any, server: Any, name: str) -> tuple[Image.Image, str | Image.
             entry["inputs"] |= {"working_size": "keep size", "tile_size": 512}
         if "mask" in entry["inputs"]:
             del entry["inputs"]["mask"]  # the example has none
-    run = host.run(prompt, timeout_s=300)
+    run = host.run(prompt, timeout_s=900)
     assert run.ok, (name, run.error)
+    if name == "Refine a splat":
+        titles = {entry["_meta"]["title"]: id for id, entry in prompt.items() if "_meta" in entry}
+        before, after = (host.saved(run, titles[one])[0] for one in ("before", "after"))
+        return Image.open(before), Image.open(after)
     if name == "Refine a folder":
         (file,) = (host.base / "output" / "refined").rglob("*.png")
         return source, Image.open(file).convert("RGB")

@@ -148,12 +148,13 @@ class RefineProgress:
 
     Args:
         node_id: The running node's id; None outside a graph.
-        images: How many images the whole run has.
+        count: How many images the whole run has.
+        what: What it has in place of images.
     """
 
-    def __init__(self, node_id: str | None, images: int) -> None:
+    def __init__(self, node_id: str | None, count: int, what: str = "image") -> None:
         self._node_id = node_id
-        self._images = images
+        self._all = f"the {what}" if count == 1 else f"{count} {what}s"
         self._began = time.monotonic()
         self._bar = comfy.utils.ProgressBar(1, node_id=node_id)
 
@@ -179,8 +180,7 @@ class RefineProgress:
 
         if last is not None:
             self.show_result(Image.fromarray(convert.pixels(last[..., :3].expand(-1, -1, -1, 3))()))
-        images = "the image" if self._images == 1 else f"{self._images} images"
-        done = f"refined {images} in {time.monotonic() - self._began:.1f} s"
+        done = f"refined {self._all} in {time.monotonic() - self._began:.1f} s"
         self.say(*filter(None, (done, advice)))
 
     def show_result(self, image: Image.Image) -> None:

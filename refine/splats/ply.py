@@ -122,6 +122,8 @@ def _vertices(header: list[list[str]], path: Path) -> tuple[int, np.dtype[Any]]:
                     raise SplatError(_not_a_splat(path, f"it begins with {rest[0]}"))
                 element = rest[0]
                 count = int(rest[1]) if element == "vertex" else count
+                if count < 0:
+                    raise ValueError
             elif word == "property" and element == "vertex":
                 fields.append((rest[1], _TYPES[rest[0]]))
         layout = np.dtype(fields)
@@ -146,8 +148,11 @@ def _splat(rows: np.ndarray) -> Splat:
     """Turn rows as they are stored into a Splat."""
     present = rows.dtype.names or ()
     rest = sum(name.startswith("f_rest_") for name in present)
-    if rest not in _HARMONICS:
-        raise SplatError(f"{rest} values f_rest are no whole degree of harmonics: export it again.")
+    harmonics = [f"f_rest_{index}" for index in range(rest)]
+    if rest not in _HARMONICS or not set(harmonics) <= set(present):
+        raise SplatError(
+            f"Its {rest} values f_rest are no whole degree of harmonics: export it again."
+        )
 
     def read(*names: str) -> torch.Tensor:
         columns = [rows[name].astype(np.float32) for name in names]
@@ -155,7 +160,7 @@ def _splat(rows: np.ndarray) -> Splat:
 
     sh = read(*_COLORS)[:, None]
     if rest:
-        higher = read(*(f"f_rest_{index}" for index in range(rest)))
+        higher = read(*harmonics)
         sh = torch.cat([sh, higher.reshape(len(rows), 3, -1).mT], dim=1)
     return Splat(
         positions=read(*_POSITIONS),

@@ -23,7 +23,10 @@ from .splat import Splat
 MIN_COVERAGE = 0.5
 """Pixels that the splat covers less than this do not count: the background would bleed in."""
 MAX_KEPT_BYTES = 2 * 2**30
-"""The weights of views are kept up to this size, and computed again in each pass above it."""
+"""The weights of views are kept in RAM up to this size, and computed again in each pass above it.
+
+On a GPU, where that takes little time and the refiner needs the memory, none are kept.
+"""
 MAX_VIEWS, MAX_PASSES, MIN_SIZE_PX, MAX_SIZE_PX = 256, 100, 64, 2048
 _BYTES_PER_WEIGHT = 16
 
@@ -69,7 +72,8 @@ class SplatRefiner:
         Args:
             splat: Views are rendered, and colors solved, on its device: CPU or CUDA.
             views: 1 to 256 cameras around the splat.
-            strength: See RefineSettings. Low values keep what the views agree on.
+            strength: See RefineSettings. Low values keep what the views agree on. With 0 the splat
+                itself comes back.
             passes: 1 to 100; how often the colors are compared with all views. More follow the
                 views closer, also where they disagree.
             size: 64 to 2048; width and height of a view in pixels.
@@ -94,6 +98,8 @@ class SplatRefiner:
             for number, weights in enumerate(rendered.all()):
                 report(Progress(stage="render", image=number + 1, images=views))
                 images.append(straight_image(splat, weights))
+        if settings.strength == 0:
+            return RefinedSplat(splat, *[[one.cpu().numpy() for one in images]] * 2)
         refined = [
             self._refine_view(image, settings, number, views, report, should_stop)
             for number, image in enumerate(images)
@@ -161,7 +167,8 @@ class _Views:
             return self._kept[number]
         weights = view_weights(self._splat, self._cameras[number], self._check)
         needed = _BYTES_PER_WEIGHT * len(weights.rows.values)
-        if self._bytes + needed <= MAX_KEPT_BYTES:
+        on_cpu = weights.rows.values.device.type == "cpu"
+        if on_cpu and self._bytes + needed <= MAX_KEPT_BYTES:
             self._kept[number] = weights
             self._bytes += needed
         return weights

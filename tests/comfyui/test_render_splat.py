@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from host import FoundHost
-from image_refinery.refine.splats import write_ply
+from image_refinery.refine.splats import Splat, write_ply
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 
-def test_a_splat_looks_as_in_render_splat(found_comfyui: FoundHost, tmp_path: Path) -> None:
+def test_a_splat_looks_as_in_render_splat(
+    found_comfyui: FoundHost, draw_splat: Callable[..., Splat], tmp_path: Path
+) -> None:
     """Colors change slowly over the surface: Render Splat mixes a thousand Gaussians unordered."""
     if not (found_comfyui.home / "comfy_extras" / "nodes_gaussian_splat.py").is_file():
         pytest.skip(f"ComfyUI {'.'.join(map(str, found_comfyui.version))} has no Render Splat")
-    sys.path.insert(0, str(ROOT / "tests" / "refine"))
-    try:
-        sphere = importlib.import_module("drawn_splats").sphere
-    finally:
-        sys.path.pop(0)
-    write_ply(sphere(16384, "smooth"), tmp_path / "sphere.ply")
+    write_ply(draw_splat(16384, "smooth"), tmp_path / "sphere.ply")
     said = subprocess.run(
         [
             *(str(found_comfyui.python), str(HERE / "render_splat_in_host.py")),

@@ -62,16 +62,6 @@ def draw() -> Callable[[int, tuple[int, int]], Image.Image]:
     return draw_scene
 
 
-@pytest.fixture(scope="session")
-def draw_splat() -> Callable[..., Any]:
-    """Computes a splat: draw_splat(count, texture="fine"). See drawn_splats.py."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    try:
-        return importlib.import_module("drawn_splats").sphere
-    finally:
-        sys.path.pop(0)
-
-
 class OpenRefiner(ImageRefiner):
     """A refiner that shows what it loaded, which its `residency` argument gets."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,23 +48,15 @@ def shown(splat: Splat, views: list[ViewWeights]) -> list[Tensor]:
 
 @pytest.fixture
 def painted(draw_splat: Draw, draw: Callable[..., Image.Image]) -> Draw:
-    """painted(count): a sphere with a drawn scene on its front and back."""
-    scene = torch.from_numpy(np.asarray(draw(0, (256, 256)).convert("RGB"), np.float32) / 255)
-
-    def paint(count: int) -> Splat:
-        splat = draw_splat(count)
-        columns, rows, _ = ((splat.positions + 1.2) / 2.4 * 255).long().clamp(0, 255).unbind(1)
-        return splat.with_changed_colors(scene[rows, columns] - splat.colors)
-
-    return paint
+    """painted(count, noise=0.0): a sphere with a drawn scene on its front and back."""
+    return partial(sys.modules["drawn_splats"].painted, scene=draw(0, (256, 256)))
 
 
 def test_noise_in_the_colors_is_reduced_and_clean_colors_stay_close(
     trained_refiner: ImageRefiner, painted: Draw
 ) -> None:
     clean, fine = painted(3000), painted(30000)
-    random = torch.Generator().manual_seed(1)
-    noisy = clean.with_changed_colors(0.3 * torch.randn(3000, 3, generator=random))
+    noisy = painted(3000, noise=0.3)
     views = views_of(clean)
     texture = shown(fine, [view_weights(fine, one) for one in ring(frame(clean), 3, 10.0, SIZE)])
     refiner = SplatRefiner(trained_refiner)

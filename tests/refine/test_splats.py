@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from image_refinery.refine.errors import SplatError
 from image_refinery.refine.splats import (
     Camera,
@@ -111,7 +114,7 @@ def mesh(path: Path) -> None:
         (damaged(lambda data: data.replace(b"binary_little_endian", b"ascii")), "is ascii, but"),
         (damaged(lambda data: data.replace(b"f_dc_1", b"f_dc_9")), r"point cloud \(it has no f_dc"),
         (damaged(lambda data: data.replace(b"ply", b"glTF", 1)), "is not a .ply file: convert"),
-        (damaged(lambda data: data.replace(b" nx", b" f_rest_0")), "1 values f_rest"),
+        (damaged(lambda data: data.replace(b" nx", b" f_rest_0")), "Its 1 values f_rest"),
         (with_nan, "positions contain NaN or infinity: export it again"),
         (mesh, r"not a Gaussian splat but a mesh or a point cloud \(it has no f_dc_0\)"),
     ],
@@ -125,6 +128,45 @@ def test_a_bad_file_is_told_in_one_sentence(
         read_ply(path)
     assert str(caught.value).startswith(str(path))
     assert str(caught.value).count(". ") == 0
+
+
+HEADERS = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [
+                *(b"ply", b"format binary_little_endian 1.0", b"end_header", b"element vertex 3"),
+                *(b"element vertex -1", b"element vertex 99999999999999999999", b"element face 2"),
+                *(b"property list uchar int vertex_indices", b"property double opacity"),
+            ]
+        ),
+        st.builds(b"property float %b".__mod__, st.sampled_from([b"x", b"f_rest_0", b"f_rest_8"])),
+        st.binary(max_size=40),
+    ),
+    max_size=12,
+)
+CHANGES = st.lists(st.tuples(st.integers(0, 900), st.binary(max_size=6)), min_size=1, max_size=8)
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes=CHANGES, lines=HEADERS, at=st.integers(0, 20))
+def test_no_file_raises_anything_else(
+    tmp_path_factory: pytest.TempPathFactory,
+    changes: list[tuple[int, bytes]],
+    lines: list[bytes],
+    at: int,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed.ply"
+    write_ply(random_splat(3, 4), path)
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    for place, data in changes:
+        changed[place : place + len(data)] = data
+    parts = whole.split(b"\n")
+    mixed = b"\n".join([*parts[:at], *lines, *parts[at:]])
+    for data in (bytes(changed), mixed, b"ply\n" + b"\n".join(lines)):
+        path.write_bytes(data)
+        with contextlib.suppress(SplatError):
+            assert len(read_ply(path)) > 0
 
 
 def test_parts_of_other_lengths_are_refused() -> None:

@@ -256,4 +256,30 @@ class TinyEqual:
         return {"ui": {"text": [json.dumps(rows)]}}
 
 
-NODE_CLASS_MAPPINGS = {"TinyModel": TinyModel, "TinyControl": TinyControl, "TinyEqual": TinyEqual}
+class TinySplats:
+    """Joins two splats to a batch, the shorter one padded: no core node does."""
+
+    CATEGORY = "tests"
+    FUNCTION = "join"
+    RETURN_TYPES = ("SPLAT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"first": ("SPLAT",), "second": ("SPLAT",)}}
+
+    def join(self, first, second):
+        counts = [one.positions.shape[1] for one in (first, second)]
+        names = ("positions", "scales", "rotations", "opacities", "sh")
+        parts = []
+        for name in names:
+            both = [getattr(one, name)[0] for one in (first, second)]
+            parts.append(torch.nn.utils.rnn.pad_sequence(both, batch_first=True))
+        return (type(first)(*parts, torch.tensor(counts)),)
+
+
+NODE_CLASS_MAPPINGS = {
+    "TinyModel": TinyModel,
+    "TinyControl": TinyControl,
+    "TinyEqual": TinyEqual,
+    "TinySplats": TinySplats,
+}

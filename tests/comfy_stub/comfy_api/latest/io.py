@@ -372,6 +372,12 @@ class Conditioning(_Type):
     io_type = "CONDITIONING"
 
 
+class Splat(_Type):
+    """Newer than 0.3.64: a node that needs it is registered only where it is."""
+
+    io_type = "SPLAT"
+
+
 class AnyType(_Type):
     io_type = "*"
 
