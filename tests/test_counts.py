@@ -262,6 +262,7 @@ def refiner(checkpoints: Path) -> Iterator[Any]:
     free_refiner()
 
 
+@pytest.mark.usefixtures("quick_loads")
 @pytest.mark.parametrize(
     ("batch", "inputs", "unet", "vae", "prompts"),
     [

@@ -114,7 +114,7 @@ def test_the_request_is_about_a_part_unless_it_is_replaced(node: Any, ollama: Fa
 
 
 @pytest.fixture
-def refiner(checkpoints: Path) -> Iterator[Any]:
+def refiner(checkpoints: Path, quick_loads: None) -> Iterator[Any]:
     from image_refinery.nodes.host.kept import free_refiner
     from image_refinery.nodes.sdxl_refiner import SDXLRefiner
 

@@ -178,13 +178,13 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
     return -10 * float(np.log10(np.square(one - other).mean()))
 
 
-@pytest.mark.usefixtures("quarter_megapixel")
+@pytest.mark.usefixtures("sixteenth_megapixel")
 def test_refining_a_noisy_or_damaged_scene_brings_it_closer_to_the_clean_one(
     trained_refiner: ImageRefiner, draw: Draw
 ) -> None:
     gains: dict[str, list[float]] = {"noise": [], "jpeg": []}
     for index in range(2):
-        clean = draw(index, (160, 160))
+        clean = draw(index, (80, 80))
         for kind, damaged in (("noise", add_noise(clean, index)), ("jpeg", as_jpeg(clean))):
             out = trained_refiner.refine(damaged, working_size="auto", seed=index)
             before, after = (psnr(array_of(i), array_of(clean)) for i in (damaged, out))
@@ -204,22 +204,27 @@ def as_jpeg(image: Image.Image) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
-def test_the_tiles_of_a_large_picture_show_no_seam(refiner: ImageRefiner, draw: Draw) -> None:
+def test_the_tiles_of_a_large_picture_show_no_seam(
+    refiner: ImageRefiner, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The measure: how much steeper the change is at a tile's edge than on both sides of it.
 
     The change is refined minus input; its steepness at a column is the mean absolute difference
     to the next column, along the whole column (rows likewise). At every edge of every tile it is
     compared with the median of the 32 columns around: a seam would stand out of them.
     """
-    from image_refinery.refine.geometry import padded_size, tile_boxes
+    from image_refinery.refine import geometry
 
-    array = array_of(draw(5, (2112, 1088)))  # the smallest with three tiles across and two down
+    # Tiles of half the true side, which overlap as far as the true ones do.
+    monkeypatch.setattr(geometry, "MAX_TILE_SIDE_PX", 512)
+    monkeypatch.setattr(geometry, "MAX_SINGLE_TILE_SIDE_PX", 512)
+    array = array_of(draw(5, (960, 576)))  # the smallest with three tiles across and two down
     out = refiner.refine(array, keep_colors=False, **QUICK)
     change = (out - array).mean(axis=-1)
-    boxes = tile_boxes(*padded_size(1088, 2112))
+    boxes = geometry.tile_boxes(*geometry.padded_size(576, 960))
     for axis, length, count, edges in (
-        (1, 2112, 4, {box.left for box in boxes} | {box.right for box in boxes}),
-        (0, 1088, 2, {box.top for box in boxes} | {box.bottom for box in boxes}),
+        (1, 960, 4, {box.left for box in boxes} | {box.right for box in boxes}),
+        (0, 576, 2, {box.top for box in boxes} | {box.bottom for box in boxes}),
     ):
         steepness = np.abs(np.diff(change, axis=axis)).mean(axis=1 - axis)
         inner = sorted(edge - 1 for edge in edges if 16 < edge < length - 16)

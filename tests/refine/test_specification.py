@@ -54,8 +54,8 @@ class StandInPipeline:
 @pytest.fixture
 def in_a_folder(tiny_file: Path, draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The current folder holds the samples' images; the refiner is the tiny one."""
-    draw(0, (518, 518)).convert("RGBA").save(tmp_path / "input.png")
-    draw(1, (400, 300)).save(tmp_path / "photo.jpg")
+    draw(0, (150, 150)).convert("RGBA").save(tmp_path / "input.png")
+    draw(1, (160, 120)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IMAGE_REFINERY_REFINER", str(tiny_file))
     trellis = ModuleType("trellis.pipelines")
@@ -67,7 +67,7 @@ def in_a_folder(tiny_file: Path, draw, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.filterwarnings("ignore:.*no CUDA device:RuntimeWarning")
-@pytest.mark.usefixtures("quarter_megapixel", "in_a_folder")
+@pytest.mark.usefixtures("sixteenth_megapixel", "in_a_folder")
 @pytest.mark.parametrize("sample", [name for name in SAMPLES if SAMPLES[name] != snippet()])
 def test_a_sample_runs(
     sample: str,
@@ -91,7 +91,7 @@ def test_a_sample_runs(
         assert any(request.path == "/api/chat" for request in ollama.requests)
 
 
-@pytest.mark.usefixtures("quarter_megapixel", "in_a_folder")
+@pytest.mark.usefixtures("sixteenth_megapixel", "in_a_folder")
 def test_the_snippet_runs(tmp_path: Path) -> None:
     script = tmp_path / "snippet.py"
     script.write_text(snippet(), "utf-8")
@@ -103,12 +103,12 @@ def test_the_snippet_runs(tmp_path: Path) -> None:
         assert [w.category for w in caught].count(RuntimeWarning) == 1
     outputs = names["outputs"]
     assert outputs["seed"] == 1
-    assert (outputs["image"].size, outputs["image"].mode) == ((518, 518), "RGBA")
+    assert (outputs["image"].size, outputs["image"].mode) == ((150, 150), "RGBA")
     refiner = names["refiner"]
     assert isinstance(refiner, ImageRefiner)
     assert refiner.unload() == 0, "nothing is left to free"
     # A second refinement after unload works.
-    assert refiner.refine(names["image"], strength=0.1, num_inference_steps=10).size == (518, 518)
+    assert refiner.refine(names["image"], strength=0.1, num_inference_steps=10).size == (150, 150)
 
 
 def test_importing_the_package_imports_neither_diffusers_nor_transformers() -> None:
