@@ -337,8 +337,14 @@ def sixteenth_megapixel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def sixty_fourth_megapixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are enlarged to 128 x 128 px: as `sixteenth_megapixel`, where many are refined."""
+    _shrink_work(monkeypatch, 64)
+
+
+@pytest.fixture
 def tiny_default(
-    sixteenth_megapixel: None,
+    sixty_fourth_megapixel: None,
     quick_loads: None,
     tiny_file: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -351,7 +357,7 @@ def tiny_default(
 
 @pytest.fixture
 def small_process() -> list[str]:
-    """The command line in a process of its own, as `sixteenth_megapixel`."""
+    """The command line in a process of its own, as `sixty_fourth_megapixel`."""
     code = f"""
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location(
@@ -362,7 +368,7 @@ spec.loader.exec_module(package)
 from image_refinery.__main__ import main
 from image_refinery.refine import geometry
 for name in {_AREAS}:
-    setattr(geometry, name, getattr(geometry, name) // 16)
+    setattr(geometry, name, getattr(geometry, name) // 64)
 sys.exit(main(sys.argv[1:]))
 """
     return [sys.executable, "-c", code]

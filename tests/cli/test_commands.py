@@ -446,7 +446,10 @@ def test_demo_says_that_the_vision_model_is_a_stand_in(
     photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     pytest.importorskip("xllamacpp")
+    from image_refinery.cli.demo import OPTIONS
+
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setitem(OPTIONS, "num_predict", 16)
     assert main(["demo", str(photo)]) == 0
     printed = capsys.readouterr().err
     before, described, _ = printed.partition("Describing with toy-vision")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from image_refinery.__main__ import main
 from image_refinery.refine.splats import Splat, read_ply, write_ply
+from image_refinery.refine.stages import Stages
 from PIL import Image
 
 QUICK = ("--views", "2", "--size", "64", "--steps", "4", "--passes", "1")
@@ -72,19 +72,14 @@ def test_a_bad_file_is_found_before_the_checkpoint_loads(loads: list[str], capsy
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a signal to one process")
-def test_ctrl_c_ends_it_and_leaves_no_file(small_process: list[str]) -> None:
-    run = subprocess.Popen(
-        [*small_process, "refine-splat", "a.ply", "--views", "200", "--size", "64"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert run.stderr is not None
-    for line in run.stderr:
-        if line.startswith("a.ply"):
-            break
-    time.sleep(1)
-    run.send_signal(signal.SIGINT)
-    assert run.wait(30) == 130
-    assert "Cancelled" in run.stderr.read()
-    run.stderr.close()
+def test_ctrl_c_ends_it_and_leaves_no_file(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = Stages.encode_prompts
+
+    def press_soon(*arguments: Any) -> Any:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return encode(*arguments)
+
+    monkeypatch.setattr(Stages, "encode_prompts", press_soon)
+    assert main(["refine-splat", "a.ply", "--views", "200", "--size", "64"]) == 130
+    assert "Cancelled" in capsys.readouterr().err
     assert [path.name for path in Path().iterdir()] == ["a.ply"]
