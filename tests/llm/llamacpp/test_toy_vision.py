@@ -20,7 +20,7 @@ from image_refinery.llm.llamacpp.registry import Registry
 pytestmark = pytest.mark.embedded
 
 TARGET = 0.95
-FEW = 60  # enough to tell the target from chance
+FEW = 30  # enough to tell the target from chance
 
 Pixels = Any
 
