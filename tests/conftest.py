@@ -179,6 +179,14 @@ def ollama(make_ollama: Callable[..., FaultyOllama]) -> FaultyOllama:
 
 
 @pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short pauses before retries: five of the usual ones take a quarter of a minute."""
+    from image_refinery.llm.retry import Retries
+
+    monkeypatch.setitem(Retries.__init__.__kwdefaults__, "first_pause_s", 0.01)
+
+
+@pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Notes each load of a checkpoint."""
     from image_refinery.refine import ImageRefiner

@@ -147,6 +147,7 @@ def test_a_failure_is_a_row_and_can_be_retried_alone(
     assert len(ollama.of("chat")) == 6
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_a_server_that_ends_makes_no_rows(
     batch: Callable[..., int], tmp_path: Path, ollama: FaultyOllama, capsys: Any
 ) -> None:
@@ -394,6 +395,7 @@ def test_servers_with_a_role_swap_nothing(
     assert batch(*CAPTION, *ROLES) == 0 and len(servers["eye"].of("chat")) == asked == 6
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_a_server_that_rewrites_no_more_loses_no_description(
     batch: Callable[..., int], named: Callable[..., Any], tmp_path: Path, capsys: Any
 ) -> None:

@@ -125,6 +125,7 @@ def test_captions_beside_the_images_are_replaced_only_on_request(
     assert (images / "a.txt").read_text().startswith("ohwx a")
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_servers_share_the_captions_and_one_may_fail(
     batch: Callable[..., int], tmp_path: Path, named: Any, capsys: Any
 ) -> None:

@@ -117,6 +117,7 @@ def test_a_bad_image_fails_alone_and_can_be_retried(node: Any, folders: Path) ->
     assert execute(node, retry_failed=True)[1] == [RED] * 3
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_a_server_that_ends_keeps_what_is_done(
     node: Any, folders: Path, ollama: FaultyOllama
 ) -> None:
