@@ -43,7 +43,7 @@ from typing import Any, Literal
 
 GB = 1_000_000_000
 MAX_HEADER_BYTES = 65536
-BIG_LINE_BYTES = 50_000_000
+BIG_LINE_BYTES = 20_000_000
 ACCEPT_S = 0.1
 SAME_PORT_S = 10.0  # how long listen_again tries where somebody holds its port
 POLL_S = 0.01  # how often a queued request looks whether its model is free

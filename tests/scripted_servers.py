@@ -44,7 +44,7 @@ from urllib.parse import parse_qs, unquote
 from PIL import Image
 
 GB = 1_000_000_000
-BIG_LINE_BYTES = 50_000_000
+BIG_LINE_BYTES = 20_000_000
 TOKENS_PER_IMAGE = 64
 CREATED = 1_780_000_000  # every answer carries the same time
 POLL_S = 0.02  # how often a waiting request checks its client and its model

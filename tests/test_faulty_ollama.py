@@ -554,9 +554,9 @@ def test_bytes_that_are_hard_to_read(server: FaultyOllama) -> None:
     assert text(packed) == "A crimson disc floats on snow."
 
 
-def test_a_line_of_fifty_megabytes(server: FaultyOllama) -> None:
+def test_a_line_of_twenty_megabytes(server: FaultyOllama) -> None:
     server.script("chat", "big_line", "endless_line")
-    assert len(chat(server).content) > 50_000_000
+    assert len(chat(server).content) >= 20_000_000
     assert b"\n" not in chat(server).content
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,21 @@ public_api = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(public_api)
 
 
+@cache
+def api_now() -> dict[str, Any]:
+    return public_api.read_api(ROOT)
+
+
 @pytest.mark.parametrize("file", RELEASED, ids=lambda file: file.stem)
 def test_what_was_released_is_still_there(file: Path) -> None:
-    now = public_api.read_api(ROOT)
+    now = api_now()
     changed = public_api.differences(json.loads(file.read_text("utf-8")), now)
     broken = {name: what for name, what in changed.items() if name not in ACCEPTED}
     assert broken == {}, "bring it back, or put it into ACCEPTED and the CHANGELOG"
 
 
 def test_accepted_changes_are_real_and_in_the_changelog() -> None:
-    now = public_api.read_api(ROOT)
+    now = api_now()
     real: set[str] = set()
     for file in RELEASED:
         real |= set(public_api.differences(json.loads(file.read_text("utf-8")), now))
@@ -137,7 +143,7 @@ def test_every_exported_name_can_be_imported() -> None:
 
 
 def test_the_readme_shows_public_names_only() -> None:
-    public = set(public_api.read_api(ROOT))
+    public = set(api_now())
     readme = (ROOT / "README.md").read_text("utf-8")
     shown = re.findall(r"^from image_refinery\.(\S+) import (.+)$", readme, flags=re.MULTILINE)
     assert shown

@@ -65,7 +65,7 @@ def test_batches_come_apart_and_together_again(shapes: list[tuple[int, int, int]
 VALUES = st.one_of(st.integers(-3, 200), st.floats(), st.text(max_size=3), st.booleans(), st.none())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(
