@@ -55,6 +55,22 @@ _load("comfy_stub_path", TESTS / "comfy_stub" / "stub_path.py")
 _load("shallow_refiner", TESTS / "shallow_refiner.py")
 
 
+LONGEST = (
+    "jobs/test_refining.py",
+    "nodes/test_fault_matrix.py",
+    "test_packaging.py",
+    "cli/test_commands.py",
+    "llm/llamacpp/test_lifetime.py",
+    "refine/test_image_refiner.py",
+    "cli/test_refine.py",
+    "refine/test_residency.py",
+    "test_counts.py",
+    "llm/llamacpp/test_toy_vision.py",
+    "nodes/test_refine_folder.py",
+    "jobs/test_batch.py",
+    "refine/test_specification.py",
+)
+"""The files that take longest: one of them that began last would be waited for."""
 MAY_BE_MISSING = ("gpu", "comfyui", "browser", "ollama", "embedded")
 
 
@@ -72,6 +88,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Each file's tests run in one process, and in one process all that start a ComfyUI."""
     from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # in the order of pytest_collection_modifyitems
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
@@ -109,6 +127,13 @@ def pytest_collection(session: pytest.Session) -> None:
         if time.monotonic() > until:  # its process has failed, and tells why
             return
         time.sleep(0.1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In several processes, what takes longest begins first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        first = {TESTS / name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: first.get(item.path, len(first)))
 
 
 def pytest_collection_finish() -> None:
