@@ -137,7 +137,10 @@ def with_uv() -> tuple[str | Path, ...]:
     """How uv installs into .venv."""
     # Where its index of PyTorch builds cannot be reached, pip is next: no need to wait long.
     os.environ.setdefault("UV_HTTP_RETRIES", "1")
-    return script("uv"), "pip", "install", "--quiet", "--compile-bytecode", "--python", PYTHON
+    # A minute of two cores, for files of which most are never imported. Those that are get theirs
+    # with the first import, unless that is switched off.
+    compiled = ("--compile-bytecode",) if sys.dont_write_bytecode else ()
+    return script("uv"), "pip", "install", "--quiet", *compiled, "--python", PYTHON
 
 
 def torch_requirement() -> str:

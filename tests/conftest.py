@@ -111,21 +111,27 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
-    """In a checkout without byte code, let one process compile the tests for the others.
+    """In a checkout without byte code, let one process compile for all.
 
-    Each would need ten seconds of a core for it. The others import what takes longest meanwhile.
+    Each would need half a minute of a core for the tests and the libraries.
     """
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
     everything = [Path(argument).resolve() for argument in session.config.args] == [TESTS]
-    if worker == "gw0" or not everything or sys.dont_write_bytecode:
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None or not everything or sys.dont_write_bytecode:
         return
-    import diffusers  # noqa: F401
-
     last = sorted(TESTS.rglob("test_*.py"))[-1]
-    until = time.monotonic() + 120
-    while not list(last.parent.glob(f"__pycache__/{last.stem}.*-pytest-*.pyc")):
-        if time.monotonic() > until:  # its process has failed, and tells why
-            return
+
+    def is_compiled() -> bool:
+        return any(last.parent.glob(f"__pycache__/{last.stem}.*-pytest-*.pyc"))
+
+    if worker == "gw0":
+        if not is_compiled():
+            # With what a refiner is made of, which diffusers imports where it is first named.
+            import image_refinery.refine.loading  # noqa: F401
+            from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
+        return
+    until = time.monotonic() + 240
+    while not is_compiled() and time.monotonic() < until:  # else its process failed and tells why
         time.sleep(0.1)
 
 
