@@ -178,13 +178,13 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
     return -10 * float(np.log10(np.square(one - other).mean()))
 
 
-@pytest.mark.usefixtures("sixteenth_megapixel")
+@pytest.mark.usefixtures("quarter_megapixel")
 def test_refining_a_noisy_or_damaged_scene_brings_it_closer_to_the_clean_one(
     trained_refiner: ImageRefiner, draw: Draw
 ) -> None:
     gains: dict[str, list[float]] = {"noise": [], "jpeg": []}
     for index in range(2):
-        clean = draw(index, (80, 80))
+        clean = draw(index, (160, 160))
         for kind, damaged in (("noise", add_noise(clean, index)), ("jpeg", as_jpeg(clean))):
             out = trained_refiner.refine(damaged, working_size="auto", seed=index)
             before, after = (psnr(array_of(i), array_of(clean)) for i in (damaged, out))
