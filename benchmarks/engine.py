@@ -9,7 +9,7 @@ parameters, and take turns:
 - "llama.cpp server": the engine's worker process with 1, 2 and 4 slots, used over HTTP with as many
   parallel requests as it has slots.
 - "version 0.1": the engine of an older checkout, if you pass one with --old (such as
-  `git worktree add /tmp/old v0.1.0`): a loopback server with Ollama's API.
+  `git worktree add ../old v0.1.0`): a loopback server with Ollama's API.
 
 Measures a load (the file is in the system's cache), a swap (unload one of two models and load the
 other: SmolLM2 and the built-in vision model in turn), the tokens per second of four answers with 1,

@@ -66,7 +66,7 @@ def error_codes() -> str:
     lines: list[str] = []
     for section in sections:
         code, _, body = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", section).partition("\n")
-        meaning = re.findall(r"^\*\*(.+)\*\*", body, flags=re.MULTILINE)
+        meaning = re.findall(r"^\*\*(.+?)\*\*", body, flags=re.MULTILINE)
         remedies = re.findall(r"^\d\. (.+)$", body, flags=re.MULTILINE)
         lines.append(f"- **{code}**: {' '.join([*meaning, *remedies])}")
     return "\n".join(lines) + "\n"
