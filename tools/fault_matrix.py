@@ -1,4 +1,4 @@
-"""Run every fault with every node that uses Ollama, and print a table of the results.
+"""Run every fault with three nodes that use Ollama, and print a table of the results.
 
 python tools/fault_matrix.py            prints the table; exit status 1 if a case failed
 python tools/fault_matrix.py --write    writes docs/quality/faults.md as well
@@ -25,8 +25,8 @@ INTRO = """# Faults
 
 Written by `python tools/fault_matrix.py --write`, which runs `tests/nodes/test_fault_matrix.py`: a
 scripted Ollama (`tests/faulty_ollama.py`) on a real socket fails at one kind of request for the
-whole run. Each fault is run with each node that uses Ollama, once with `on_error` "give the
-message" and once with "stop the workflow". A case passes if
+whole run. Each fault is run with the three nodes of the table, once with `on_error` "output error
+text" and once with "stop the workflow". A case passes if
 
 - the error has the right class, and the message is one line with the expected beginning and content
   (for a harmless fault: if the texts are right);

@@ -283,7 +283,7 @@ def page(soaked: dict[str, Soaked], runs: int) -> str:
     lines = [
         "# Soak",
         "",
-        f"Written by `python tools/soak.py --write`. Every node of the pack runs {runs:,} times, "
+        f"Written by `python tools/soak.py --write`. Each node of the table runs {runs:,} times, "
         f"after {WARM_UP} runs to warm up, in a separate",
         "process with a scripted Ollama. Each run works like in ComfyUI: the fingerprint, then the "
         "node. At random, the page also requests",
