@@ -279,6 +279,7 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         "--task",
         choices=TASKS,
         default="describe",
+        metavar="TASK",  # the choices have commas themselves
         help="describe; rewrite: the captions beside the images; caption: describe and rewrite; "
         "refine; or a chain, such as caption,refine (default: describe)",
     )
