@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._backends import open_backend
+from .._program import install
 from ..captioning.events import Watcher
 from ..captioning.job import Caption, Job, Result
 from ..captioning.kept import KeptAnswers
@@ -60,7 +61,7 @@ def import_ray() -> Any:
     except ImportError as error:
         raise JobError(
             f"--ray needs the package ray, which cannot be imported here ({error}). Install it "
-            'with pip install "image-refinery[ray]".'
+            "with: " + install('"ray>=2.50"')
         ) from error
 
 
