@@ -36,7 +36,7 @@ def test_without_ray_one_sentence_says_what_to_install(
     from image_refinery.jobs.on_ray import on_ray
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    wanted = pytest.raises(jobs.JobError, match=r"pip install .image-refinery\[ray\]")
+    wanted = pytest.raises(jobs.JobError, match=r"pip install .ray>=2\.50")
     with wanted, on_ray([], "local", tmp_path):
         pass
 
