@@ -3,9 +3,8 @@
     SCREENSHOTS=FOLDER make test ARGS="-m browser"
     python tools/place_screenshots.py FOLDER
 
-node-*.png go to docs/images, three of fault-*.png to
-docs/quality/images, and help-*.png to web/docs/images, where the link `images/NAME.png` of a
-help page works both in ComfyUI and on GitHub. Needs Pillow.
+Three of fault-*.png go to docs/quality/images, and help-*.png to web/docs/images, where the link
+`images/NAME.png` of a help page works both in ComfyUI and on GitHub. Needs Pillow.
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ def place(source: Path) -> Path | None:
     """Write a screenshot to its folder and return its path, None if no folder takes it."""
     if source.name in FAULTS_SHOWN:
         target = ROOT / "docs" / "quality" / "images" / source.name
-    elif source.stem.startswith("node-"):
-        target = ROOT / "docs" / "images" / f"{source.stem}.png"
     elif source.stem.startswith("help-"):
         target = ROOT / "web" / "docs" / "images" / f"{source.stem.removeprefix('help-')}.png"
     else:
