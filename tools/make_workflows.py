@@ -125,9 +125,9 @@ def presets(graph: Graph, name: str, tall: int = 180) -> Node:
     return graph.add("RefineryReadyInstructions", pick=name, text=preset(name), tall=tall)
 
 
-def load_image(graph: Graph) -> Node:
+def load_image(graph: Graph, tall: int = 330) -> Node:
     """Add Load Image with ComfyUI's own example."""
-    return graph.add("LoadImage", image=EXAMPLE_IMAGE, tall=330)
+    return graph.add("LoadImage", image=EXAMPLE_IMAGE, tall=tall)
 
 
 def described_and_rewritten(graph: Graph, image: Output, chosen: Node, **more: Any) -> Node:
@@ -187,10 +187,10 @@ def describe_and_rewrite(graph: Graph) -> None:
         [FIRST, "Choose what to write in *Prompt Presets*, and edit it as you like.",
          "Press *Run*. A vision model describes the image, a text model rewrites the description. "
          "The new text becomes the file name of the saved image."],
-        models=(VISION_MODEL, TEXT_MODEL), tall=330,
+        models=(VISION_MODEL, TEXT_MODEL), tall=340,
     )  # fmt: skip
     image = load_image(graph)
-    chosen = presets(graph, "Enhanced description", tall=150)
+    chosen = presets(graph, "Enhanced description", tall=160)
     graph.column(400, "2. Models")
     refine = described_and_rewritten(graph, image[0], chosen)
     graph.column(320, "3. Result", down=250)
@@ -210,10 +210,10 @@ def new_image_from_an_old_one(graph: Graph) -> None:
          "Press *Run*. LLM Image Refine turns the image into a prompt. *Add a style* appends one "
          "of the included styles and lights, and SDXL generates the image.",
          "Change *seed* there for another style."],
-        models=(VISION_MODEL, TEXT_MODEL), files=(BASE,), tall=360,
+        models=(VISION_MODEL, TEXT_MODEL), files=(BASE,), tall=410,
     )  # fmt: skip
-    image = load_image(graph)
-    chosen = presets(graph, "Prompt for SDXL", tall=150)
+    image = load_image(graph, tall=270)
+    chosen = presets(graph, "Prompt for SDXL", tall=160)
     graph.column(400, "2. Prompt")
     refine = described_and_rewritten(graph, image[0], chosen)
     generated(graph, refine[2], "refinery/new")
@@ -284,7 +284,7 @@ def with_model(graph: Graph, image: Node, mask: Output | None, first: str, **sam
         sampler_name="dpmpp_2m", scheduler="karras", tall=700, **regions, **same,
     )  # fmt: skip
     graph.add("RefineryDisplayAnything", title="texts", value=tiles[0])
-    graph.column(320, "3. Result", down=190)
+    graph.column(400, "3. Result", down=190)  # so that the error card covers no node
     graph.add("SaveImage", images=refined[0], filename_prefix="refinery/detailed", tall=360)
 
 
@@ -326,15 +326,15 @@ def describe_rewrite_refine(graph: Graph) -> None:
         [FIRST, "Press *Run*. The refiner works best with a prompt that describes the image: "
          "*LLM Image Refine* describes it and shortens the description to a prompt.",
          "The server's models are unloaded, then *SDXL Refiner* uses the prompt."],
-        models=(VISION_MODEL, TEXT_MODEL), files=(REFINER,), tall=360,
+        models=(VISION_MODEL, TEXT_MODEL), files=(REFINER,), tall=400,
     )  # fmt: skip
-    image = load_image(graph)
-    chosen = presets(graph, "Prompt for refining", tall=150)
+    image = load_image(graph, tall=280)
+    chosen = presets(graph, "Prompt for refining", tall=160)
     graph.column(400, "2. Prompt")
     prompt = described_and_rewritten(graph, image[0], chosen)
     graph.column(REFINER_PX, "3. Refiner and result")
     refined = refiner(graph, prompt[0], prompt=prompt[2])
-    graph.column(300, down=190)
+    graph.column(430, down=190)  # so that the error card covers no node
     graph.add("SaveImage", images=refined[0], filename_prefix="refinery/refined", tall=360)
 
 
@@ -351,7 +351,7 @@ def two_servers(graph: Graph) -> None:
          '```\n[servers.studio]\nurl = "http://192.168.1.20:1234"\n```\n',
          "Restart ComfyUI, and choose *studio* in *server* of *Ollama Process*.",
          "Press *Run*. The image goes to the first server only, the text to the second one."],
-        models=(VISION_MODEL, TEXT_MODEL), tall=440,
+        models=(VISION_MODEL, TEXT_MODEL), tall=480,
         more="*default* is the server that the pack finds on this machine. With it in both nodes, "
         "the workflow runs on one server.",
     )  # fmt: skip
@@ -653,7 +653,8 @@ def image_to_words(graph: Graph) -> None:
     refine = described_and_rewritten(graph, image[0], chosen)
     graph.column(320, "3. Result", down=190)
     # App mode shows files only, so the text is saved.
-    saved = graph.add("SaveText", text=refine[2], filename_prefix="refinery/text", format="txt")
+    saved = graph.add("SaveText", text=refine[2], filename_prefix="refinery/text", format="txt",
+                      tall=260)  # fmt: skip
     graph.show_in_app([(image, "image"), (chosen, "pick")], [saved])
 
 
