@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:
     from faulty_ollama import FaultyOllama
@@ -40,10 +42,43 @@ SOURCES_AND_RESULTS = """() => {
   app.canvas.ds.scale = 0.7;
   app.canvas.ds.offset = [150, 50];
 }"""
+# Load Checkpoint for the blueprint, and in it the mask of an image in place of the detector.
+DRAWN_MASK = """([checkpoint, file]) => {
+  const [blueprint] = app.graph.nodes;
+  const loader = LiteGraph.createNode("CheckpointLoaderSimple");
+  loader.pos = [0, 520];
+  app.graph.add(loader);
+  loader.widgets.find((widget) => widget.name === "ckpt_name").value = checkpoint;
+  ["model", "clip", "vae"].forEach((name, slot) => loader.connect(
+    slot, blueprint, blueprint.inputs.findIndex((input) => input.name === name)));
+  const inner = blueprint.subgraph;
+  const of = (type) => inner.nodes.find((node) => node.type === type);
+  const set = (node, values) => Object.entries(values).forEach(([name, value]) => {
+    node.widgets.find((widget) => widget.name === name).value = value; });
+  for (const node of inner.nodes.filter((node) => node.type.includes("MediaPipe"))) {
+    inner.remove(node);
+  }
+  const mask = LiteGraph.createNode("LoadImage");
+  inner.add(mask);
+  set(mask, {image: file});
+  const tiles = of("RefineryDescribeTiles"), refine = of("RefineryRefineWithModel");
+  for (const node of [tiles, refine]) {
+    mask.connect(1, node, node.inputs.findIndex((input) => input.name === "mask"));
+  }
+  set(tiles, {tile_size: 256});
+  set(refine, {steps: 2});
+}"""
 SET = """(values) => {
   for (const widget of app.graph.nodes[0].widgets) {
     if (widget.name in values) widget.value = values[widget.name];
   }
+}"""
+SAVED_RESULT = """() => {
+  const save = LiteGraph.createNode("SaveImage");
+  save.pos = [1300, 100];
+  app.graph.add(save);
+  save.widgets.find((widget) => widget.name === "filename_prefix").value = "faces";
+  app.graph.nodes[0].connect(0, save, 0);
 }"""
 SHOWN = """(title) => String(app.graph.nodes.find((node) => node.title === title)
   .widgets.find((widget) => widget.name === "held_text").value)"""
@@ -99,9 +134,19 @@ def put_example(comfyui: Any) -> None:
 def run(page: Any, comfyui: Any) -> None:
     before = set(comfyui.get("/history"))
     page.evaluate(QUEUE)
-    status = comfyui.new_run(before, timeout_s=120)["status"]
+    status = comfyui.new_run(before, timeout_s=400)["status"]
     assert status["status_str"] == "success", status["messages"][-1]
     page.wait_for_timeout(1000)
+
+
+def core_checkpoint() -> Any:
+    """Return the module that writes a checkpoint of random weights."""
+    file = ROOT / "tests" / "comfyui" / "core_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("core_checkpoint", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_comfyui_lists_them(comfyui: Any) -> None:
@@ -155,7 +200,6 @@ def test_caption_a_folder(with_blueprints: Any, comfyui: Any, scripted: FaultyOl
 
 
 def test_refine_faces_is_sent_as_it_is_written(with_blueprints: Any, comfyui: Any) -> None:
-    """MediaPipe's weights are not here: what would be sent is compared, not run."""
     page = with_blueprints
     insert(page, "Refine faces")
     sent = page.evaluate("async () => (await app.graphToPrompt()).output")
@@ -172,3 +216,37 @@ def test_refine_faces_is_sent_as_it_is_written(with_blueprints: Any, comfyui: An
         linked = [put for put in sockets if put in entry["inputs"]]
         assert set(linked) <= set(sockets)
     screenshot(page, "Refine faces")
+
+
+def test_refine_faces_changes_what_is_masked_only(
+    with_blueprints: Any, comfyui: Any, scripted: FaultyOllama
+) -> None:
+    """MediaPipe's weights are not here: a drawn mask is used in place of its own."""
+    page = with_blueprints
+    script(scripted)
+    put_example(comfyui)
+    checkpoint = comfyui.base / "models" / "checkpoints" / "core.safetensors"
+    core_checkpoint().write_core_checkpoint(checkpoint)
+    faces = Image.new("L", (256, 256), 255)  # what is transparent is masked
+    ImageDraw.Draw(faces).ellipse((40, 40, 120, 130), fill=0)
+    drawn = Image.open(comfyui.base / "input" / "example.png").convert("RGB")
+    drawn.putalpha(faces)
+    comfyui.save_input(drawn, "faces.png")
+    try:
+        insert(page, "Refine faces")
+        page.evaluate(SOURCES_AND_RESULTS)
+        page.evaluate(DRAWN_MASK, [checkpoint.name, "faces.png"])
+        page.evaluate(SET, {"positive": "a face", "denoise": 0.5})
+        page.evaluate(SAVED_RESULT)
+        run(page, comfyui)
+    finally:
+        checkpoint.unlink()
+    assert len([one for one in scripted.requests if one.kind == "chat"]) == 1
+    (saved,) = (comfyui.base / "output").glob("faces_*.png")
+    before, after = (np.asarray(Image.open(one).convert("RGB"), np.int16)
+                     for one in (comfyui.base / "input" / "example.png", saved))  # fmt: skip
+    changed = np.abs(after - before).max(axis=2) > 0
+    masked = np.asarray(faces) == 0
+    assert changed[masked].mean() > 0.5
+    assert not changed[~masked].any(), "nothing outside of the mask changes"
+    screenshot(page, "Refine faces, run")
