@@ -88,3 +88,21 @@ def test_words_come_back_from_a_saved_image(
     assert [CRIMSON] in outputs(again, "refined_output")
     # The page's lists of models may have been read meanwhile.
     assert not {"load", "chat"} & {request.kind for request in scripted.requests}
+
+
+def test_a_status_among_the_saved_values_is_not_an_order_to_use_words(page: Any) -> None:
+    """ComfyUI 0.3.64 saved it there, in workflows of before this widget too."""
+    page.evaluate(BUILD_GRAPH, "example.png")
+    graph = page.evaluate("() => app.graph.serialize()")
+    (node,) = [one for one in graph["nodes"] if one["type"] == "RefineryLLMImageRefine"]
+    assert node["widgets_values"][-1] is False
+    for values in (
+        [*node["widgets_values"][:-1], "described 1 image"],
+        [*node["widgets_values"], "described 1 image"],
+    ):
+        node["widgets_values"] = values
+        page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
+        page.wait_for_timeout(500)
+        use = f"{NODE}.widgets.find((w) => w.name === 'use_recorded_words').value"
+        assert page.evaluate(use) is False
+        assert page.evaluate(f"{NODE}.widgets.find((w) => w.name === 'server').value") == "default"

@@ -22,6 +22,8 @@ function makeRoom(node, status) {
     box.options.getMinHeight = () => height;
   }
   seen.add(node);
+  // Else ComfyUI 0.3.64 saves it among the values, and may put it into another widget on opening.
+  status.serialize = false;
   status.props = { ...status.props, class: "refinery-status" };
   status.options.getMinHeight = status.options.getMaxHeight = () => {
     const perLine = (node.size[0] - 60) / 6;

@@ -28,6 +28,14 @@ app.registerExtension({
       executed?.apply(this, arguments);
       if (output?.words) node.properties[KEY] = output.words[0];
     };
+
+    // Workflows that ComfyUI 0.3.64 saved may have a status here, which would count as true.
+    const configured = node.onConfigure;
+    node.onConfigure = function () {
+      configured?.apply(this, arguments);
+      const use = node.widgets?.find((widget) => widget.name === "use_recorded_words");
+      if (use && typeof use.value !== "boolean") use.value = false;
+    };
   },
 
   loadedGraphNode(node) {
