@@ -206,13 +206,13 @@ def new_image_from_an_old_one(graph: Graph) -> None:
     graph.column(320, "1. Image and instructions")
     note(
         graph, "A new image from an old one",
-        [FIRST, "Choose in *Prompt Presets* for which model the prompt is.",
-         "Press *Run*. LLM Image Refine turns the image into a prompt. *Add a style* appends one "
-         "of the included styles and lights, and SDXL generates the image.",
+        [FIRST, "Choose the kind of prompt in *Prompt Presets*.",
+         "Press *Run*. *Add a style* appends a style and a light to the prompt, and SDXL generates "
+         "the image.",
          "Change *seed* there for another style."],
-        models=(VISION_MODEL, TEXT_MODEL), files=(BASE,), tall=410,
+        models=(VISION_MODEL, TEXT_MODEL), files=(BASE,), tall=360,
     )  # fmt: skip
-    image = load_image(graph, tall=270)
+    image = load_image(graph, tall=320)
     chosen = presets(graph, "Prompt for SDXL", tall=160)
     graph.column(400, "2. Prompt")
     refine = described_and_rewritten(graph, image[0], chosen)
@@ -323,12 +323,11 @@ def describe_rewrite_refine(graph: Graph) -> None:
     graph.column(320, "1. Image and instructions")
     note(
         graph, "Describe, rewrite, refine",
-        [FIRST, "Press *Run*. The refiner works best with a prompt that describes the image: "
-         "*LLM Image Refine* describes it and shortens the description to a prompt.",
-         "The server's models are unloaded, then *SDXL Refiner* uses the prompt."],
-        models=(VISION_MODEL, TEXT_MODEL), files=(REFINER,), tall=400,
+        [FIRST, "Press *Run*. *LLM Image Refine* describes the image, and shortens the description "
+         "to a prompt for *SDXL Refiner*. The server's models are unloaded in between."],
+        models=(VISION_MODEL, TEXT_MODEL), files=(REFINER,), tall=360,
     )  # fmt: skip
-    image = load_image(graph, tall=280)
+    image = load_image(graph, tall=320)
     chosen = presets(graph, "Prompt for refining", tall=160)
     graph.column(400, "2. Prompt")
     prompt = described_and_rewritten(graph, image[0], chosen)

@@ -41,7 +41,7 @@ BUILD = """([image, instructions]) => {
     widget.callback?.(value);
   };
   const load = make("LoadImage", 0, 0, 300, 400);
-  const refine = make("RefineryLLMImageRefine", 340, 0, 420, 780);
+  const refine = make("RefineryLLMImageRefine", 340, 0, 420, 830);
   const description = make("RefineryDisplayAnything", 800, 0, 380, 250);
   const refined = make("RefineryDisplayAnything", 800, 320, 380, 250);
   description.title = "description";
@@ -62,7 +62,7 @@ BUILD = """([image, instructions]) => {
 TEXTS = """() => app.graph.nodes
   .filter((node) => node.type === "RefineryDisplayAnything")
   .map((node) => node.widgets.find((one) => one.name === "held_text").value)"""
-CLIP = {"x": 95, "y": 95, "width": 1215, "height": 850}
+CLIP = {"x": 95, "y": 95, "width": 1215, "height": 900}
 
 
 def take(page: Page, url: str, output: Path) -> list[str]:
@@ -74,8 +74,11 @@ def take(page: Page, url: str, output: Path) -> list[str]:
     page.wait_for_timeout(1500)
     page.evaluate("async () => { await app.queuePrompt(0, 1); }")
     page.wait_for_function(f"() => ({TEXTS})().every((text) => text)", timeout=180_000)
-    page.wait_for_timeout(3000)
+    page.wait_for_timeout(8000)  # until the bar of the progress is gone
     page.screenshot(path=output, clip=CLIP)
+    with Image.open(output) as file:
+        image = file.convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(output, optimize=True)
     return page.evaluate(TEXTS)
 
 
