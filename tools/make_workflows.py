@@ -125,9 +125,9 @@ def presets(graph: Graph, name: str, tall: int = 180) -> Node:
     return graph.add("RefineryReadyInstructions", pick=name, text=preset(name), tall=tall)
 
 
-def load_image(graph: Graph, tall: int = 330) -> Node:
+def load_image(graph: Graph) -> Node:
     """Add Load Image with ComfyUI's own example."""
-    return graph.add("LoadImage", image=EXAMPLE_IMAGE, tall=tall)
+    return graph.add("LoadImage", image=EXAMPLE_IMAGE, tall=330)
 
 
 def described_and_rewritten(graph: Graph, image: Output, chosen: Node, **more: Any) -> Node:
@@ -210,9 +210,9 @@ def new_image_from_an_old_one(graph: Graph) -> None:
          "Press *Run*. *Add a style* appends a style and a light to the prompt, and SDXL generates "
          "the image.",
          "Change *seed* there for another style."],
-        models=(VISION_MODEL, TEXT_MODEL), files=(BASE,), tall=360,
+        models=(VISION_MODEL, TEXT_MODEL), files=(BASE,), tall=350,
     )  # fmt: skip
-    image = load_image(graph, tall=320)
+    image = load_image(graph)
     chosen = presets(graph, "Prompt for SDXL", tall=160)
     graph.column(400, "2. Prompt")
     refine = described_and_rewritten(graph, image[0], chosen)
@@ -325,9 +325,9 @@ def describe_rewrite_refine(graph: Graph) -> None:
         graph, "Describe, rewrite, refine",
         [FIRST, "Press *Run*. *LLM Image Refine* describes the image, and shortens the description "
          "to a prompt for *SDXL Refiner*. The server's models are unloaded in between."],
-        models=(VISION_MODEL, TEXT_MODEL), files=(REFINER,), tall=360,
+        models=(VISION_MODEL, TEXT_MODEL), files=(REFINER,), tall=350,
     )  # fmt: skip
-    image = load_image(graph, tall=320)
+    image = load_image(graph)
     chosen = presets(graph, "Prompt for refining", tall=160)
     graph.column(400, "2. Prompt")
     prompt = described_and_rewritten(graph, image[0], chosen)
