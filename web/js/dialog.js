@@ -1,8 +1,9 @@
 // A dialog with a text to read and to copy.
-const style = document.createElement("style");
-style.textContent = `
+import { app } from "../../../scripts/app.js";
+
+addStyle(`
   .refinery-dialog { width: min(800px, 92vw); margin: auto; padding: 16px; border-radius: 8px;
-    color: var(--fg-color, #ddd); background: var(--comfy-menu-bg, #353535);
+    pointer-events: auto; color: var(--fg-color, #ddd); background: var(--comfy-menu-bg, #353535);
     border: 1px solid var(--border-color, #4e4e4e); font-family: sans-serif; font-size: 13px; }
   .refinery-dialog::backdrop { background: rgb(0 0 0 / 50%); }
   .refinery-dialog h2 { margin: 0 0 8px; font-size: 16px; }
@@ -12,8 +13,14 @@ style.textContent = `
     background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #4e4e4e); }
   .refinery-dialog footer { display: flex; gap: 8px; justify-content: flex-end; margin-top: 12px; }
   .refinery-dialog button { padding: 6px 14px; color: inherit; cursor: pointer; border-radius: 4px;
-    background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #4e4e4e); }`;
-document.head.append(style);
+    background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #4e4e4e); }`);
+
+// Adds no element to the page, which all packs share.
+export function addStyle(rules) {
+  const sheet = new CSSStyleSheet();
+  sheet.replaceSync(rules);
+  document.adoptedStyleSheets.push(sheet);
+}
 
 export function make(tag, properties, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -46,8 +53,10 @@ export function showText({ title, about = "", value, copyLabel = "Copy" }) {
   const heading = [make("h2", { textContent: title })];
   if (about) heading.push(make("p", { textContent: about }));
   dialog.append(...heading, box, make("footer", {}, copyButton, close));
-  dialog.addEventListener("keydown", (event) => event.stopPropagation()); // no shortcuts behind it
-  document.body.append(dialog);
+  for (const kind of ["keydown", "pointerdown", "wheel", "paste"]) {
+    dialog.addEventListener(kind, (event) => event.stopPropagation()); // none for the graph
+  }
+  app.canvas.canvas.parentElement.append(dialog);
   dialog.showModal();
   return { box, copyButton };
 }

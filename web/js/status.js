@@ -2,15 +2,14 @@
 // took the place of a result. Other packs' nodes are left alone.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { addStyle } from "./dialog.js";
 import { STATUS } from "./find_node.js";
 
 const MAX_BOX = 90; // a text box that is higher may give some of its height to the status
 const seen = new WeakSet();
 const failed = new Set(); // nodes of the last run with a red frame
 
-const style = document.createElement("style");
-style.textContent = ".refinery-status .break-all { word-break: normal; overflow-wrap: anywhere; }";
-document.head.append(style);
+addStyle(".refinery-status .break-all { word-break: normal; overflow-wrap: anywhere; }");
 
 // ComfyUI gives the status two lines, and takes them from the text boxes. With these heights it
 // makes the node higher instead.
