@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -361,6 +362,13 @@ def test_two_processes_that_write_lose_nothing(answers: KeptAnswers) -> None:
     for number in (0, 999, 1000, 1999):
         answer = answers.get(number.to_bytes(4, "big"))
         assert answer and answer.text == f"text {number}"
+
+
+def test_an_answer_is_found_while_another_process_writes(answers: KeptAnswers) -> None:
+    answers.put(key_of(1), Answer(text="A ball."))
+    with closing(sqlite3.connect(answers.path, isolation_level=None)) as writer:
+        writer.execute("BEGIN EXCLUSIVE")
+        assert answers.totals()[0] == 1
 
 
 def test_a_hit_among_a_hundred_thousand_costs_little(answers: KeptAnswers) -> None:
