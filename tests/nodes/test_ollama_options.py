@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from image_refinery.captioning.options import StageOptions
+from image_refinery.llm.http import Timeouts
 
 
 @pytest.fixture
@@ -78,3 +79,8 @@ def test_everything_is_optional_and_has_a_tooltip(node: Any) -> None:
     schema = node.define_schema()
     assert all(one.optional and one.tooltip for one in schema.inputs)
     assert schema.outputs[0].get_io_type() == "REFINERY_OPTIONS" and schema.outputs[0].tooltip
+
+
+def test_the_timeout_s_tooltip_names_the_default(node: Any) -> None:
+    (timeout,) = (one for one in node.define_schema().inputs if one.id == "timeout_s")
+    assert timeout.tooltip.endswith(f"-1 waits {Timeouts().first_byte_s:.0f}.")
