@@ -20,6 +20,7 @@ import pytest
 from image_refinery import jobs
 from image_refinery.cli.main import main
 from image_refinery.jobs.captions import seed_of
+from image_refinery.jobs.schedule import ChunkSizes
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -109,6 +110,15 @@ def test_chunks_swap_models_once_each(batch: Callable[..., int], ollama: FaultyO
     words = ("--task", "caption", "--instructions", "Shorten it.", "--chunk", "2")
     assert batch(*words) == 0
     assert ollama.loads == {"llava:latest": 3, "llama3.2:latest": 3}
+
+
+def test_each_chunk_is_timed(batch: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks: list[tuple[int, float]] = []
+    monkeypatch.setattr(ChunkSizes, "learn", lambda sizes, *chunk: chunks.append(chunk))
+    began = time.monotonic()
+    assert batch() == 0
+    ((count, seconds),) = chunks
+    assert count == 6 and 0 < seconds <= time.monotonic() - began
 
 
 def test_other_settings_on_the_same_job_are_refused(

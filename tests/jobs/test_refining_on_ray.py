@@ -20,7 +20,7 @@ from image_refinery.jobs.on_ray import ActorStream
 from image_refinery.jobs.refining import Commits, RefinedFiles, Refining
 from image_refinery.jobs.refining_on_ray import _Run
 from image_refinery.jobs.schedule import Supply
-from image_refinery.refine import RefineError, RefineSettings
+from image_refinery.refine import RefineCancelled, RefineError, RefineSettings
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +81,16 @@ def test_a_gpu_that_is_never_free_is_named(job: Refining, silent: Any) -> None:
     (error,) = commits.state.errors.values()
     assert "GPU 1 was not ready after 0 s. Other programs may use the GPUs" in str(error)
     assert len(ray.ended) == 1 and len(run.supply.take(lambda there: there)) == 1
+
+
+def test_the_wait_for_a_gpu_can_be_cancelled(job: Refining, silent: Any) -> None:
+    ray, stream = silent
+    with closing(jobs.RowLog(job.folder, "x")) as log:
+        commits = Commits(job, log, lambda progress: None)
+        run = _Run(job, Supply(job.todo), commits, 1, lambda: True)
+        with pytest.raises(RefineCancelled):
+            run.share(ray, "GPU 1", stream, 60)
+    assert len(ray.ended) == 1 and not commits.state.errors
 
 
 def test_results_that_were_written_elsewhere_are_refused(job: Refining) -> None:

@@ -24,13 +24,17 @@ def test_what_is_given_back_goes_to_another_worker() -> None:
 
 
 def test_a_feeder_is_waited_for() -> None:
-    supply = Supply[str](feeders=1)
+    supply = Supply(["a"], feeders=1)
+    assert supply.take(lambda there: 5) == ["a"], "and one works on it"
     taken: list[list[str]] = []
     worker = threading.Thread(target=lambda: taken.append(supply.take(lambda there: 5)))
     worker.start()
-    supply.add(["a"])
+    time.sleep(0.05)
+    assert worker.is_alive(), "it waits: the feeder may add some"
+    supply.add(["b"])
     worker.join(5)
-    assert taken == [["a"]]
+    assert taken == [["b"]]
+    supply.put_back()
     supply.put_back()
     supply.end_feeding()
     assert supply.take(lambda there: 5) == []
