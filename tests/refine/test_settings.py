@@ -67,6 +67,7 @@ def test_step_count_equals_diffusers_for_every_usual_pair() -> None:
             "num_inference_steps must be a whole number from 1 to 1000, not 20.0.",
         ),
         ({"guidance_scale": -1}, "guidance_scale must be a number from 0 to 100, not -1."),
+        ({"scale": 4.5}, "scale must be a number from 1 to 4, not 4.5."),
         ({"aesthetic_score": 11}, "aesthetic_score must be a number from 0 to 10, not 11."),
         ({"seed": -1}, f"seed must be a whole number from 0 to {2**64 - 1}, not -1."),
         ({"guidance_end": 2}, "guidance_end must be a number from 0 to 1, not 2."),

@@ -143,6 +143,7 @@ def test_a_negative_keep_alive_is_without_end() -> None:
 
 def test_without_the_binding_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
+    assert installed.available() == bool(find("xllamacpp"))
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else find(name)
     )

@@ -128,6 +128,8 @@ def test_short_names_mean_the_smallest(folder: Path, models: Path) -> None:
     assert library.find("smolvlm").name == "smolvlm:256m"
     assert library.find("smolvlm:latest").name == "smolvlm:256m"
     assert library.find("smolvlm:500m").name == "smolvlm:500m"
+    put(models, folder / "smolvlm.gguf")
+    assert Library([folder]).find("smolvlm").name == "smolvlm:latest", "a file of that name"
 
 
 def test_the_first_place_wins(tmp_path: Path, models: Path) -> None:
