@@ -124,7 +124,7 @@ class AnswerBuilder:
         self._thinking: list[str] = []
         self._chars = 0
         self._splitter = ThinkSplitter()
-        self._guards = RepeatGuard(), RepeatGuard()
+        self._guard = RepeatGuard()
 
     @property
     def text(self) -> str:
@@ -146,7 +146,7 @@ class AnswerBuilder:
         self._text.append(piece)
         self.tokens += bool(thinking or content)
         self._chars += len(thinking) + len(content)
-        self.repeats = self._guards[0].feed(thinking) or self._guards[1].feed(content)
+        self.repeats = self._guard.feed(thinking + content)
         return piece
 
     def finish(self) -> str:
