@@ -178,7 +178,13 @@ def test_masks_of_every_kind() -> None:
     marked[:3] = 1
     expected = torch.from_numpy(marked).expand(2, 1, 6, 4)
     picture = Image.fromarray((marked * 255).astype(np.uint8))
-    for mask in (marked, marked.astype(bool), torch.from_numpy(marked)[None], picture):
+    for mask in (
+        marked,
+        marked.astype(bool),
+        torch.from_numpy(marked)[None],
+        marked[None, ..., None],
+        picture,
+    ):
         assert torch.equal(read_mask(mask, 2, 6, 4), expected)
 
 
