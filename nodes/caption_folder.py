@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXISTING = ("skip", "overwrite")
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Inputs:
     """The inputs, in their order."""
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..refine.settings import Regions, WorkingSize
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Inputs:
     """The inputs, in their order."""
 

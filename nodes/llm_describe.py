@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..captioning.job import Job, Result
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Inputs:
     """The inputs, in their order."""
 

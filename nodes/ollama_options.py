@@ -36,7 +36,7 @@ def _share(name: str, tooltip: str) -> Any:
     return host.number(_UNSET, -1.0, high, tooltip, hide=True, round=None)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Inputs:
     """The inputs, in their order. -1 and an empty text mean "not set"."""
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..captioning.job import Result, TextJob
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Inputs:
     """The inputs, in their order."""
 

@@ -18,7 +18,7 @@ FORMATS = ("png", "jpg", "webp")
 """`FORMATS` of refine.saving, which ComfyUI's start need not import."""
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Inputs:
     """The inputs, in their order; most are those of SDXL Refiner."""
 

@@ -28,7 +28,7 @@ _SETTINGS = (
 _GRAY = 0.5
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Inputs:
     """The inputs, in their order."""
 

@@ -37,7 +37,7 @@ def _sampler_input(names: str, default: str, tooltip: str) -> Any:
     return host.widget(make, default=default)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Inputs:
     """The inputs, in their order."""
 

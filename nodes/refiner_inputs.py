@@ -75,7 +75,7 @@ def _checkpoint(id: str) -> Any:
     )
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Inputs:
     """The inputs, in their order."""
 

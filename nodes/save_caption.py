@@ -34,7 +34,7 @@ def _string(tooltip: str, **more: Any) -> Any:
     )
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Inputs:
     """The inputs of one caption, in their order; lists give one caption for each entry."""
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 _WILDCARDS = "wildcards"
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Inputs:
     """The inputs, in their order."""
 
