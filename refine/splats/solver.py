@@ -18,9 +18,9 @@ from .rasterizer import ViewWeights
 from .splat import Splat
 
 RELAXATION = 1.2
-"""Below 2 it converges, since no row of A adds up to more than 1. Best after two and four passes:
-on a fine texture, 16,384 Gaussians and 16 views, held-out views come to 35.9 dB with 1, 37.3 with
-1.2, 37.5 with 1.4 and 31.7 with 1.6.
+"""Below 2 it converges, since no row of A adds up to more than 1. On a fine texture (16,384
+Gaussians, 16 views) views that were not given come to 32.5 dB after two passes and 37.3 after four;
+with 1 to 30.5 and 35.9, with 1.4 to 30.4 and 37.5, with 1.6 to 26.3 and 31.7.
 """
 DAMPING = 0.1
 """In pixels: a Gaussian that all views together show in less area keeps most of its color."""
