@@ -16,6 +16,7 @@ import importlib.util
 import logging
 import multiprocessing
 import random
+import re
 import shutil
 import sys
 import threading
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -44,9 +46,14 @@ FAULT, CANCEL = 0.35, 0.15
 BYTES_OF_AN_INTEGER = 32
 NODES = (
     *("LLM Image Refine", "SDXL Refiner", "LLM Describe", "Ollama Process", "Ollama Options"),
-    *("Ready Instructions", "Wildcard Processor", "Display Anything", "Free Memory"),
-    *("Load Images From Folder", "Save Caption", "Text To Filename"),
+    *("Prompt Presets", "Wildcard Processor", "Display Anything", "Free Memory"),
+    *("Load Images From Folder", "Save Caption", "Text To Filename", "Check Setup"),
+    *("Caption Folder", "Refine Folder", "Describe Tiles", "Refine Splat"),
 )
+LEFT_OUT = {
+    "Refine with Model": "it needs ComfyUI's own sampler and models, which run in ComfyUI only",
+}
+"""Nodes without a case, and the reasons."""
 FIGURES = {
     "memory_mb": ("memory (RSS), MB", 10.0),
     "blocks": ("Python's memory blocks", 1000),
@@ -139,11 +146,14 @@ def soak(runs: int, name: str) -> Soaked:
     load("image_refinery", ROOT / "__init__.py", ROOT)
     faulty = load("faulty_ollama", ROOT / "tests" / "faulty_ollama.py")
     stub = load("comfy_stub_path", ROOT / "tests" / "comfy_stub" / "stub_path.py")
+    for helper in ("drawn_splats", "shallow_refiner"):
+        load(helper, ROOT / "tests" / f"{helper}.py")
     begun = time.monotonic()
     with stub.installed(), faulty.FaultyOllama() as ollama:
         import folder_paths
-        from soak_cases import make
+        from soak_cases import check_cases, make
 
+        check_cases(LEFT_OUT)
         case = make(name, ollama)
         try:
             series, seen = repeat(case, ollama, runs)
@@ -165,6 +175,10 @@ def repeat(case: Any, ollama: Any, runs: int) -> tuple[list[Figures], Counter[st
     series: list[Figures] = []
     every = max(1, runs // LOOKS)
     for run in range(-WARM_UP, runs + 1):
+        if run == -WARM_UP // 2:
+            case.rest()
+            gc.collect()
+            gc.freeze()  # torch's million objects: each refiner that is freed collects the garbage
         if run >= 0 and run % every == 0:
             finish_pending_unloads()
             case.rest()
@@ -207,6 +221,7 @@ def one_run(case: Any, chance: random.Random, management: Any) -> str:
             ui = clone.execute(**inputs).ui or {}
         shown = " ".join(str(text) for text in ui.get("text", ()))
         failed = shown.startswith(("Error: ", "Ollama: ")) or ui.get("problems")
+        failed = failed or re.search(r"^\d+ failed \(", shown, re.MULTILINE)  # images of a folder
         return "error message" if failed else "answer"
     except management.InterruptProcessingException:
         return "cancel"
@@ -280,6 +295,7 @@ def draw(soaked: dict[str, Soaked], file: Path) -> None:
 def page(soaked: dict[str, Soaked], runs: int) -> str:
     """Return the text of docs/quality/soak.md."""
     fields = measured_figures()
+    release = load("image_refinery_version", ROOT / "_version.py").__version__
     lines = [
         "# Soak",
         "",
@@ -290,6 +306,9 @@ def page(soaked: dict[str, Soaked], runs: int) -> str:
         f"the node's inputs. {FAULT:.0%} of the runs have a fault, {CANCEL:.0%} are cancelled if "
         "the node takes long enough. Garbage is collected",
         "before each measurement. First figure: after the warm-up. Second figure: at the end.",
+        "",
+        f"Last run: {date.today()}, with version {release}.",
+        *(f"Not in the table: {name}, because {reason}." for name, reason in LEFT_OUT.items()),
         "",
         f"| node | {' | '.join(fields.values())} | outcomes |",
         "| --- |" + " --- |" * (len(fields) + 1),

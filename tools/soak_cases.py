@@ -11,43 +11,60 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import folder_paths
 import numpy as np
 import safetensors.torch
 import torch
-from image_refinery import memory, ollama_client
+from drawn_splats import sphere
+from filelock import FileLock
 from image_refinery.captioning.job import Result
+from image_refinery.captioning.kept import FILE_NAME
+from image_refinery.jobs import JobError
+from image_refinery.jobs.directory import MANIFEST
+from image_refinery.llm import probe
 from image_refinery.llm.errors import LLMError, NoPrompt
 from image_refinery.llm.retry import Retries
 from image_refinery.nodes import ImageRefineryExtension, llm_run
+from image_refinery.nodes.caption_folder import CaptionFolder
+from image_refinery.nodes.check_setup import CheckSetup
+from image_refinery.nodes.describe_tiles import DescribeTiles
 from image_refinery.nodes.display_anything import DisplayAnything
 from image_refinery.nodes.free_memory import FreeMemory
+from image_refinery.nodes.host import BadInput, config_file
+from image_refinery.nodes.host.kept import free_refiner
 from image_refinery.nodes.llm_describe import LLMDescribe
 from image_refinery.nodes.llm_image_refine import LLMImageRefine
 from image_refinery.nodes.load_folder import LoadImagesFromFolder
 from image_refinery.nodes.ollama_options import OllamaOptions
 from image_refinery.nodes.ollama_process import OllamaProcess
 from image_refinery.nodes.ready_instructions import ReadyInstructions
+from image_refinery.nodes.refine_folder import RefineFolder
+from image_refinery.nodes.refine_splat import RefineSplat
 from image_refinery.nodes.refiner_inputs import ON_ERROR
 from image_refinery.nodes.save_caption import SaveCaption
 from image_refinery.nodes.sdxl_refiner import SDXLRefiner
 from image_refinery.nodes.text_to_filename import TextToFilename
 from image_refinery.nodes.wildcard_processor import WildcardProcessor
 from image_refinery.ollama_client import OllamaClient, Server, Timeouts
+from image_refinery.refine import geometry
 from image_refinery.refine.errors import RefineError
+from image_refinery.refine.splats import SplatRefiner
 from PIL import Image
+from shallow_refiner import write_shallow_refiner
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.utils.rnn import pad_sequence
 
-WEIGHTS = Path(__file__).resolve().parent / "tiny_refiner" / "weights"
 TINY = "tiny_refiner.safetensors"
 SAVED_NAMES = 40
 """At most so many caption files: growth on the disk does not matter here."""
+MAX_JOBS = 20
+"""The same for jobs over a folder."""
 
 Inputs = dict[str, Any]
 Make = Callable[[random.Random], Inputs]
@@ -107,10 +124,24 @@ def own_folder(name: str) -> Path:
 def quicken(ollama: Any) -> None:
     """Point the nodes at the server, with waits short enough for a thousand runs."""
     os.environ["OLLAMA_BASE_URL"] = ollama.url
-    timeouts = Timeouts(connect_s=0.5, first_byte_s=0.3, silence_s=0.3, quick_s=2.0)
-    retries = Retries(first_pause_s=0.01, start_s=0.1, limit_s=1.0)
-    quick = partial(OllamaClient, timeouts=timeouts, retries=retries)
-    ollama_client.OllamaClient = quick
+    probe.PORTS = (ollama.port,)  # other servers of this machine would change the results
+    waits = {"connect_s": 0.5, "first_byte_s": 0.3, "silence_s": 0.3, "quick_s": 2.0}
+    pauses = {"first_pause_s": 0.01, "start_s": 0.1, "limit_s": 1.0}
+    for kind, values in ((Timeouts, waits), (Retries, pauses)):
+        defaults = kind.__init__.__kwdefaults__
+        assert defaults is not None
+        defaults.update(values)
+
+
+def often_new(chance: random.Random, text: str) -> list[str]:
+    """Return a text for a request: usually a new one, else its answer is kept from before."""
+    return [f"{text} {chance.random()}" if chance.random() < 0.8 else text]
+
+
+def damage_answers(_: random.Random) -> Inputs:
+    """Damage the file of the kept answers."""
+    own_folder(".").joinpath(FILE_NAME).write_bytes(b"not a database " * 99)
+    return {}
 
 
 def scripted(ollama: Any, kind: str, *faults: str) -> Make:
@@ -141,6 +172,7 @@ def server_faults(ollama: Any) -> dict[str, Make]:
         "a broken list of loaded models": scripted(ollama, "ps", "drop", "html"),
         "an unload that fails": scripted(ollama, "unload", "drop", "busy"),
         "an unknown server": always(server=["elsewhere"]),
+        "a damaged file of kept answers": damage_answers,
     }
 
 
@@ -169,13 +201,16 @@ def llm_case(ollama: Any, node: Any, usual: Make, **faults: Make) -> Case:
 
 def llm_image_refine(ollama: Any) -> Case:
     """LLM Image Refine: two stages."""
-    texts = {"user_instructions": ["Shorten it."]}
     models = {"vision_model": ["llava"], "text_model": ["llama3.2"]}
     wrong = {"a missing model": any_of({"text_model": ["gone"]}, {"vision_model": [""]})}
     return llm_case(
         ollama,
         LLMImageRefine,
-        lambda chance: {"image": [noise_image(chance)], **models, **texts},
+        lambda chance: {
+            "image": [noise_image(chance)],
+            "user_instructions": often_new(chance, "Shorten it."),
+            **models,
+        },
         **image_faults(),
         **wrong,
     )
@@ -193,12 +228,75 @@ def llm_describe(ollama: Any) -> Case:
 
 def ollama_process(ollama: Any) -> Case:
     """Ollama Process: one stage, with texts."""
-    usual = {"text": ["A."], "instructions": ["Up."], "text_model": ["llama3.2"]}
+    usual = {"instructions": ["Up."], "text_model": ["llama3.2"]}
     wrong = {
         "an empty prompt": always(text=[""], instructions=[""]),
         "a missing model": always(text_model=["gone"]),
     }
-    return llm_case(ollama, OllamaProcess, always(**usual), **wrong)
+    return llm_case(
+        ollama, OllamaProcess, lambda chance: {"text": often_new(chance, "A."), **usual}, **wrong
+    )
+
+
+def describe_tiles(ollama: Any) -> Case:
+    """Describe Tiles: images with one or several tiles, or with regions."""
+
+    def usual(chance: random.Random) -> Inputs:
+        given: Inputs = {
+            "image": [noise_image(chance)],
+            "vision_model": ["llava"],
+            "working_size": ["keep size"],
+            "tile_size": [chance.choice([0, 64])],
+        }
+        if chance.random() < 0.3:
+            mask = torch.zeros(1, 64, 64)
+            mask[:, 2:9, 2:9] = mask[:, 50:60, 50:60] = 1
+            given["mask"] = [mask]
+        return given
+
+    wrong = {
+        "an empty mask, or more masks than images": any_of(
+            {"mask": [torch.zeros(1, 64, 64)]}, {"mask": [torch.ones(1, 8, 8)] * 3}
+        ),
+        "settings out of range": any_of(
+            {"working_size": ["huge"]}, {"regions": ["some"]}, {"tile_size": [-1]}, {"scale": [0]}
+        ),
+        "a missing model": always(vision_model=["gone"]),
+    }
+    case = llm_case(ollama, DescribeTiles, usual, **image_faults(), **wrong)
+    return replace(case, raises=(LLMError, BadInput))
+
+
+def check_setup(ollama: Any) -> Case:
+    """Check Setup, with good and damaged checkpoints."""
+    place_checkpoints()
+
+    def configured(*texts: str) -> Make:
+        def write(chance: random.Random) -> Inputs:
+            config_file().write_text(chance.choice(texts), "utf-8")
+            return {}
+
+        return write
+
+    def unknown_kind(chance: random.Random) -> Inputs:
+        probe._known.clear()
+        return scripted(ollama, "root", "drop", "html", "hang")(chance)
+
+    def after() -> None:
+        config_file().unlink(missing_ok=True)
+
+    faults = {
+        "a broken list of models": scripted(
+            ollama, "tags", "drop", "busy", "html", "wrong_body", "cut_mid_stream"
+        ),
+        "a broken description of a model": scripted(ollama, "show", "drop", "html", "not_found"),
+        "a broken list of loaded models": scripted(ollama, "ps", "drop", "html"),
+        "a server whose kind cannot be told": unknown_kind,
+        "a broken image-refinery.toml": configured("[servers", "[servers.x]\nkind = 'banana'"),
+        "a server that is off": configured("[servers.off]\nurl = 'http://127.0.0.1:9'"),
+        "a damaged file of kept answers": damage_answers,
+    }
+    return Case(CheckSetup, always(), faults, cancel_s=0.03, after=after)
 
 
 def free_memory_node(ollama: Any) -> Case:
@@ -221,21 +319,17 @@ def free_memory_node(ollama: Any) -> Case:
         "an unload that fails": scripted(ollama, "unload", "drop", "busy", "html"),
         "an unknown server": always(server="elsewhere", ollama_models=True),
     }
-    return Case(
-        FreeMemory, usual, faults, cancel_s=0.02, rest=memory.free_refiner, not_ours=lost.blocks
-    )
+    return Case(FreeMemory, usual, faults, cancel_s=0.02, rest=free_refiner, not_ours=lost.blocks)
 
 
 # SDXL Refiner.
 
 
 def place_checkpoints() -> Path:
-    """Copy the tiny refiner and damaged copies into ComfyUI's checkpoints; return that folder."""
+    """Write a small refiner and damaged copies into ComfyUI's checkpoints; return that folder."""
     folder = Path(folder_paths.models_dir, "checkpoints")
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(WEIGHTS / "tiny_refiner", folder / "tiny_refiner", dirs_exist_ok=True)
-    whole = (WEIGHTS / TINY).read_bytes()
-    (folder / TINY).write_bytes(whole)
+    whole = write_shallow_refiner(folder).read_bytes()
     (folder / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     (folder / "text.safetensors").write_bytes(b"<html>Not found</html>" * 9)
     (folder / "old.ckpt").write_bytes(b"")
@@ -247,7 +341,7 @@ def place_checkpoints() -> Path:
         ("lacking", {key: value for key, value in weights.items() if key != last}),
     ):
         safetensors.torch.save_file(changed, folder / f"{name}.safetensors")
-        shutil.copytree(WEIGHTS / "tiny_refiner", folder / name, dirs_exist_ok=True)
+        shutil.copytree(folder / "tiny_refiner", folder / name)
     return folder
 
 
@@ -296,8 +390,8 @@ def refiner_inputs(chance: random.Random) -> Inputs:
     return given
 
 
-def sdxl_refiner(_: Any) -> Case:
-    """SDXL Refiner with the tiny refiner."""
+def refiner_faults() -> tuple[dict[str, Make], Callable[[], None], Callable[[], int]]:
+    """Return the faults of every node that refines, and `Case.after` and `Case.not_ours`."""
     folder = place_checkpoints()
     lost = LostByLoading(folder / TINY)
     hooks: list[Any] = []
@@ -321,10 +415,6 @@ def sdxl_refiner(_: Any) -> Case:
         while hooks:
             hooks.pop().remove()
 
-    def usual(chance: random.Random) -> Inputs:
-        given = {"on_error": [chance.choice(ON_ERROR)], "unload_after": [chance.random() < 0.5]}
-        return {**refiner_inputs(chance), **given}
-
     def checkpoint(*names: str) -> Make:
         return any_of(*({"checkpoint": [name]} for name in names))
 
@@ -337,6 +427,20 @@ def sdxl_refiner(_: Any) -> Case:
         "a replaced checkpoint": replaced,
         "another memory mode": any_of({"memory_mode": ["offload"]}, {"memory_mode": ["low_vram"]}),
         "out of memory": out_of_memory,
+    }
+    return faults, after, lost.blocks
+
+
+def sdxl_refiner(_: Any) -> Case:
+    """SDXL Refiner with the tiny refiner."""
+    common, after, not_ours = refiner_faults()
+
+    def usual(chance: random.Random) -> Inputs:
+        given = {"on_error": [chance.choice(ON_ERROR)], "unload_after": [chance.random() < 0.5]}
+        return {**refiner_inputs(chance), **given}
+
+    faults = {
+        **common,
         **image_faults(),
         "settings out of range": any_of(
             {"strength": [1.5]},
@@ -356,8 +460,233 @@ def sdxl_refiner(_: Any) -> Case:
         raises=(RefineError,),
         cancel_s=0.3,
         after=after,
-        rest=memory.free_refiner,
-        not_ours=lost.blocks,
+        rest=free_refiner,
+        not_ours=not_ours,
+    )
+
+
+class HostSplat(SimpleNamespace):
+    """ComfyUI's SPLAT: tensors (B, N, ...), padded with zeros, and their real lengths."""
+
+    def __init__(self, *parts: Any) -> None:
+        names = ("positions", "scales", "rotations", "opacities", "sh", "counts")
+        super().__init__(**dict(zip(names, parts, strict=True)))
+
+
+def host_splat(*counts: int) -> HostSplat:
+    """Return a batch of spheres with so many Gaussians."""
+    splats = [sphere(count) for count in counts]
+    parts = [
+        pad_sequence([getattr(one, name) for one in splats], batch_first=True)
+        for name in ("positions", "scales", "rotations", "opacities", "sh")
+    ]
+    parts[3] = parts[3][..., None]
+    return HostSplat(*parts, torch.tensor(counts))
+
+
+def refine_splat(_: Any) -> Case:
+    """Refine Splat with the tiny refiner, and small views."""
+    common, after, not_ours = refiner_faults()
+    defaults = SplatRefiner.refine.__kwdefaults__
+    assert defaults is not None
+    defaults["size"] = 64
+    for name in ("MEGAPIXEL", "MIN_WORKING_AREA_PX", "MAX_SINGLE_TILE_AREA_PX"):
+        setattr(geometry, name, getattr(geometry, name) // 64)
+    one, two = host_splat(60), host_splat(60, 40)
+    odd, without = host_splat(60), host_splat(9, 9)
+    odd.positions[0, 3] = float("nan")
+    without.counts[1] = 0
+
+    def usual(chance: random.Random) -> Inputs:
+        return {
+            "splat": [chance.choice([one, one, two])],
+            "checkpoint": [TINY],
+            "prompt": [chance.choice(["", f"a cat, {chance.random()}"])],
+            "strength": [chance.choice([0.5, 0.5, 0.5, 0.0])],
+            "num_inference_steps": [2],
+            "views": [chance.choice([1, 2])],
+            "passes": [1],
+            "seed": [chance.randrange(2**64)],
+        }
+
+    faults = {
+        **common,
+        "NaN in the splat": always(splat=[odd]),
+        "an empty batch, or a splat without Gaussians": any_of(
+            {"splat": [HostSplat(*(torch.zeros(0, 1, 3),) * 5, None)]},
+            {"splat": [without]},
+        ),
+        "settings out of range": any_of(
+            {"strength": [1.5]},
+            {"num_inference_steps": [0]},
+            {"views": [0]},
+            {"passes": [0]},
+            {"guidance_scale": [-1.0]},
+        ),
+    }
+    return Case(
+        RefineSplat,
+        usual,
+        faults,
+        raises=(RefineError, BadInput),
+        cancel_s=0.3,
+        after=after,
+        rest=free_refiner,
+        not_ours=not_ours,
+    )
+
+
+# The nodes that work on a folder.
+
+
+class Folder:
+    """A folder of images in ComfyUI's input folder, and the jobs over it.
+
+    Args:
+        known: inputs of a job that is continued in some runs.
+        new: makes inputs that no job had.
+    """
+
+    def __init__(self, known: Inputs, new: Make) -> None:
+        self._images = Path(folder_paths.get_input_directory(), "cats")
+        self._images.mkdir()
+        self._jobs = own_folder("jobs")
+        self._known, self._new = known, new
+        self._locks: list[Any] = []
+        random_pixels = np.random.default_rng(0)
+        for name in ("1.png", "2.jpg"):
+            pixels = random_pixels.integers(0, 256, (64, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(self._images / name)
+        Path(folder_paths.get_input_directory(), "none").mkdir()
+
+    def inputs(self, chance: random.Random) -> Inputs:
+        """Return inputs: those of a new job, or of one that may have been cancelled or finished."""
+        settings = self._new(chance) if chance.random() < 0.6 else self._known
+        return {"folder": ["cats"], "retry_failed": [chance.random() < 0.5], **settings}
+
+    def faults(self) -> dict[str, Make]:
+        """Return the faults of every job over a folder."""
+        return {
+            "a damaged image": self._damage_image,
+            "a missing or empty folder, or one outside": any_of(
+                *({"folder": [name]} for name in ("gone", "none", "../..", "cats/1.png"))
+            ),
+            "a pattern without matches": always(pattern=["*.avif"]),
+            "a damaged manifest of the job": self._damage_manifests,
+            "a job that another process works on": self._hold,
+        }
+
+    def caption_is_there(self, chance: random.Random) -> Inputs:
+        """Write a caption like a user's."""
+        (self._images / "1.txt").write_text("mine", "utf-8")
+        return {"existing": [chance.choice(["skip", "overwrite"])], **self._new(chance)}
+
+    def caption_is_folder(self, chance: random.Random) -> Inputs:
+        """Let a folder have the name of a caption."""
+        (self._images / "2.txt").mkdir()
+        return self._new(chance)
+
+    def after(self) -> None:
+        """Repair all that a run or a fault left."""
+        while self._locks:
+            self._locks.pop().release()
+        for file in (*self._images.glob("*.txt"), *self._images.glob("*.gif")):
+            file.rmdir() if file.is_dir() else file.unlink()
+        jobs = list(self._jobs.iterdir())
+        if len(jobs) > MAX_JOBS or any(_is_damaged(job) for job in jobs):
+            for folder in (*jobs, Path(folder_paths.get_output_directory(), "refined")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _damage_image(self, chance: random.Random) -> Inputs:
+        data = (self._images / "1.png").read_bytes()
+        (self._images / "half.gif").write_bytes(data[: len(data) // 2])
+        return self._new(chance)
+
+    def _damage_manifests(self, _: random.Random) -> Inputs:
+        for job in self._jobs.iterdir():
+            (job / MANIFEST).write_text("{", "utf-8")
+        return self._known
+
+    def _hold(self, _: random.Random) -> Inputs:
+        for job in self._jobs.iterdir():
+            lock = FileLock(job / "lock")
+            lock.acquire()
+            self._locks.append(lock)
+        return self._known
+
+
+def _is_damaged(job: Path) -> bool:
+    manifest = job / MANIFEST
+    return manifest.exists() and manifest.read_bytes() == b"{"
+
+
+OF_A_JOB = (JobError, ValueError, NotADirectoryError)
+
+
+def caption_folder(ollama: Any) -> Case:
+    """Caption Folder, with jobs that are new, continued or finished."""
+
+    def asking(text: str) -> Inputs:
+        return {"custom_vision_prompt": [text]}
+
+    folder = Folder(asking("Name it."), lambda chance: asking(f"Name it. {chance.random()}"))
+
+    def usual(chance: random.Random) -> Inputs:
+        return {
+            "vision_model": ["llava"],
+            "text_model": ["llama3.2"],
+            "instructions": [chance.choice(["", f"Shorten it. {chance.random()}"])],
+            "existing": ["overwrite"],
+            **folder.inputs(chance),
+        }
+
+    faults = {
+        **server_faults(ollama),
+        **folder.faults(),
+        "a caption that is there": folder.caption_is_there,
+        "a folder in place of a caption": folder.caption_is_folder,
+        "a missing model": any_of({"vision_model": ["gone"]}, {"vision_model": [""]}),
+    }
+    raises = (LLMError, *OF_A_JOB)
+    return Case(CaptionFolder, usual, faults, raises=raises, cancel_s=0.1, after=folder.after)
+
+
+def refine_folder(_: Any) -> Case:
+    """Refine Folder with the tiny refiner, with jobs that are new, continued or finished."""
+    common, after_refining, not_ours = refiner_faults()
+    folder = Folder({"seed": [7]}, lambda chance: {"seed": [chance.randrange(2**64)]})
+
+    def usual(chance: random.Random) -> Inputs:
+        return {
+            "checkpoint": [TINY],
+            "prompt": [chance.choice(["", f"a cat, {chance.random()}"])],
+            "strength": [0.5],
+            "num_inference_steps": [2],
+            "working_size": ["keep size"],
+            "format": [chance.choice(["png", "jpg", "webp"])],
+            **folder.inputs(chance),
+        }
+
+    def after() -> None:
+        after_refining()
+        folder.after()
+
+    faults = {
+        **common,
+        **folder.faults(),
+        "settings out of range": any_of(
+            {"strength": [1.5]}, {"guidance_scale": [-1.0]}, {"working_size": ["huge"]}
+        ),
+    }
+    return Case(
+        RefineFolder,
+        usual,
+        faults,
+        raises=(RefineError, *OF_A_JOB),
+        cancel_s=0.3,
+        after=after,
+        rest=free_refiner,
+        not_ours=not_ours,
     )
 
 
@@ -377,8 +706,8 @@ def ollama_options(_: Any) -> Case:
     return Case(OllamaOptions, always(**usual), faults, raises=(ValueError,))
 
 
-def ready_instructions(_: Any) -> Case:
-    """Ready Instructions, with user files that are created and deleted."""
+def prompt_presets(_: Any) -> Case:
+    """Prompt Presets, with user files that are created and deleted."""
     folder = own_folder("instructions")
 
     def written(data: bytes) -> Make:
@@ -559,25 +888,34 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "LLM Describe": llm_describe,
     "Ollama Process": ollama_process,
     "Ollama Options": ollama_options,
-    "Ready Instructions": ready_instructions,
+    "Prompt Presets": prompt_presets,
     "Wildcard Processor": wildcard_processor,
     "Display Anything": display_anything,
     "Free Memory": free_memory_node,
     "Load Images From Folder": load_folder,
     "Save Caption": save_caption,
     "Text To Filename": text_to_filename,
+    "Check Setup": check_setup,
+    "Caption Folder": caption_folder,
+    "Refine Folder": refine_folder,
+    "Describe Tiles": describe_tiles,
+    "Refine Splat": refine_splat,
 }
 """Makers of the cases; the server is that of tests/faulty_ollama.py (`llava` and `llama3.2`)."""
 
 
-def make(name: str, ollama: Any) -> Case:
-    """Return the case of a node.
+def check_cases(left_out: Collection[str]) -> None:
+    """Raise AssertionError if a node of the pack has no case, or a case has no node.
 
-    Raises:
-        AssertionError: a node of the pack has no case.
+    Args:
+        left_out: display names of nodes that need no case.
     """
-    quicken(ollama)
     nodes = asyncio.run(ImageRefineryExtension().get_node_list())
-    missing = {node.define_schema().display_name for node in nodes} ^ set(CASES)
+    missing = {node.define_schema().display_name for node in nodes} ^ {*CASES, *left_out}
     assert not missing, f"no case for {missing}"
+
+
+def make(name: str, ollama: Any) -> Case:
+    """Return the case of a node."""
+    quicken(ollama)
     return CASES[name](ollama)

@@ -1,10 +1,11 @@
-"""The soak's processes: it must not wait for one that was killed."""
+"""The soak: each node has a case, the page tells how often it ran, and a killed process ends it."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import sys
+from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,24 @@ def test_a_killed_process_is_a_sentence_and_a_failure(
     monkeypatch.setattr(sys, "argv", ["soak", "--runs", "1", "--only", "Free Memory"])
     assert tool.main() == 1
     assert capsys.readouterr().out.startswith("Free Memory: its process was killed")
+
+
+@pytest.mark.usefixtures("comfy")
+def test_each_node_has_a_case_or_a_reason(tool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SOAK.parent)
+    monkeypatch.syspath_prepend(SOAK.parents[1] / "tests")  # for drawn_splats
+    import soak_cases
+
+    soak_cases.check_cases(tool.LEFT_OUT)
+    assert set(tool.NODES) == set(soak_cases.CASES)
+    with pytest.raises(AssertionError, match="Refine with Model"):
+        soak_cases.check_cases(())
+
+
+def test_the_page_tells_how_often_and_what_did_not_run(tool: Any) -> None:
+    figures = tool.Figures(50, 250.0, 600_000, 2, 0, 11, 0.0)
+    one = tool.Soaked([figures, figures], Counter(answer=50), ["a fault"], 0.0, 0, 1.0)
+    text = tool.page({"Save Caption": one}, 50)
+    assert "Each node of the table runs 50 times" in text
+    assert "| Save Caption | 250.0 to 250.0 |" in text
+    assert "Refine with Model, because it needs ComfyUI's own sampler" in text
