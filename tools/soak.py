@@ -54,6 +54,8 @@ LEFT_OUT = {
     "Refine with Model": "it needs ComfyUI's own sampler and models, which run in ComfyUI only",
 }
 """Nodes without a case, and the reasons."""
+FAILED_IN_REPORT = re.compile(r"^\d+ failed \(|^Problems:\n(?!  none)", re.MULTILINE)
+"""In the reports of the nodes that work on a folder, and of Check Setup."""
 FIGURES = {
     "memory_mb": ("memory (RSS), MB", 10.0),
     "blocks": ("Python's memory blocks", 1000),
@@ -221,8 +223,7 @@ def one_run(case: Any, chance: random.Random, management: Any) -> str:
             ui = clone.execute(**inputs).ui or {}
         shown = " ".join(str(text) for text in ui.get("text", ()))
         failed = shown.startswith(("Error: ", "Ollama: ")) or ui.get("problems")
-        failed = failed or re.search(r"^\d+ failed \(", shown, re.MULTILINE)  # images of a folder
-        return "error message" if failed else "answer"
+        return "error message" if failed or FAILED_IN_REPORT.search(shown) else "answer"
     except management.InterruptProcessingException:
         return "cancel"
     except case.raises:

@@ -246,8 +246,10 @@ def describe_tiles(ollama: Any) -> Case:
             "image": [noise_image(chance)],
             "vision_model": ["llava"],
             "working_size": ["keep size"],
-            "tile_size": [chance.choice([0, 64])],
+            "tile_size": [chance.choice([0, 256])],
         }
+        if chance.random() < 0.3:
+            given["image"] = [torch.rand(1, 64, 600, 3)]
         if chance.random() < 0.3:
             mask = torch.zeros(1, 64, 64)
             mask[:, 2:9, 2:9] = mask[:, 50:60, 50:60] = 1
@@ -280,7 +282,8 @@ def check_setup(ollama: Any) -> Case:
 
     def unknown_kind(chance: random.Random) -> Inputs:
         probe._known.clear()
-        return scripted(ollama, "root", "drop", "html", "hang")(chance)
+        ollama.script("tags", "html")
+        return scripted(ollama, "version", "html", "hang")(chance)
 
     def after() -> None:
         config_file().unlink(missing_ok=True)
