@@ -89,7 +89,8 @@ def _input(name: str, spec: Any) -> Input:
     if default is None and kind == "STRING":
         default = ""
     extra: tuple[Any, ...] = ()
-    if options.get("control_after_generate"):
+    # The page gives this widget to any number of that name, unless its node says no.
+    if options.get("control_after_generate", kind == "INT" and name == "seed"):
         extra = ("fixed",)
     if options.get("image_upload"):
         extra = ("image",)
