@@ -59,7 +59,7 @@ def peak_mb() -> float:
 
 
 def render(count: int, threads: int) -> dict[str, Any]:
-    """Return the seconds of one view, and the peak of a process of its own."""
+    """Return the seconds of one view, and the peak of a separate process."""
     torch.set_num_threads(threads)
     splat = import_sphere()(count)
     before = peak_mb()
@@ -142,7 +142,7 @@ def render_splat_s(counts: list[int]) -> list[float]:
 
 
 def in_a_process(task: str, count: int, threads: int) -> dict[str, Any]:
-    """Run one task in a process of its own, so that its peak is its own."""
+    """Run one task in a separate process, whose peak counts nothing else."""
     command = [sys.executable, __file__, "--task", task, "--fit", str(count)]
     command += ["--threads", str(threads)]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
