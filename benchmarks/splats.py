@@ -30,8 +30,6 @@ from typing import Any
 import torch
 from _measure import OUTPUT, ROOT, describe_machine, table, write
 from image_refinery.refine.splats import (
-    Splat,
-    ViewWeights,
     even_sphere,
     fit_colors,
     frame,
@@ -76,14 +74,14 @@ def render(count: int, threads: int) -> dict[str, Any]:
     }
 
 
-def image(splat: Splat, weights: ViewWeights) -> torch.Tensor:
+def image(splat: Any, weights: Any) -> torch.Tensor:
     """Return a view with how much its pixels count (H, W, 4)."""
     light = weights.render(to_linear(splat.colors.clamp(0, 1)))
     counts = (weights.coverage > 0.5).float()
     return torch.cat([to_srgb(light / weights.coverage.clamp_min(1e-6)), counts], dim=-1)
 
 
-def psnr(one: Splat, other: Splat, views: list[ViewWeights]) -> float:
+def psnr(one: Any, other: Any, views: list[Any]) -> float:
     """Return how close two splats look in views, in dB."""
     errors = [
         (image(one, view) - image(other, view))[..., :3][view.coverage[..., 0] > 0.5]
