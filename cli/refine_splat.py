@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 
 from ..files import NameTaken, NotWritten
+from ..jobs.whole import draft_of
 from ..refine import ImageRefiner
 from ..refine.splats import (
     Splat,
@@ -21,7 +21,7 @@ from ..refine.splats import (
     view_weights,
     write_ply,
 )
-from ..refine.splats.splat_refiner import straight_image
+from ..refine.splats.splat_refiner import over_gray, straight_image
 from .progress import stop_on_ctrl_c
 from .refine import best_device, load, progress_bar
 from .terminal import failed
@@ -29,7 +29,6 @@ from .terminal import failed
 TURNTABLE_VIEWS = 6
 _TURNTABLE_PX = 384
 _TURNTABLE_ELEVATION = 15.0
-_BACKGROUND = 0.5
 
 
 def refine_splat(options: argparse.Namespace) -> int:
@@ -58,8 +57,8 @@ def refine_splat(options: argparse.Namespace) -> int:
             should_stop=stopped.is_set,
         )
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(refined.splat, output)
+        with draft_of(output) as draft:
+            write_ply(refined.splat, draft)
         turntable(splat, refined.splat).save(sheet)
     except OSError as error:
         return failed(NotWritten(f"{output} cannot be written ({error.strerror or error})."))
@@ -76,22 +75,9 @@ def turntable(before: Splat, after: Splat) -> Image.Image:
         for camera in ring(around, TURNTABLE_VIEWS, _TURNTABLE_ELEVATION, _TURNTABLE_PX):
             weights = view_weights(before, camera)
             for row, splat in zip(rows, (before, after), strict=True):
-                image = straight_image(splat, weights)
-                color, coverage = image[..., :3], image[..., 3:]
-                row.append((color * coverage + _BACKGROUND * (1 - coverage)).numpy())
+                row.append(over_gray(straight_image(splat, weights)).numpy())
         sheet = np.concatenate([np.concatenate(row, axis=1) for row in rows])
     return Image.fromarray((sheet * 255).round().astype(np.uint8))
-
-
-def _write_whole(splat: Splat, output: Path) -> None:
-    """Write a file whole or not at all."""
-    part = output.with_name(f".{output.name}.part")
-    try:
-        write_ply(splat, part)
-        part.replace(output)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _about_existing(path: Path, source: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from comfy_api.latest import io
 
 from . import host
 from .refiner_inputs import Inputs as RefinerInputs
+from .refiner_inputs import prompt_input
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,6 @@ _SETTINGS = (
     *("prompt", "negative_prompt", "strength", "num_inference_steps", "guidance_scale"),
     *("views", "passes"),
 )
-_GRAY = 0.5
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -38,22 +37,12 @@ class Inputs:
         )
     )
     checkpoint: str = host.same(RefinerInputs, "checkpoint")
-    prompt: str = host.widget(
-        lambda id: io.String.Input(
-            id,
-            multiline=True,
-            default="",
-            tooltip="What the splat shows, for all views. Connect LLM Describe with an image of "
-            "it, or leave it empty.",
-        ),
+    prompt: str = prompt_input(
+        "What the splat shows, for all views. Connect LLM Describe with an image of it, or leave "
+        "it empty.",
         default="",
     )
-    negative_prompt: str = host.widget(
-        lambda id: io.String.Input(
-            id, multiline=True, default="", tooltip="What the splat should not look like."
-        ),
-        default="",
-    )
+    negative_prompt: str = prompt_input("What the splat should not look like.", default="")
     strength: float = host.number(
         0.25,
         0.0,
@@ -211,9 +200,7 @@ def _refine_all(given: Inputs, splats: list[Splat], node: type[io.ComfyNode]) ->
 
 
 def _show_one_of(progress: host.RefineProgress, number: int, count: int, event: Progress) -> None:
-    """Show an event of one splat with the steps of all."""
-    done, total = number * event.total + event.done, count * event.total
-    progress(dataclasses.replace(event, done=done, total=total))
+    progress(event.part_of(number, count))
 
 
 def _views(results: list[RefinedSplat]) -> torch.Tensor:
@@ -221,5 +208,7 @@ def _views(results: list[RefinedSplat]) -> torch.Tensor:
     import numpy as np
     import torch
 
+    from ..refine.splats.splat_refiner import over_gray
+
     views = torch.from_numpy(np.stack([view for one in results for view in one.after]))
-    return views[..., :3] * views[..., 3:] + _GRAY * (1 - views[..., 3:])
+    return over_gray(views)

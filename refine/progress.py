@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from PIL import Image
@@ -57,6 +57,10 @@ class Progress:
         Each call renders it, in a millisecond or two.
         """
         return None if self.render_preview is None else self.render_preview()
+
+    def part_of(self, number: int, count: int) -> Progress:
+        """Return the event with the steps of `count` equal calls, of which this is `number`."""
+        return replace(self, done=number * self.total + self.done, total=count * self.total)
 
     @property
     def text(self) -> str:

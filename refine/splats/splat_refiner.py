@@ -29,6 +29,7 @@ On a GPU, where that takes little time and the refiner needs the memory, none ar
 """
 MAX_VIEWS, MAX_PASSES, MIN_SIZE_PX, MAX_SIZE_PX = 256, 100, 64, 2048
 _BYTES_PER_WEIGHT = 16
+_GRAY = 0.5
 
 
 class RefinedSplat(NamedTuple):
@@ -129,15 +130,7 @@ class SplatRefiner:
         """Return a view (H, W, 4) refined: over gray, as its last channel is its transparency."""
 
         def as_one_of_many(event: Progress) -> None:
-            report(
-                replace(
-                    event,
-                    image=number + 1,
-                    images=views,
-                    done=number * event.total + event.done,
-                    total=views * event.total,
-                )
-            )
+            report(replace(event.part_of(number, views), image=number + 1, images=views))
 
         # One by one: in a batch each image has another seed.
         (refined,) = self.refiner.refine_batch(
@@ -179,6 +172,11 @@ def straight_image(splat: Splat, weights: ViewWeights) -> Tensor:
     light = weights.render(to_linear(splat.colors.clamp(0, 1)))
     coverage = weights.coverage.clamp(0, 1)
     return torch.cat([to_srgb(light / coverage.clamp_min(1e-4)).clamp(0, 1), coverage], dim=-1)
+
+
+def over_gray(view: Tensor) -> Tensor:
+    """Return a view (H, W, 4), or several, over gray: (H, W, 3)."""
+    return view[..., :3] * view[..., 3:] + _GRAY * (1 - view[..., 3:])
 
 
 def _only_covered(image: Tensor) -> Tensor:
