@@ -369,23 +369,41 @@ def two_servers(graph: Graph) -> None:
     graph.add("RefineryDisplayAnything", title="alt text", value=written[0])
 
 
+def image_to_3d(
+    graph: Graph, name: str, *, vision: str, model: str, vaes: Mapping[str, str]
+) -> tuple[Subgraph, list[Node]]:
+    """Begin a subgraph that makes something of an image: memory is freed, and models are loaded.
+
+    Args:
+        vaes: file by title.
+
+    Returns:
+        It and its nodes: the freed image, the background remover, vision, model, and the VAEs.
+    """
+    inner = Subgraph(graph.types, name, [("image", "IMAGE")])
+    inner.column(320)
+    return inner, [
+        inner.add("RefineryFreeMemory", value=inner.given[0]),
+        inner.add("LoadBackgroundRemovalModel", bg_removal_name=BACKGROUND),
+        inner.add("CLIPVisionLoader", clip_name=vision, models=fetch(vision)),
+        inner.add("UNETLoader", unet_name=model, weight_dtype="default", models=fetch(model)),
+        *(
+            inner.add("VAELoader", vae_name=file, title=title, models=fetch(file))
+            for title, file in vaes.items()
+        ),
+    ]
+
+
 def trellis(graph: Graph) -> Subgraph:
     """Return ComfyUI's own nodes for TRELLIS.2 as a subgraph: an image becomes a mesh."""
-    inner = Subgraph(graph.types, "Image to 3D (TRELLIS.2)", [("image", "IMAGE")])
-    inner.column(320)
-    free = inner.add("RefineryFreeMemory", value=inner.given[0])
-    remover = inner.add("LoadBackgroundRemovalModel", bg_removal_name=BACKGROUND)
-    shown = "dino_v3_vit_l.safetensors"
-    vision = inner.add("CLIPVisionLoader", clip_name=shown, models=fetch(shown))
-    file = "trellis_2_bf16.safetensors"
-    model = inner.add("UNETLoader", unet_name=file, weight_dtype="default", models=fetch(file))
-    shapes, colors = (
-        inner.add("VAELoader", vae_name=name, title=title, models=fetch(name))
-        for name, title in (
-            ("trellis_2_shape_vae_bf16.safetensors", "shape VAE"),
-            ("trellis_2_texture_vae_bf16.safetensors", "texture VAE"),
-        )
-    )
+    inner, (free, remover, vision, model, shapes, colors) = image_to_3d(
+        graph, "Image to 3D (TRELLIS.2)", vision="dino_v3_vit_l.safetensors",
+        model="trellis_2_bf16.safetensors",
+        vaes={
+            "shape VAE": "trellis_2_shape_vae_bf16.safetensors",
+            "texture VAE": "trellis_2_texture_vae_bf16.safetensors",
+        },
+    )  # fmt: skip
     latent = inner.add("EmptyTrellis2LatentStructure", batch_size=1)
     inner.column(300)
     mask = inner.add("RemoveBackground", bg_removal_model=remover[0], image=free[0])
@@ -464,21 +482,14 @@ def refine_then_3d(graph: Graph) -> None:
 
 def triposplat(graph: Graph) -> Subgraph:
     """Return ComfyUI's own nodes for TripoSplat as a subgraph: an image becomes a splat."""
-    inner = Subgraph(graph.types, "Image to splat (TripoSplat)", [("image", "IMAGE")])
-    inner.column(320)
-    free = inner.add("RefineryFreeMemory", value=inner.given[0])
-    remover = inner.add("LoadBackgroundRemovalModel", bg_removal_name=BACKGROUND)
-    shown = "dino_v3_vit_h.safetensors"
-    vision = inner.add("CLIPVisionLoader", clip_name=shown, models=fetch(shown))
-    file = "triposplat_fp16.safetensors"
-    model = inner.add("UNETLoader", unet_name=file, weight_dtype="default", models=fetch(file))
-    latents, decoder = (
-        inner.add("VAELoader", vae_name=name, title=title, models=fetch(name))
-        for name, title in (
-            ("flux2-vae.safetensors", "VAE"),
-            ("triposplat_vae_decoder_fp16.safetensors", "splat decoder"),
-        )
-    )
+    inner, (free, remover, vision, model, latents, decoder) = image_to_3d(
+        graph, "Image to splat (TripoSplat)", vision="dino_v3_vit_h.safetensors",
+        model="triposplat_fp16.safetensors",
+        vaes={
+            "VAE": "flux2-vae.safetensors",
+            "splat decoder": "triposplat_vae_decoder_fp16.safetensors",
+        },
+    )  # fmt: skip
     inner.column(300)
     mask = inner.add("RemoveBackground", bg_removal_model=remover[0], image=free[0])
     inner.column(300)
