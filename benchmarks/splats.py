@@ -23,12 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import OUTPUT, ROOT, describe_machine, table, write
+from _measure import OUTPUT, ROOT, describe_machine, from_tests, table, write
 from image_refinery.refine.splats import (
     even_sphere,
     fit_colors,
@@ -38,17 +37,11 @@ from image_refinery.refine.splats import (
     view_weights,
     write_ply,
 )
-from image_refinery.refine.splats.colors import to_linear, to_srgb
+from image_refinery.refine.splats.colors import to_linear
 
 RENDER_PX, FIT_PX, VIEWS, PASSES = 512, 384, 16, 4
 WANTED_DB, WANTED_S = 35.0, 30.0
 PALE = 0.55
-
-
-def import_sphere() -> Any:
-    """Return what draws the splats of the tests."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    return import_module("drawn_splats").sphere
 
 
 def peak_mb() -> float:
@@ -59,7 +52,7 @@ def peak_mb() -> float:
 def render(count: int, threads: int) -> dict[str, Any]:
     """Return the seconds of one view, and the peak of a separate process."""
     torch.set_num_threads(threads)
-    splat = import_sphere()(count)
+    splat = from_tests("drawn_splats.py").sphere(count)
     before = peak_mb()
     begun = time.perf_counter()
     weights = view_weights(splat, orbit_camera(frame(splat), 0.0, 0.0, RENDER_PX))
@@ -74,31 +67,16 @@ def render(count: int, threads: int) -> dict[str, Any]:
     }
 
 
-def image(splat: Any, weights: Any) -> torch.Tensor:
-    """Return a view with how much its pixels count (H, W, 4)."""
-    light = weights.render(to_linear(splat.colors.clamp(0, 1)))
-    counts = (weights.coverage > 0.5).float()
-    return torch.cat([to_srgb(light / weights.coverage.clamp_min(1e-6)), counts], dim=-1)
-
-
-def psnr(one: Any, other: Any, views: list[Any]) -> float:
-    """Return how close two splats look in views, in dB."""
-    errors = [
-        (image(one, view) - image(other, view))[..., :3][view.coverage[..., 0] > 0.5]
-        .square()
-        .mean()
-        for view in views
-    ]
-    return float(-10 * torch.stack(errors).mean().log10())
-
-
 def fit(count: int, threads: int) -> dict[str, Any]:
     """Return how close the fit comes, and how long it takes."""
     torch.set_num_threads(threads)
-    true = import_sphere()(count)
+    drawn = from_tests("drawn_splats.py")
+    true = drawn.sphere(count)
     pale = true.with_changed_colors(PALE * (0.5 - true.colors))
     around = frame(true)
-    targets = [image(true, view_weights(true, one)) for one in even_sphere(around, VIEWS, FIT_PX)]
+    targets = [
+        drawn.image_of(true, view_weights(true, one)) for one in even_sphere(around, VIEWS, FIT_PX)
+    ]
     held_out = [view_weights(true, one) for one in ring(around, 4, 10.0, FIT_PX)]
     begun = time.perf_counter()
     views = [view_weights(pale, one) for one in even_sphere(around, VIEWS, FIT_PX)]
@@ -107,8 +85,8 @@ def fit(count: int, threads: int) -> dict[str, Any]:
     end = time.perf_counter()
     return {
         "count": count,
-        "before_db": psnr(pale, true, held_out),
-        "after_db": psnr(solved, true, held_out),
+        "before_db": drawn.psnr(pale, true, held_out),
+        "after_db": drawn.psnr(solved, true, held_out),
         "weights_s": middle - begun,
         "fit_s": end - middle,
         "peak_mb": peak_mb(),
@@ -117,11 +95,10 @@ def fit(count: int, threads: int) -> dict[str, Any]:
 
 def render_splat_s(counts: list[int]) -> list[float]:
     """Return the seconds of ComfyUI's Render Splat, or nothing without ComfyUI."""
-    home = Path(os.environ.get("COMFYUI_PATH", "") or Path.home() / "comfy" / "ComfyUI")
-    python = home / ".venv" / "bin" / "python"
-    if not (home / "comfy_extras" / "nodes_gaussian_splat.py").is_file() or not python.is_file():
+    found = from_tests("comfyui/host.py").find_host()
+    if isinstance(found, str) or found.version < (0, 23):
         return []
-    sphere = import_sphere()
+    sphere = from_tests("drawn_splats.py").sphere
     with tempfile.TemporaryDirectory() as folder:
         jobs: list[str] = []
         for count in counts:
@@ -129,14 +106,14 @@ def render_splat_s(counts: list[int]) -> list[float]:
             jobs += [str(Path(folder, f"{count}.ply")), str(RENDER_PX)]
         script = ROOT / "tests" / "comfyui" / "render_splat_in_host.py"
         said = subprocess.run(
-            [str(python), str(script), str(home), str(ROOT), *jobs, "--cpu"],
+            [str(found.python), str(script), str(found.home), str(ROOT), *jobs, "--cpu"],
             capture_output=True,
             text=True,
             check=True,
             env=dict(os.environ) | {"PYTHONPATH": "", "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"},
         )
-    found = json.loads(said.stdout.rpartition("RESULT")[2])
-    return [min(one["seconds"][1] for one in found if one["count"] == count) for count in counts]
+    views = json.loads(said.stdout.rpartition("RESULT")[2])
+    return [min(one["seconds"][1] for one in views if one["count"] == count) for count in counts]
 
 
 def in_a_process(task: str, count: int, threads: int) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 import torch
-from image_refinery.refine.splats import Splat
+from image_refinery.refine.splats import Splat, ViewWeights
+from image_refinery.refine.splats.colors import to_linear, to_srgb
 from PIL import Image
 from torch import Tensor
 
@@ -54,3 +55,19 @@ def _colors(positions: Tensor, texture: str) -> Tensor:
     waves = 0.5 + 0.45 * torch.stack([9 * x + 2 * y, 11 * y, 7 * z + 5 * x], dim=1).sin()
     fields = (positions * 6).floor().sum(dim=1, keepdim=True) % 2
     return waves * (0.5 + 0.5 * fields)
+
+
+def image_of(splat: Splat, weights: ViewWeights) -> Tensor:
+    """The straight colors of a view and which pixels count: (H, W, 4)."""
+    light = weights.render(to_linear(splat.colors.clamp(0, 1)))
+    counts = (weights.coverage > 0.5).float()
+    return torch.cat([to_srgb(light / weights.coverage.clamp_min(1e-6)), counts], dim=-1)
+
+
+def psnr(one: Splat, other: Splat, views: list[ViewWeights]) -> float:
+    """How close two splats look in views, in dB."""
+    errors: list[Tensor] = []
+    for view in views:
+        left, right = image_of(one, view), image_of(other, view)
+        errors.append((left - right)[left[..., 3] > 0][:, :3].square().mean())
+    return float(-10 * torch.stack(errors).mean().log10())

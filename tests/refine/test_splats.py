@@ -17,7 +17,6 @@ from image_refinery.refine.errors import SplatError
 from image_refinery.refine.splats import (
     Camera,
     Splat,
-    ViewWeights,
     even_sphere,
     fit_colors,
     frame,
@@ -279,21 +278,6 @@ def test_the_curve_of_srgb_and_its_inverse() -> None:
     assert float(to_linear(torch.tensor(0.5))) == pytest.approx(0.21404, abs=1e-5)
 
 
-def image_of(splat: Splat, weights: ViewWeights) -> Tensor:
-    """The straight colors of a view and which pixels count: (H, W, 4)."""
-    light = weights.render(to_linear(splat.colors.clamp(0, 1)))
-    counts = (weights.coverage > 0.5).float()
-    return torch.cat([to_srgb(light / weights.coverage.clamp_min(1e-6)), counts], dim=-1)
-
-
-def psnr(one: Splat, other: Splat, views: list[ViewWeights]) -> float:
-    errors: list[Tensor] = []
-    for view in views:
-        left, right = image_of(one, view), image_of(other, view)
-        errors.append((left - right)[left[..., 3] > 0][:, :3].square().mean())
-    return float(-10 * torch.stack(errors).mean().log10())
-
-
 @pytest.mark.parametrize(
     ("count", "views", "size"),
     [(4000, 6, 96), pytest.param(65536, 16, 384, marks=pytest.mark.slow)],
@@ -301,6 +285,8 @@ def psnr(one: Splat, other: Splat, views: list[ViewWeights]) -> float:
 def test_consistent_images_are_reached_on_views_that_were_not_given(
     draw_splat: Draw, count: int, views: int, size: int
 ) -> None:
+    from drawn_splats import image_of, psnr
+
     clean = draw_splat(count)
     around = frame(clean)
     pale = clean.with_changed_colors(0.55 * (0.5 - clean.colors))
