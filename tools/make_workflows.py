@@ -64,6 +64,7 @@ HUGGING_FACE = "https://huggingface.co/"
 FILES = {
     BASE: ("stabilityai/stable-diffusion-xl-base-1.0", "", "checkpoints"),
     REFINER: ("stabilityai/stable-diffusion-xl-refiner-1.0", "", "checkpoints"),
+    BACKGROUND: ("Comfy-Org/BiRefNet", "background_removal/", "background_removal"),
     "mediapipe_face_fp32.safetensors": ("Comfy-Org/mediapipe", "detection/", "detection"),
     "dino_v3_vit_l.safetensors": ("Comfy-Org/TRELLIS.2", "clip_vision/", "clip_vision"),
     "trellis_2_bf16.safetensors": ("Comfy-Org/TRELLIS.2", "diffusion_models/", "diffusion_models"),
@@ -384,7 +385,9 @@ def image_to_3d(
     inner.column(320)
     return inner, [
         inner.add("RefineryFreeMemory", value=inner.given[0]),
-        inner.add("LoadBackgroundRemovalModel", bg_removal_name=BACKGROUND),
+        inner.add(
+            "LoadBackgroundRemovalModel", bg_removal_name=BACKGROUND, models=fetch(BACKGROUND)
+        ),  # fmt: skip
         inner.add("CLIPVisionLoader", clip_name=vision, models=fetch(vision)),
         inner.add("UNETLoader", unet_name=model, weight_dtype="default", models=fetch(model)),
         *(
@@ -462,13 +465,13 @@ def refine_then_3d(graph: Graph) -> None:
     graph.column(320, "1. Image")
     note(
         graph, "Refine, then 3D",
-        [FIRST, f"Put {BACKGROUND} into *models/background_removal*.",
+        [FIRST,
          "Press *Run*. *SDXL Refiner* cleans the image, and the GPU is freed. Then ComfyUI's own "
          "nodes for TRELLIS.2 turn the object in the foreground into a 3D model, without cascade "
          "at 1024."],
         oldest=TRELLIS_FROM, tall=480,
         more="ComfyUI's template *Pixal3D & TRELLIS.2* shows more detail and baked textures.",
-        files=(REFINER, "trellis_2_bf16.safetensors", "dino_v3_vit_l.safetensors",
+        files=(REFINER, BACKGROUND, "trellis_2_bf16.safetensors", "dino_v3_vit_l.safetensors",
                "trellis_2_shape_vae_bf16.safetensors", "trellis_2_texture_vae_bf16.safetensors"),
     )  # fmt: skip
     image = load_image(graph)
@@ -530,10 +533,10 @@ def refine_then_splat(graph: Graph) -> None:
     graph.column(320, "1. Image")
     note(
         graph, "Refine, then a splat",
-        [FIRST, f"Put {BACKGROUND} into *models/background_removal*.",
+        [FIRST,
          "Press *Run*. *SDXL Refiner* cleans the image, and the GPU is freed. Then ComfyUI's own "
          "nodes for TripoSplat turn the object in the foreground into a 3D Gaussian splat."],
-        oldest=APP_FROM, tall=440, files=(REFINER, *TRIPOSPLAT_FILES),
+        oldest=APP_FROM, tall=440, files=(REFINER, BACKGROUND, *TRIPOSPLAT_FILES),
     )  # fmt: skip
     image = load_image(graph)
     graph.column(REFINER_PX, "2. Refiner")
@@ -549,11 +552,11 @@ def refine_a_splat(graph: Graph) -> None:
     graph.column(320, "1. Image")
     note(
         graph, "Refine a splat (experimental)",
-        [FIRST, f"Put {BACKGROUND} into *models/background_removal*.",
+        [FIRST,
          "Press *Run*. TripoSplat makes a 3D Gaussian splat of the object. *Refine Splat* refines "
          "views from all around, and fits the colors to them.",
          "Compare *before* and *after*. Lower *strength* if *after* is blurred."],
-        oldest=APP_FROM, tall=480, files=(REFINER, *TRIPOSPLAT_FILES),
+        oldest=APP_FROM, tall=480, files=(REFINER, BACKGROUND, *TRIPOSPLAT_FILES),
     )  # fmt: skip
     image = load_image(graph)
     graph.column(320, "2. Splat")

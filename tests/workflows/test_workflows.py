@@ -277,7 +277,7 @@ def test_a_note_names_what_to_fetch_and_the_oldest_comfyui(name: str) -> None:
     for node in nodes_of(page(name)).values():
         offered = [one["name"] for one in node["properties"].get("models", ())]
         files = [value for value in node["widgets_values"] if str(value).endswith(".safetensors")]
-        assert offered == files or files == ["birefnet.safetensors"]
+        assert offered == files
 
 
 @pytest.mark.parametrize("name", NAMES)
