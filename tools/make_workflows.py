@@ -387,7 +387,7 @@ def image_to_3d(
         inner.add("RefineryFreeMemory", value=inner.given[0]),
         inner.add(
             "LoadBackgroundRemovalModel", bg_removal_name=BACKGROUND, models=fetch(BACKGROUND)
-        ),  # fmt: skip
+        ),
         inner.add("CLIPVisionLoader", clip_name=vision, models=fetch(vision)),
         inner.add("UNETLoader", unet_name=model, weight_dtype="default", models=fetch(model)),
         *(
