@@ -209,6 +209,15 @@ STACK = """(ids) => {
   app.graph.setDirtyCanvas(true, true);
   return y - 50;
 }"""
+STACK_NODES_2 = """(ids) => {
+  let y = 120;
+  for (const id of ids) {
+    const box = document.querySelector(`[data-node-id="${id}"]`).getBoundingClientRect();
+    app.graph.getNodeById(id).pos = [300, y];
+    y += box.height + 20;
+  }
+  return y - 50;
+}"""
 PICTURE = """(type) => {
   const [image] = [...document.querySelectorAll("img")].filter(
     (one) => one.src.endsWith(`/docs/images/${type}.png`));
@@ -242,7 +251,7 @@ def prepare(comfyui: Any, server: FaultyOllama) -> None:
 
 
 def test_every_example_of_the_help_pages_runs(
-    page: Any, comfyui: Any, scripted: FaultyOllama
+    page: Any, comfyui: Any, scripted: FaultyOllama, use_nodes_2: Callable[[bool], bool]
 ) -> None:
     from faulty_ollama import text_model
 
@@ -278,6 +287,13 @@ def test_every_example_of_the_help_pages_runs(
             Path(folder).mkdir(parents=True, exist_ok=True)
             clip = {"x": 284, "y": 76, "width": 352, "height": min(bottom + 14, 1500) - 76}
             page.screenshot(path=Path(folder) / f"help-{node}.png", clip=clip)
+            if use_nodes_2(True):
+                page.wait_for_timeout(900)
+                bottom = page.evaluate(STACK_NODES_2, drawn)
+                page.wait_for_timeout(600)
+                clip["height"] = min(bottom + 14, 1500) - 76
+                page.screenshot(path=Path(folder) / f"node-{node}.png", clip=clip)
+                use_nodes_2(False)
 
 
 def test_the_help_panel_shows_each_page_s_picture(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,8 @@ LINKS_BEHIND_NODES = """() => {
   }
   return behind;
 }"""
+NO_BADGES = """async () => {
+  await app.extensionManager.setting.set("Comfy.NodeBadge.NodeSourceBadgeMode", "None"); }"""
 FIRST_APPS = (0, 33, 0)
 LAPTOP = {"width": 1440, "height": 900}
 BELOW_CARD = """([left, bottom]) => app.graph.nodes.filter((n) => {
@@ -68,7 +71,7 @@ BOXES = """() => [...document.querySelectorAll("[data-node-id]")].map((element) 
   const scale = app.canvas.ds.scale;
   return [box.left / scale, box.top / scale, box.width / scale, box.height / scale];
 })"""
-FIT = """([width, height]) => {
+FIT = """([width, height, right_of = 0, below = 0]) => {
   const nodes = app.graph.nodes;
   const left = Math.min(...nodes.map((n) => n.pos[0]));
   const top = Math.min(...nodes.map((n) => n.pos[1])) - 30;
@@ -77,7 +80,7 @@ FIT = """([width, height]) => {
   const scale = Math.min(1, (width - 40) / (right - left), (height - 40) / (bottom - top));
   for (const node of nodes) node.has_errors = false;
   app.canvas.ds.scale = scale;
-  app.canvas.ds.offset = [20 / scale - left, 20 / scale - top];
+  app.canvas.ds.offset = [(20 + right_of) / scale - left, (20 + below) / scale - top];
   app.graph.setDirtyCanvas(true, true);
   return [(right - left) * scale + 40, (bottom - top) * scale + 40];
 }"""
@@ -198,6 +201,52 @@ def opens_whole(page: Any, graph: dict[str, Any], name: str, renderer: str) -> N
             or other[1] + other[3] <= one[1]
         )
         assert apart, f"{name}: nodes lie over each other: {one}, {other}"
+
+
+@pytest.fixture
+def all_models(comfyui: Any) -> Iterator[None]:
+    """The files that the workflows name, empty."""
+    files = [
+        comfyui.base / "models" / entry["directory"] / entry["name"]
+        for file in FILES
+        for entry in model_entries(graph_of(file))
+    ]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    yield
+    for file in set(files):
+        file.unlink()
+
+
+def model_entries(value: Any) -> Iterator[dict[str, str]]:
+    """What a workflow says about the files that it needs, also within its subgraphs."""
+    if isinstance(value, dict):
+        if {"name", "url", "directory"} <= value.keys():
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            yield from model_entries(one)
+
+
+@pytest.mark.usefixtures("all_models")
+def test_a_workflow_whose_models_are_here_opens_without_a_complaint(
+    page: Any, comfyui: Any, renderer: str
+) -> None:
+    open_graph(page, comfyui, workflow(NAMES[0]))  # with the image that the page is to list
+    page.evaluate("async () => { await app.refreshComboInNodes(); }")
+    page.evaluate(NO_BADGES)
+    for name in usable(comfyui):
+        load(page, comfyui, name)
+        page.wait_for_timeout(500)
+        complaint = page.locator("[data-testid=error-overlay]")
+        assert complaint.count() == 0, (name, complaint.inner_text())
+        width, height = page.evaluate(FIT, [1400, 830, 60, 90])
+        page.wait_for_timeout(800)
+        if folder := os.environ.get("SCREENSHOTS"):
+            clip = {"x": 60, "y": 90, "width": width, "height": height}
+            page.screenshot(path=Path(folder) / f"template-{name}-{renderer}.png", clip=clip)
 
 
 def test_the_template_browser_lists_them_with_pictures(comfyui: Any) -> None:
