@@ -12,6 +12,8 @@ DECISIONS = ROOT / "docs" / "adr"
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "web" / "docs").glob("*.md")]
 )
+GALLERY = ROOT / "docs" / "images" / "gallery"
+WAYS = ("classic", "Nodes-2.0")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -70,6 +72,24 @@ def test_every_page_is_on_the_map_or_on_the_list_of_its_folder() -> None:
     }
     left_out = set(docs.rglob("*.md")) - linked - {docs / "README.md"}
     assert {page.relative_to(ROOT).as_posix() for page in left_out} == set()
+
+
+def test_the_gallery_shows_each_template_and_node_in_both_renderers() -> None:
+    shown = LINK.findall((ROOT / "docs" / "gallery.md").read_text("utf-8"))
+    templates = [
+        file.stem.replace(" ", "-").replace(",", "")
+        for file in (ROOT / "example_workflows").glob("*.json")
+    ]
+    nodes = [file.stem for file in (ROOT / "web" / "docs").glob("*.md")]
+    wanted = [
+        *(f"images/gallery/{name}-{way}.webp" for name in templates for way in WAYS),
+        *(f"images/gallery/{name}.webp" for name in nodes),
+        *(f"../web/docs/images/{name}.png" for name in nodes),
+        "nodes.md",
+    ]
+    assert sorted(shown) == sorted(wanted)
+    kept = {f"images/gallery/{file.name}" for file in GALLERY.iterdir()}
+    assert kept <= set(shown), "pictures that no page shows"
 
 
 def test_pages_and_forms_name_this_repository_only() -> None:
