@@ -22,8 +22,8 @@ def comparison(
         after: The same image; another size is resized to that of `before`.
         names: The headings.
     """
-    left = _opaque(before)
-    right = _opaque(after).resize(left.size, Image.Resampling.LANCZOS)
+    left = opaque(before)
+    right = opaque(after).resize(left.size, Image.Resampling.LANCZOS)
     box = busiest_box(left, right)
     panels = [_fit(image, Image.Resampling.LANCZOS) for image in (left, right)]
     crops = [_fit(image.crop(box), Image.Resampling.NEAREST) for image in (left, right)]
@@ -55,8 +55,8 @@ def busiest_box(left: Image.Image, right: Image.Image) -> tuple[int, int, int, i
     return int(start), int(top), int(start) + side, int(top) + side
 
 
-def _opaque(image: Image.Image) -> Image.Image:
-    """An image without transparency: over white, as most viewers show it."""
+def opaque(image: Image.Image) -> Image.Image:
+    """Return an image without transparency: over white, as most viewers show it."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     background = Image.new("RGBA", image.size, "white")

@@ -61,7 +61,7 @@ def demo(path: Path | None, output: Path) -> int:
     """Describe, rewrite and refine one image; write the results into `output`."""
     file = path or EXAMPLE
     image = file_source(file)()
-    server, models = _best_server()
+    server, models = best_server()
     stand_ins = {model.name for model in models if model.note}
     if path is not None and len(stand_ins) == len(models):
         print(
@@ -140,27 +140,36 @@ def _rewrite(description: str, server: str, *, limited: bool) -> Result | None:
     return result
 
 
-def _best_server() -> tuple[str, Sequence[Model]]:
+def best_server(who: str = "The demo") -> tuple[str, Sequence[Model]]:
     """Return a server that has a vision model, and all its vision models.
 
     It is the default server if that answers and has a vision model, else the embedded engine.
+
+    Args:
+        who: needs it, for the message.
+
+    Raises:
+        ServerConfigError: neither can be used.
     """
     try:
-        with closing(open_backend(find_server())) as backend:
-            title = backend.server.title
-            models = able([backend.show(model) for model in backend.list()], "vision")
+        title, models = vision_models("")
         if models:
-            print(f"{capital(title)} answers.", file=sys.stderr)
+            print(f"{title} answers.", file=sys.stderr)
             return "", models
-        reason = f"{capital(title)} has no vision model."
+        reason = f"{title} has no vision model."
     except LLMError as error:
         reason = f"{error} {advice(error, TERMINAL)}"
     if missing := why_unavailable():
         raise ServerConfigError(f"{reason} {missing}")
-    print(f"{reason}\nThe demo uses the embedded engine.", file=sys.stderr)
-    with closing(open_backend(find_server(EMBEDDED))) as backend:
-        models = able(backend.list(), "vision")
-    return EMBEDDED, models
+    print(f"{reason}\n{who} uses the embedded engine.", file=sys.stderr)
+    return EMBEDDED, vision_models(EMBEDDED)[1]
+
+
+def vision_models(server: str) -> tuple[str, Sequence[Model]]:
+    """Return a server's title, to begin a sentence with, and its vision models."""
+    with closing(open_backend(find_server(server))) as backend:
+        models = [backend.show(model) for model in backend.list()]
+        return capital(backend.server.title), able(models, "vision")
 
 
 def _model(result: Result) -> str:

@@ -47,7 +47,7 @@ from ..llm.errors import Cancelled, LLMError
 from ..llm.servers import config_path, split_model
 from ..texts import presets
 from ..texts.instructions import PresetError
-from .progress import watching
+from .progress import TerminalWatcher, WatcherFactory, watching
 from .terminal import DESCRIBE, FILES_READ, TERMINAL, WRONG_ARGUMENTS, cancelled, failed, message
 
 if TYPE_CHECKING:
@@ -267,6 +267,8 @@ def run_on_files(
     kept: KeptAnswers | None = None,
     described: Callable[[int, Result], None] | None = None,
     finished: Callable[[int, Caption], None] | None = None,
+    stage_memory: memory.StageMemory | None = None,
+    make_watcher: WatcherFactory = TerminalWatcher,
 ) -> list[Caption]:
     """Run a job on image files, with progress on stderr.
 
@@ -276,13 +278,15 @@ def run_on_files(
         kept: answers of earlier runs.
         described: called with the index of each file that is described.
         finished: called with the index of each file when it is done, and its caption.
+        stage_memory: frees memory before and after each stage; None: a `StageMemory`.
+        make_watcher: makes what shows the progress.
     """
     models = [stage.model for stage in (job.vision, job.text) if stage]
     job = replace(job, vision=_without_server(job.vision))
     if job.text:
         job = replace(job, text=_without_server(job.text))
     with (
-        watching(described) as watcher,
+        watching(described, make_watcher) as watcher,
         open_backends(server, *models, cancelled=watcher.cancelled) as backends,
     ):
 
@@ -301,7 +305,7 @@ def run_on_files(
             [file_source(path) for path in paths],
             job,
             text_backend=backends[-1],
-            memory=memory.StageMemory(),
+            memory=stage_memory or memory.StageMemory(),
             watcher=watcher,
             kept=kept,
             finished=report,

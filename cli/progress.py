@@ -78,6 +78,11 @@ class TerminalWatcher(Watcher):
             self._bar = None
 
 
+WatcherFactory = Callable[
+    [threading.Event, "Callable[[int, Result], None] | None"], TerminalWatcher
+]
+
+
 @contextmanager
 def stop_on_ctrl_c() -> Iterator[threading.Event]:
     """Give an event that Ctrl-C sets, in place of an exception at any odd moment.
@@ -100,15 +105,16 @@ def stop_on_ctrl_c() -> Iterator[threading.Event]:
 
 @contextmanager
 def watching(
-    described: Callable[[int, Result], None] | None = None,
+    described: Callable[[int, Result], None] | None = None, make: WatcherFactory = TerminalWatcher
 ) -> Iterator[TerminalWatcher]:
     """Give a watcher that Ctrl-C stops; wait at the end for unloads in the background.
 
     Args:
         described: called with each result of the stage that describes, and its index.
+        make: makes the watcher.
     """
     with stop_on_ctrl_c() as stop:
-        watcher = TerminalWatcher(stop, described)
+        watcher = make(stop, described)
         try:
             yield watcher
         finally:

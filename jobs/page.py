@@ -52,7 +52,7 @@ _SEARCHED_BYTES = 6_000_000
 _MAX_TEXT_CHARS = 3_000
 _AT_A_TIME = 64
 
-_STYLE, _SCRIPT = (
+STYLE, _SCRIPT = (
     Path(__file__).with_name(f"page.{kind}").read_text("utf-8") for kind in ("css", "js")
 )
 _FLAGGED, _OTHERS = "flagged", "others"
@@ -96,22 +96,22 @@ class _Card:
     thumbnail: str = ""
 
     def html(self) -> str:
-        name = _html(self.item.id)
+        name = escaped(self.item.id)
         href = f' href="{escape(self.link)}"' if self.link else ""
-        marks = "".join(f"<li>{_html(one)}</li>" for one in self.marks)
+        marks = "".join(f"<li>{escaped(one)}</li>" for one in self.marks)
         return (
             f'<article class="card">{self.thumbnail or self.placeholder("No thumbnail")}<div>'
             f"<h3><a{href}><bdi>{name}</bdi></a></h3>"
-            f'{f"<ul>{marks}</ul>" if marks else ""}<p dir="auto">{_html(self.text)}</p></div>'
+            f'{f"<ul>{marks}</ul>" if marks else ""}<p dir="auto">{escaped(self.text)}</p></div>'
             "</article>\n"
         )
 
     def placeholder(self, says: str) -> str:
-        return f'<span class="none" role="img" aria-label="{_html(self.text)}">{says}</span>'
+        return f'<span class="none" role="img" aria-label="{escaped(self.text)}">{says}</span>'
 
     def image(self, jpeg: bytes) -> str:
         data = base64.b64encode(jpeg).decode("ascii")
-        return f'<img src="data:image/jpeg;base64,{data}" alt="{_html(self.text)}">'
+        return f'<img src="data:image/jpeg;base64,{data}" alt="{escaped(self.text)}">'
 
 
 def write_page(
@@ -269,7 +269,7 @@ def _thumbnail(card: _Card) -> bytes | None:
 def _head(folder: Path, counts: Mapping[str, Any], sentences: Mapping[str, str]) -> Iterator[str]:
     """Yield the beginning of the page: what the job is, and its counts."""
     about = read_fingerprint(folder)
-    name = _html(folder.absolute().name)
+    name = escaped(folder.absolute().name)
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode("ascii")
     # Nothing in a text can load or run anything, should it ever be taken for markup.
     policy = (
@@ -287,12 +287,12 @@ def _head(folder: Path, counts: Mapping[str, Any], sentences: Mapping[str, str])
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        f"<title>{name}: report</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{name}: report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<header>\n<h1><bdi>{name}</bdi></h1>\n<dl>"
     )
     for title, value in facts.items():
         if value:
-            yield f"<div><dt>{title}</dt><dd>{_html(str(value))}</dd></div>"
+            yield f"<div><dt>{title}</dt><dd>{escaped(str(value))}</dd></div>"
     yield '</dl>\n</header>\n<main>\n<dl class="numbers">'
     for title in ("images", DONE, FAILED, "left"):
         yield f"<div><dt>{title}</dt><dd>{counts[title]:,}</dd></div>"
@@ -312,10 +312,10 @@ def _table(title: str, counts: Mapping[str, int], says: Mapping[str, str]) -> st
         return ""
 
     def meaning(name: str) -> str:
-        return f'<td dir="auto">{_html(_short(says[name]))}</td>' if name in says else ""
+        return f'<td dir="auto">{escaped(_short(says[name]))}</td>' if name in says else ""
 
     lines = "".join(
-        f"<tr><td>{count:,}</td><th scope=row><bdi>{_html(name)}</bdi></th>{meaning(name)}</tr>\n"
+        f"<tr><td>{count:,}</td><th scope=row><bdi>{escaped(name)}</bdi></th>{meaning(name)}</tr>\n"
         for name, count in sorted(counts.items(), key=lambda one: (-one[1], one[0]))
     )
     return f"<table><caption>{title}</caption>\n{lines}</table>\n"
@@ -355,7 +355,8 @@ def _link(folder: Path, item: Item) -> str:
         return ""
 
 
-def _html(text: str) -> str:
+def escaped(text: str) -> str:
+    """Return a text as HTML, of characters that can be encoded."""
     return escape(whole_characters(text))
 
 
