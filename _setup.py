@@ -345,7 +345,7 @@ def refiner() -> Section:
         _check_file(section, model)
     elif not (named and model.is_dir()):
         _check_repo(section, named or DEFAULT_MODEL)
-    found = {folder: checkpoints_that_refine(folder.rglob("*")) for folder in _checkpoint_folders()}
+    found = comfyui_checkpoints()
     for folder, files in found.items():
         names = ", ".join(file.relative_to(folder).as_posix() for file in files)
         section.say(
@@ -358,6 +358,11 @@ def refiner() -> Section:
     if singles:
         _check_vocabulary(section, singles[0], needed=is_file)
     return section
+
+
+def comfyui_checkpoints() -> dict[Path, list[Path]]:
+    """Return the checkpoints that can refine, by ComfyUI's folders."""
+    return {folder: checkpoints_that_refine(folder.rglob("*")) for folder in _checkpoint_folders()}
 
 
 def checkpoints_that_refine(files: Iterable[Path]) -> list[Path]:

@@ -179,7 +179,35 @@ def _parser() -> argparse.ArgumentParser:
         "image", nargs="?", type=Path, metavar="IMAGE", help="your image (default: the example)"
     )
     _add_output(demo, "demo-output")
+    _add_prove(
+        add(
+            "prove",
+            _prove,
+            "run both halves over photographs, and write what they did here",
+            " Downloads SmolVLM and the SDXL refiner (6 GB) if they are missing, and writes "
+            "proof.json and a page. Exit code 1 if anything is missing.",
+        )
+    )
     return parser
+
+
+def _add_prove(prove: argparse.ArgumentParser) -> None:
+    prove.add_argument(
+        "photos",
+        nargs="*",
+        type=Path,
+        metavar="PHOTO",
+        help="your photographs, or folders of them (default: ten free ones, most of them from the "
+        "package scikit-image)",
+    )
+    _add_output(prove, "proof")
+    prove.add_argument("--overwrite", action="store_true", help="replace an earlier proof")
+    prove.add_argument(
+        "--no-download", action="store_true", help="use only what is on this machine"
+    )
+    _add_server(prove)
+    _add_models_of(prove)
+    _add_checkpoint(prove)
 
 
 def _add_describe(describe: argparse.ArgumentParser) -> None:
@@ -234,12 +262,7 @@ def _add_prompts(command: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="what to ask the vision model (default: a detailed description)",
     )
-    for name, does in (("vision", "describes"), ("text", "rewrites")):
-        command.add_argument(
-            f"--{name}-model",
-            metavar="NAME",
-            help=f"the model that {does} (default: one that is installed)",
-        )
+    _add_models_of(command)
     command.add_argument(
         "--seed", type=_at_least(0, int), default=0, metavar="N", help="random seed (default: 0)"
     )
@@ -256,6 +279,15 @@ def _add_prompts(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="keep the models loaded for N minutes (default: 0, unload after use)",
     )
+
+
+def _add_models_of(command: argparse.ArgumentParser) -> None:
+    for name, does in (("vision", "describes"), ("text", "rewrites")):
+        command.add_argument(
+            f"--{name}-model",
+            metavar="NAME",
+            help=f"the model that {does} (default: one that is installed)",
+        )
 
 
 def _add_batch(batch: argparse.ArgumentParser) -> None:
@@ -530,12 +562,7 @@ def _add_refine_splat(refine: argparse.ArgumentParser) -> None:
 def _add_refiner(
     refine: Any, strength: float = 0.3
 ) -> None:  # a parser or a group; their common class is private
-    refine.add_argument(
-        "--model",
-        metavar="NAME",
-        help="a .safetensors file, a diffusers folder or a Hugging Face id (default: "
-        "IMAGE_REFINERY_REFINER, else the SDXL refiner 1.0, a download of 6 GB)",
-    )
+    _add_checkpoint(refine)
     refine.add_argument(
         "--strength",
         type=float,
@@ -565,6 +592,15 @@ def _add_refiner(
         choices=MEMORY_MODES,
         default="auto",
         help="where the weights are kept, see docs/memory.md (default: auto)",
+    )
+
+
+def _add_checkpoint(command: Any) -> None:  # a parser or a group
+    command.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a .safetensors file, a diffusers folder or a Hugging Face id (default: "
+        "IMAGE_REFINERY_REFINER, else the SDXL refiner 1.0, a download of 6 GB)",
     )
 
 
@@ -688,3 +724,9 @@ def _demo(options: argparse.Namespace) -> int:
         return demo(options.image, options.output)
     except RefineCancelled:
         return cancelled()
+
+
+def _prove(options: argparse.Namespace) -> int:
+    from .prove import prove
+
+    return _with_refine_errors(lambda: prove(options))

@@ -55,7 +55,7 @@ def refine(options: argparse.Namespace) -> int:
         negative_prompt=options.negative_prompt,
         seed=options.seed,
     )
-    paths = _files(options.images)
+    paths = image_files(options.images)
     if not paths:
         return failed(NoImages(f"There is nothing to refine. {FILES_READ}"))
     if options.output.is_file():
@@ -226,7 +226,8 @@ def _same(path: Path) -> str:
     return os.path.normcase(path.resolve())
 
 
-def _files(named: Sequence[Path]) -> list[Path]:
+def image_files(named: Sequence[Path]) -> list[Path]:
+    """Return the files that were named, and the images in the folders that were."""
     return [path for one in named for path in (find_images(one) if one.is_dir() else [one])]
 
 

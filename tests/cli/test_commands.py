@@ -230,11 +230,11 @@ def test_no_command_prints_the_help(capsys: Any) -> None:
     assert main([]) == 2
     printed = capsys.readouterr()
     assert printed.err == "" and printed.out.startswith("usage: ")
-    for command in ("describe", "refine", "models", "doctor", "demo"):
+    for command in ("describe", "refine", "models", "doctor", "demo", "prove"):
         assert f"\n    {command} " in printed.out
 
 
-@pytest.mark.parametrize("command", ["", "describe", "refine", "models", "doctor", "demo"])
+@pytest.mark.parametrize("command", ["", "describe", "refine", "models", "doctor", "demo", "prove"])
 def test_help_fits_80_columns(command: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
