@@ -48,7 +48,7 @@ class Inputs:
         0.0,
         1.0,
         "How much to change each view. Views agree less the higher it is, and what they do not "
-        "agree on blurs.",
+        "agree on stays as it was.",
         optional=False,
     )
     views: int = host.number(

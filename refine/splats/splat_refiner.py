@@ -17,7 +17,7 @@ from ..settings import RefineSettings, settings_from
 from .cameras import Camera, even_sphere, frame
 from .colors import to_linear, to_srgb
 from .rasterizer import ViewWeights, view_weights
-from .solver import fit_colors
+from .solver import agreement, fit_colors
 from .splat import Splat
 
 MIN_COVERAGE = 0.5
@@ -73,8 +73,8 @@ class SplatRefiner:
         Args:
             splat: Views are rendered, and colors solved, on its device: CPU or CUDA.
             views: 1 to 256 cameras around the splat.
-            strength: See RefineSettings. Low values keep what the views agree on. With 0 the splat
-                itself comes back.
+            strength: See RefineSettings. Views agree less the higher it is. With 0 the splat itself
+                comes back.
             passes: 1 to 100; how often the colors are compared with all views. More follow the
                 views closer, also where they disagree.
             size: 64 to 2048; width and height of a view in pixels.
@@ -108,12 +108,14 @@ class SplatRefiner:
         steps = settings.steps * views
         with torch.no_grad():
 
-            def on_view(done: int) -> None:
+            def on_view(_: int = 0) -> None:
                 check()
                 report(Progress(stage="fit", done=steps, total=steps))
 
             targets = [_only_covered(image) for image in refined]
+            agreed = agreement(splat, rendered.getters(), targets, on_view)
             solved = fit_colors(splat, rendered.getters(), targets, passes, on_view)
+            solved = splat.with_changed_colors((solved.colors - splat.colors) * agreed)
         return RefinedSplat(
             solved, *([one.cpu().numpy() for one in some] for some in (images, refined))
         )

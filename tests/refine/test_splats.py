@@ -24,6 +24,7 @@ from image_refinery.refine.splats import (
     rasterizer,
     read_ply,
     ring,
+    solver,
     view_weights,
     write_ply,
 )
@@ -312,3 +313,37 @@ def test_what_no_view_shows_keeps_its_color_and_harmonics(draw_splat: Draw) -> N
     assert torch.equal(solved.sh[hidden], splat.sh[hidden])
     assert torch.equal(solved.sh[:, 1:], splat.sh[:, 1:])
     assert not torch.equal(solved.sh[:, 0], splat.sh[:, 0])
+
+
+def test_what_the_views_agree_on_is_kept_and_what_they_dispute_is_not(draw_splat: Draw) -> None:
+    splat = draw_splat(2000)
+    views = [view_weights(splat, one) for one in even_sphere(frame(splat), 6, 64)]
+    getters = [lambda view=view: view for view in views]
+    sees = torch.stack([view.gather(torch.ones(64, 64, 1))[:, 0] > 0.5 for view in views])
+    by_many = sees.sum(0) >= 3
+
+    def targets(colors: list[Tensor]) -> list[Tensor]:
+        images = [view.render(to_linear(one)) for view, one in zip(views, colors, strict=True)]
+        return [
+            torch.cat([to_srgb(image / view.coverage.clamp_min(1e-4)), view.coverage], -1)
+            for image, view in zip(images, views, strict=True)
+        ]
+
+    same = (splat.colors + 0.1).clamp(0, 1)
+    random = torch.Generator().manual_seed(0)
+    disputed = [
+        (splat.colors + 0.1 * torch.randn(splat.colors.shape, generator=random)).clamp(0, 1)
+        for _ in views
+    ]
+    agreed, disagreed, alone = (
+        solver.agreement(splat, some, given)
+        for some, given in (
+            (getters, targets([same] * 6)),
+            (getters, targets(disputed)),
+            (getters[:1], targets(disputed)[:1]),
+        )
+    )
+    assert agreed.shape == (2000, 1)
+    assert agreed[by_many].mean() > 0.8 > 0.3 > disagreed[by_many].mean()
+    assert alone[sees[0]].min() > 0.999, "one view agrees with itself"
+    assert all(one.min() >= 0 and one.max() <= 1 for one in (agreed, disagreed, alone))
