@@ -203,6 +203,7 @@ def repeat(case: Any, ollama: Any, runs: int) -> tuple[list[Figures], Counter[st
 def one_run(case: Any, chance: random.Random, management: Any) -> str:
     """Run a node once, like ComfyUI; return the kind of outcome."""
     from comfy_api.latest import io
+    from image_refinery.nodes.host import BadInput
 
     inputs = dict(case.usual(chance))
     lot = chance.random()
@@ -215,6 +216,8 @@ def one_run(case: Any, chance: random.Random, management: Any) -> str:
         timer.start()
     if chance.random() < 0.1:
         case.node.define_schema()  # as when the page loads, or the user presses R
+    if case.node.GET_SCHEMA().is_input_list:
+        inputs = {id: one if isinstance(one, list) else [one] for id, one in inputs.items()}
     clone = case.node.stub_clone({io.Hidden.unique_id: "1"})
     try:
         if hasattr(clone, "fingerprint_inputs"):
@@ -226,7 +229,7 @@ def one_run(case: Any, chance: random.Random, management: Any) -> str:
         return "error message" if failed or FAILED_IN_REPORT.search(shown) else "answer"
     except management.InterruptProcessingException:
         return "cancel"
-    except case.raises:
+    except (BadInput, *case.raises):
         return "exception"
     finally:
         if timer is not None:
@@ -374,7 +377,10 @@ def main() -> int:
         PAGE.write_text(page(soaked, options.runs), encoding="utf-8")
     problems = {name: found for name, one in soaked.items() if (found := grew(one.series))}
     print(f"grew: {problems}" if problems else "nothing grew")
-    return 1 if problems else 0
+    silent = [name for name, one in soaked.items() if one.seen["answer"] < options.runs / 4]
+    if silent:
+        print(f"answered in less than a quarter of their runs: {', '.join(silent)}")
+    return 1 if problems or silent else 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +36,7 @@ from image_refinery.nodes.check_setup import CheckSetup
 from image_refinery.nodes.describe_tiles import DescribeTiles
 from image_refinery.nodes.display_anything import DisplayAnything
 from image_refinery.nodes.free_memory import FreeMemory
-from image_refinery.nodes.host import BadInput, config_file
+from image_refinery.nodes.host import config_file
 from image_refinery.nodes.host.kept import free_refiner
 from image_refinery.nodes.llm_describe import LLMDescribe
 from image_refinery.nodes.llm_image_refine import LLMImageRefine
@@ -265,8 +265,7 @@ def describe_tiles(ollama: Any) -> Case:
         ),
         "a missing model": always(vision_model=["gone"]),
     }
-    case = llm_case(ollama, DescribeTiles, usual, **image_faults(), **wrong)
-    return replace(case, raises=(LLMError, BadInput))
+    return llm_case(ollama, DescribeTiles, usual, **image_faults(), **wrong)
 
 
 def check_setup(ollama: Any) -> Case:
@@ -531,7 +530,7 @@ def refine_splat(_: Any) -> Case:
         RefineSplat,
         usual,
         faults,
-        raises=(RefineError, BadInput),
+        raises=(RefineError,),
         cancel_s=0.3,
         after=after,
         rest=free_refiner,
