@@ -142,6 +142,7 @@ def test_a_saved_workflow_holds_no_text_of_another_run(page: Any, comfyui: Any) 
 
 def test_a_run_is_no_undo_step_and_an_undo_keeps_its_text(page: Any, comfyui: Any) -> None:
     picture = comfyui.save_input(Image.new("RGB", (80, 64), "olive"))
+    page.wait_for_function("!!app.extensionManager.workflow.activeWorkflow")
     load, show, _ = page.evaluate(BUILD_GRAPH, picture)
     steps = page.evaluate(UNDO_STEPS)
     run(page, comfyui)
