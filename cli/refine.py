@@ -24,6 +24,7 @@ from ..files import (
     open_image,
     with_8_bits,
 )
+from ..jobs.whole import draft_of
 from ..refine import ImageError, ImageRefiner, NotFiniteError, RefineCancelled, RefineSettings
 from ..refine.pixels import read_mask
 from ..refine.saving import save_refined
@@ -199,8 +200,8 @@ def refine_one(
 
 def save(image: Image.Image, file: Path, settings: RefineSettings, model: str) -> None:
     """Write a PNG that holds the settings in a text chunk, and the image's color profile."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_refined(image, file, settings, model)
+    with draft_of(file) as draft:  # a killed run leaves no half file for --skip-existing
+        save_refined(image, draft, settings, model)
 
 
 def target_files(paths: Sequence[Path], folder: Path) -> list[Path]:

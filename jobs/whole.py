@@ -38,7 +38,8 @@ def draft_of(file: Path) -> Iterator[Path]:
         yield draft
         os.replace(draft, file)
     except OSError as error:
-        if error.filename in (None, str(draft)):  # a full disk, or a folder without permission
+        # A full disk, or a folder without permission; Pillow's own errors have no number.
+        if error.errno is not None and error.filename in (None, str(draft)):
             error.filename = str(file)
         raise
     finally:

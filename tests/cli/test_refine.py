@@ -125,6 +125,23 @@ def test_a_file_that_pillow_cannot_write_says_why(
     assert "cannot be written (encoder error -2 when writing" in capsys.readouterr().err
 
 
+def test_a_result_that_is_half_written_is_under_no_name_of_a_result(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Else a later run with --skip-existing would take what a killed one has left for a result."""
+    target = Path("refined", "a photo-refined.png")
+
+    def write_half(image: Image.Image, file: Path, *_: Any, **__: Any) -> None:
+        Path(file).write_bytes(b"half")
+        assert not target.exists()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", write_half)
+    assert main(["refine", str(photo), "--strength", "0"]) == 1
+    assert f"{target} cannot be written (No space left on device)" in capsys.readouterr().err
+    assert list(Path("refined").iterdir()) == []
+
+
 def test_a_folder_is_its_pictures(photo: Path, capsys: Any) -> None:
     (photo.parent / "notes.txt").write_text("no picture")
     assert main(["refine", ".", "--steps", "4"]) == 0
