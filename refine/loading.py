@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from .tokenizer_files import find_tokenizer_files, has_tokenizer_files
 
 _CONFIGS = Path(__file__).parent / "configs"
 _MAX_OVERRIDE_BYTES = 10_000_000  # JSON and vocabulary files are far smaller, weights far larger
+_SCRATCH = "image-refinery-checkpoint-"
+_LEFT_AFTER_S = 86400.0  # no load takes a day
 
 
 def load_components(
@@ -83,8 +86,9 @@ def merge_configs(
 
 
 def _load_file(info: CheckpointInfo, vocabulary: Path | None) -> Components:
+    _remove_leftovers()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="image-refinery-")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_SCRATCH)))
         _write_description(info, folder, vocabulary)
         stack.enter_context(_quiet())
         description = info.path.with_suffix("")
@@ -99,6 +103,14 @@ def _load_file(info: CheckpointInfo, vocabulary: Path | None) -> Components:
             **_tokenizers(folder),
         )
         return _take_components(pipeline, str(info.path), info.advice)
+
+
+def _remove_leftovers() -> None:
+    """Remove the temporary folders of processes that were killed while they loaded a file."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        with suppress(OSError):  # somebody else's
+            if time.time() - folder.stat().st_mtime > _LEFT_AFTER_S:
+                shutil.rmtree(folder)
 
 
 def _write_description(info: CheckpointInfo, folder: Path, vocabulary: Path | None) -> None:

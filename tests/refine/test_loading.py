@@ -1,9 +1,12 @@
 """Files, folders and hub ids: local ones load with no network, wrong ones say what they are."""
 
 import json
+import os
 import shutil
 import struct
 import sys
+import tempfile
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,6 +51,19 @@ def test_a_file_loads_with_no_network(tiny_file: Path, no_network: list) -> None
     refined = ImageRefiner("cpu", model=tiny_file).refine(Image.new("RGB", (64, 64)), **SMALL)
     assert refined.size == (64, 64)
     assert no_network == []
+
+
+def test_a_load_removes_what_killed_processes_have_left(
+    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    long_ago = time.time() - 2 * 86400
+    kept = ["image-refinery-checkpoint-new", "image-refinery-0.2.0"]  # the latter may be anything
+    for name in ("image-refinery-checkpoint-old", *kept):
+        (tmp_path / name / "tokenizer").mkdir(parents=True)
+        os.utime(tmp_path / name, (time.time(),) * 2 if name == kept[0] else (long_ago,) * 2)
+    load_components(tiny_file)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(kept)
 
 
 def test_a_folder_loads_with_no_network_and_gives_the_same_picture(
