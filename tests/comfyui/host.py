@@ -393,6 +393,13 @@ class ComfyHost:
             self._log.close()
             self._log = None
 
+    def kill(self) -> None:
+        """End the server as a system does that is out of memory."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self.stop()
+
     def restart(self, **env: str) -> None:
         """Stop and start with the same folders, and these variables changed."""
         self.stop()
