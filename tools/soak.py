@@ -54,8 +54,10 @@ LEFT_OUT = {
     "Refine with Model": "it needs ComfyUI's own sampler and models, which run in ComfyUI only",
 }
 """Nodes without a case, and the reasons."""
-FAILED_IN_REPORT = re.compile(r"^\d+ failed \(|^Problems:\n(?!  none)", re.MULTILINE)
-"""In the reports of the nodes that work on a folder, and of Check Setup."""
+FAILED_IN_REPORT = re.compile(
+    r"^\d+ failed \(|^Problems:\n(?!  none)|\(R\d{3}\)( |$)", re.MULTILINE
+)
+"""In reports on folders, in that of Check Setup, and in Free Memory's line."""
 FIGURES = {
     "memory_mb": ("memory (RSS), MB", 10.0),
     "blocks": ("Python's memory blocks", 1000),
