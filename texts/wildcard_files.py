@@ -67,6 +67,7 @@ class WildcardFiles:
         self._folders: list[_Folder] | None = None
         self._names: dict[Callable[[str], str], list[tuple[str, Source]]] = {}
         self._lines: dict[Path, tuple[Line, ...]] = {}
+        self._lines_by_name: dict[str, tuple[Line, ...]] = {}
 
     def names(self) -> list[str]:
         """Return all names, sorted."""
@@ -92,7 +93,10 @@ class WildcardFiles:
         Raises:
             OSError: a file cannot be read.
         """
-        return tuple(line for source in self._find(name) for line in self._read(source))
+        if name not in self._lines_by_name:  # each of many texts looks up the same names
+            lines = tuple(line for source in self._find(name) for line in self._read(source))
+            self._lines_by_name[name] = lines
+        return self._lines_by_name[name]
 
     def _find(self, name: str) -> Sequence[Source]:
         wanted = name.replace("\\", "/").lower()
