@@ -1,6 +1,6 @@
 """Jobs of `image-refinery batch`: how servers share images, swaps, memory, and a million rows.
 
-    python dev.py bench jobs [--images N] [--rows N] [--kills N] [--only PART ...]
+    python dev.py bench jobs [--images N] [--rows N] [--files N] [--kills N] [--only PART ...]
 
 The command line runs in separate processes against simulated servers (`_simulated_ollama.py`),
 which sleep for as long as a model would work. Parts:
@@ -9,11 +9,17 @@ which sleep for as long as a model would work. Parts:
     swaps       a caption job of two models: the time that loads take, with learned chunks
     memory      many images on one server: the resident size of the process as they go by
     rows        rows of a null task: plan, continue and end a job without any image or server
+    files       empty files in folders of 1,000: finding them as a job does, beside Path.rglob
     ray         the same servers without Ray and with it (needs ray; not part of a plain run)
     kills       SIGKILL to the command or to a server at random moments, until all images are done:
                 what was lost, and what was asked twice
 
-Prints tables; writes bench-output/jobs.json. Fails where a target is missed.
+Prints tables; writes bench-output/jobs.json. Fails where a target is missed. Not in two minutes:
+
+    python dev.py bench jobs --only memory rows files kills ray --images 10000 --rows 1000000
+        --files 1000000 --kills 100
+
+`python tools/performance_page.py --long jobs` puts that run beside the usual one.
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import cycle, product
+from itertools import cycle, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +46,19 @@ from PIL import Image
 SPEEDUPS = {2: 1.95, 4: 3.8}
 SLOWER = 3.0
 MAX_SWAP_SHARE = 0.02
-LEARNING_LOADS = 4
-"""Two models, and two chunks by whose times the size of the others is found."""
+SWAP_LOAD_S, SWAP_ANSWER_S, SWAP_IMAGES = 0.15, 0.03, 400
+LEARNING_CHUNKS = 2
+"""By their times the size of the others is found."""
+SWAP_PAUSE_S = 0.5
+"""Less than the descriptions of the smallest chunk after the first take."""
 MAX_GROWTH_BYTES = 30_000_000
 """Of the process from a fifth of the images to the end: places of rows, and the answers' cache."""
 
-ANSWER_S = 0.25
-PARTS = ("throughput", "swaps", "memory", "rows", "kills")
+ANSWER_S, IMAGES_FOR_ONE = 0.2, 50
+PARTS = ("throughput", "swaps", "memory", "rows", "files", "kills")
+FOLDER_FILES, OURS = 1000, "find_items"
+MAX_TIMES_PER_FILE = 2.0
+"""How much longer a file may take among all than among a quarter of them."""
 RAY = "ray"
 MAX_RAY_OVERHEAD = 0.05
 RAY_IMAGES, RAY_ANSWER_S, RAY_PARALLEL = 2000, 0.5, 8
@@ -164,7 +176,7 @@ def throughput(images_for_one: int) -> list[dict[str, Any]]:
 
 def swaps(count: int) -> dict[str, Any]:
     """Measure a job of two models: how long loads take, and how often."""
-    load_s, answer_s = 0.5, 0.02
+    load_s, answer_s = SWAP_LOAD_S, SWAP_ANSWER_S
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         images = make_images(folder / "images", count)
@@ -173,6 +185,9 @@ def swaps(count: int) -> dict[str, Any]:
             process = start(images, folder, *words, "--instructions", "Shorten it.")
             rows = finished(process, folder, count)
             loads = sum(named["s0"].counts()["loads"].values())
+    chunks = chunks_of([row["at"] for row in rows])
+    learned = chunks[LEARNING_CHUNKS:-1] or chunks[LEARNING_CHUNKS:]
+    seconds = sum(seconds for _, seconds in learned)
     taken = seconds_of(rows, answer_s)
     return {
         "images": count,
@@ -180,9 +195,27 @@ def swaps(count: int) -> dict[str, Any]:
         "answer_s": answer_s,
         "loads": loads,
         "seconds": taken,
+        "chunks": [size for size, _ in chunks],
         "share": load_s * loads / taken,
-        "share_after_learning": load_s * max(0, loads - LEARNING_LOADS) / taken,
+        "share_after_learning": 2 * load_s * len(learned) / seconds if seconds else 1.0,
     }
+
+
+def chunks_of(times: Sequence[float]) -> list[tuple[int, float]]:
+    """Return the images of each chunk, and its seconds, by when the rows were written.
+
+    The rows of a chunk come one after another, when its descriptions have been rewritten. Before
+    that there are none for some seconds. The seconds of the first chunk are not known: 0.
+
+    >>> chunks_of([10.0, 10.1, 13.0, 13.1, 13.2])
+    [(2, 0.0), (3, 3.1)]
+    """
+    ends = [at for at in range(1, len(times)) if times[at] - times[at - 1] > SWAP_PAUSE_S]
+    places = [0, *ends, len(times)]
+    return [
+        (end - begin, round(times[end - 1] - times[begin - 1], 3) if begin else 0.0)
+        for begin, end in pairwise(places)
+    ]
 
 
 def over_ray(count: int) -> dict[str, Any]:
@@ -314,6 +347,48 @@ def null_rows(count: int) -> list[dict[str, Any]]:
     if steps[-1]["step"] != "the reports":
         raise RuntimeError("the second run did not end")
     return steps
+
+
+FIND = """
+import importlib.util, json, sys, time
+from pathlib import Path
+root, folder, way = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+spec = importlib.util.spec_from_file_location(
+    "image_refinery", root / "__init__.py", submodule_search_locations=[str(root)])
+package = sys.modules["image_refinery"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+from image_refinery.jobs import find_items
+sys.path.append(str(root / "benchmarks"))
+from _measure import peak_ram_bytes
+before, began = peak_ram_bytes(), time.monotonic()
+if way == "find_items":
+    found = find_items([folder], recursive=True)
+else:
+    found = sorted(path for path in folder.rglob("*.png") if path.is_file())
+seconds, more = time.monotonic() - began, peak_ram_bytes() - before
+print(json.dumps({"files": len(found), "seconds": seconds, "more_bytes": more}))
+"""
+
+
+def listing(most: int) -> list[dict[str, Any]]:
+    """Find the files of growing folders, by the pack and by pathlib, each in a process."""
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for count in (most // 16, most // 4, most):
+            folder = Path(temporary, str(count))
+            for number in range(count):
+                if number % FOLDER_FILES == 0:
+                    inner = folder / f"{number // FOLDER_FILES:04}"
+                    inner.mkdir(parents=True)
+                os.close(os.open(f"{inner}/{number:07}.png", os.O_CREAT | os.O_WRONLY))
+            for way in (OURS, "Path.rglob"):
+                command = [sys.executable, "-c", FIND, str(ROOT), str(folder), way]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                row = {"way": way, **json.loads(done.stdout)}
+                if row["files"] != count:
+                    raise RuntimeError(f"{way} found {row['files']} of {count} files")
+                found.append(row)
+    return found
 
 
 def kills(of_commands: int, of_servers: int, seed: int) -> list[dict[str, Any]]:
@@ -468,6 +543,11 @@ def missed(result: Mapping[str, Any]) -> list[str]:
     if "swaps" in result and result["swaps"]["share_after_learning"] > MAX_SWAP_SHARE:
         share = result["swaps"]["share_after_learning"]
         sentences.append(f"swaps take {share:.1%} of the time, not {MAX_SWAP_SHARE:.0%}")
+    if "files" in result:
+        each = [row["seconds"] / row["files"] for row in result["files"] if row["way"] == OURS]
+        times, last = each[-1] / each[-2], result["files"][-1]
+        if times > MAX_TIMES_PER_FILE:
+            sentences.append(f"a file takes {times:.1f} times as long among {last['files']:,}")
     if "memory" in result:
         grown, lost = result["memory"]["growth_bytes"], result["memory"]["lost"]
         if grown > MAX_GROWTH_BYTES:
@@ -504,9 +584,9 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         one = result["swaps"]
         parts.append(
             f"Two models, {one['images']} images, a load of {one['load_s']} s and answers of "
-            f"{one['answer_s']} s: {one['loads']} loads, {one['share']:.1%} of {one['seconds']:.0f}"
-            f" s, {one['share_after_learning']:.1%} without the "
-            f"{one['load_s'] * LEARNING_LOADS:.0f} s of the two learning chunks."
+            f"{one['answer_s']} s: chunks of {', '.join(map(str, one['chunks']))}. Loads take "
+            f"{one['share']:.1%} of {one['seconds']:.0f} s, and {one['share_after_learning']:.1%} "
+            "of the whole chunks after the first two, by which the size is learned."
         )
     if "ray" in result:
         one = result["ray"]
@@ -535,6 +615,18 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         ]
         parts.append(f"{result['rows'][0]['rows']:,} rows without images, killed at 90 %:")
         parts.append(table(["run", "step", "s", "processor, s", "peak MB"], rows))
+    if "files" in result:
+        rows = [
+            [
+                f"{row['files']:,}",
+                row["way"],
+                f"{row['seconds']:.2f}",
+                f"{row['seconds'] / row['files'] * 1e6:.1f}",
+                f"{row['more_bytes'] / 1e6:.0f}",
+            ]
+            for row in result["files"]
+        ]
+        parts.append(table(["files", "listed by", "s", "us per file", "MB more"], rows))
     if "kills" in result:
         rows = [
             [
@@ -556,10 +648,14 @@ def to_markdown(result: Mapping[str, Any]) -> str:
 def main() -> int:
     """Measure, print and write; return 1 if a target is missed."""
     parser = argparse.ArgumentParser(description="Jobs over many images and several servers.")
-    parser.add_argument("--images", type=int, default=2000, help="images of the part memory")
+    parser.add_argument("--images", type=int, default=1000, help="images of the part memory")
     parser.add_argument("--rows", type=int, default=100_000, help="rows of the part rows")
+    parser.add_argument("--files", type=int, default=64_000, help="files of the part files")
     parser.add_argument(
-        "--kills", type=int, default=8, help="of the command; a fifth as many of a server"
+        "--swap-images", type=int, default=SWAP_IMAGES, help="images of the part swaps"
+    )
+    parser.add_argument(
+        "--kills", type=int, default=3, help="of the command; a fifth as many of a server"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills")
     parser.add_argument("--only", nargs="+", choices=(*PARTS, RAY), default=list(PARTS))
@@ -567,15 +663,17 @@ def main() -> int:
     args = parser.parse_args()
     result: dict[str, Any] = {"machine": describe_machine()}
     if "throughput" in args.only:
-        result["throughput"] = throughput(100)
+        result["throughput"] = throughput(IMAGES_FOR_ONE)
     if "swaps" in args.only:
-        result["swaps"] = swaps(4000)
+        result["swaps"] = swaps(args.swap_images)
     if RAY in args.only:
         result[RAY] = over_ray(RAY_IMAGES)
     if "memory" in args.only:
         result["memory"] = memory(args.images)
     if "rows" in args.only:
         result["rows"] = null_rows(args.rows)
+    if "files" in args.only:
+        result["files"] = listing(args.files)
     if "kills" in args.only:
         result["kills"] = kills(args.kills, max(1, args.kills // 5), args.seed)
     write(args.output, result)
