@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import json
 import os
@@ -31,7 +32,9 @@ def stub_comfyui() -> None:
 
 
 def write(file: Path, result: dict[str, Any]) -> None:
-    """Write a result as JSON."""
+    """Write a result as JSON, with the date and the machine's load average of five minutes."""
+    load = os.getloadavg()[1] if hasattr(os, "getloadavg") else None
+    result = {"date": datetime.date.today().isoformat(), "load_average": load, **result}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
 
@@ -45,6 +48,22 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def peak_ram_bytes() -> int:
+    """Return the peak memory of this process so far, including pages of mapped files."""
+    if sys.platform == "linux":
+        # Not getrusage: it starts with the high-water mark of the process that started this one.
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+        [peak] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+        return int(peak) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
 
 
 class Simulated:

@@ -110,22 +110,6 @@ def silence_libraries() -> None:
         library.disable_progress_bar()
 
 
-def peak_ram_bytes() -> int:
-    """Return the peak memory of this process so far, including pages of mapped files."""
-    if sys.platform == "linux":
-        # Not getrusage: it starts with the high-water mark of the process that started this one.
-        lines = Path("/proc/self/status").read_text("ascii").splitlines()
-        [peak] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-        return int(peak) * 1024
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
-
-
 def own_ram_bytes() -> int | None:
     """Return this process's memory without pages of files; None where the system does not say."""
     if sys.platform != "linux":

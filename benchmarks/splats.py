@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import OUTPUT, ROOT, describe_machine, from_tests, table, write
+from _measure import OUTPUT, ROOT, describe_machine, from_tests, peak_ram_bytes, table, write
 from image_refinery.refine.splats import (
     even_sphere,
     fit_colors,
@@ -44,16 +43,11 @@ WANTED_DB, WANTED_S = 35.0, 30.0
 PALE = 0.55
 
 
-def peak_mb() -> float:
-    """Return the most memory (RSS) that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def render(count: int, threads: int) -> dict[str, Any]:
     """Return the seconds of one view, and the peak of a separate process."""
     torch.set_num_threads(threads)
     splat = from_tests("drawn_splats.py").sphere(count)
-    before = peak_mb()
+    before = peak_ram_bytes()
     begun = time.perf_counter()
     weights = view_weights(splat, orbit_camera(frame(splat), 0.0, 0.0, RENDER_PX))
     middle = time.perf_counter()
@@ -63,7 +57,7 @@ def render(count: int, threads: int) -> dict[str, Any]:
         "weights_s": middle - begun,
         "image_s": time.perf_counter() - middle,
         "entries": len(weights.rows.values),
-        "more_mb": peak_mb() - before,
+        "more_mb": (peak_ram_bytes() - before) / 1e6,
     }
 
 
@@ -89,7 +83,7 @@ def fit(count: int, threads: int) -> dict[str, Any]:
         "after_db": drawn.psnr(solved, true, held_out),
         "weights_s": middle - begun,
         "fit_s": end - middle,
-        "peak_mb": peak_mb(),
+        "peak_mb": peak_ram_bytes() / 1e6,
     }
 
 
