@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -208,7 +209,12 @@ def bench(extra: list[str]) -> int:
         # What cannot be measured here writes nothing, and an older result must not stand for it.
         for old in (ROOT / "bench-output").glob("*.json"):
             old.unlink()
-    return max([run(PYTHON, path, *extra) for path in chosen], default=0)
+    codes: list[int] = []
+    for path in chosen:
+        begun = time.monotonic()
+        codes.append(run(PYTHON, path, *extra))
+        say(f"{path.stem}: {time.monotonic() - begun:.0f} s")
+    return max(codes, default=0)
 
 
 COMMANDS = {"setup": setup, "demo": demo, "test": test, "check": check, "bench": bench}

@@ -17,7 +17,8 @@ counted on the architecture; traffic: what all other operations than matrix prod
 and attention read and write; rate: a matrix product on this machine in the UNet's type; weights:
 the bytes that the mode moves to the device for one image. share: floor / warm.
 
-Without CUDA the benchmark uses the tiny refiner instead of the true one, and does not measure VRAM.
+Without CUDA the benchmark uses the tiny refiner instead of the true one, does not measure VRAM, and
+compares fewer ways, unless --modes names them: there, all modes do the same.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ WAYS = {
     "model_offload": "diffusers, enable_model_cpu_offload",
     "comfyui": "ComfyUI's own nodes",
 }
+WAYS_OF_A_CPU = ("auto", "plain")
 DIFFUSERS_PIPELINE = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img"
 NEEDED_BYTES = 7 * 10**9
 TRUE_SIZE = "true size, random"
@@ -509,7 +511,7 @@ def run(args: argparse.Namespace) -> Figures:
     with checkpoint_of("full" if full else "tiny") as checkpoint:
         build_s = time.perf_counter() - begun
         work = count_work(checkpoint.with_suffix(""), side, evaluations)
-        for way in args.modes:
+        for way in args.modes or (WAYS if rates["cuda"] else WAYS_OF_A_CPU):
             python = python_for(way, cuda=rates["cuda"], full=full)
             if isinstance(python, str):
                 print(f"{WAYS[way]}: {python}", file=sys.stderr, flush=True)
@@ -612,7 +614,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--side", type=whole_side, help="pixels (1024; on a CPU 256)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--modes", type=ways, default=list(WAYS), help=",".join(WAYS))
+    parser.add_argument("--modes", type=ways, help=",".join(WAYS))
     parser.add_argument("--size", choices=("full", "tiny"), help="full with CUDA, else tiny")
     parser.add_argument("--json", type=Path, default=OUTPUT / "gpu.json")
     parser.add_argument("--worker", choices=("rates", *WAYS), help=argparse.SUPPRESS)

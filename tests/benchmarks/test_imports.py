@@ -23,7 +23,6 @@ def imports(monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "IMPORT_TIME_RUNS", 1)
     return module
 
 
