@@ -376,11 +376,11 @@ def listing(most: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as temporary:
         for count in (most // 16, most // 4, most):
             folder = Path(temporary, str(count))
-            for number in range(count):
-                if number % FOLDER_FILES == 0:
-                    inner = folder / f"{number // FOLDER_FILES:04}"
-                    inner.mkdir(parents=True)
-                os.close(os.open(f"{inner}/{number:07}.png", os.O_CREAT | os.O_WRONLY))
+            for begin in range(0, count, FOLDER_FILES):
+                inner = folder / f"{begin:07}"
+                inner.mkdir(parents=True)
+                for number in range(begin, min(begin + FOLDER_FILES, count)):
+                    os.close(os.open(f"{inner}/{number:07}.png", os.O_CREAT | os.O_WRONLY))
             for way in (OURS, "Path.rglob"):
                 command = [sys.executable, "-c", FIND, str(ROOT), str(folder), way]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
