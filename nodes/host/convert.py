@@ -41,7 +41,7 @@ def pixels(image: torch.Tensor) -> Callable[[], NDArray[np.uint8]]:
         values = image[0].detach().to(device="cpu", dtype=torch.float32).numpy()
         result = np.empty(values.shape, np.uint8)
         # Some rows at a time, in memory that stays in the processor's cache: four times faster at
-        # 2048 px than whole copies of the image for each step (docs/quality/performance.md).
+        # 2048 px than whole copies of the image for each step (docs/quality/performance-tables.md).
         rows = max(1, BAND_VALUES * len(values) // max(1, values.size))
         scratch = np.empty((rows, *values.shape[1:]), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # such values are replaced below

@@ -61,3 +61,37 @@ def test_the_page_wants_all_results_but_that_of_comfyui(
     (checkout / "bench-output" / "client.json").unlink()
     with pytest.raises(SystemExit, match="has no client: run"):
         tool.last_run()
+
+
+def test_a_target_says_what_was_measured_and_what_is_missed() -> None:
+    tool = loaded("tools/performance_page.py")
+    rows = [
+        {"way": "engine", "at_a_time": 1, "share": 0.99},
+        {"way": "engine", "at_a_time": 4, "share": 0.46},
+        {"way": "llama.cpp server", "at_a_time": 4, "share": 1.0},
+    ]
+    assert tool.said(tool._engine, {"engine": {"rows": rows}}) == "99% at 1, **missed: 46% at 4**"
+    assert tool.said(tool._engine, {}) == "not measured: no engine"
+
+
+def test_every_page_has_the_marks_that_the_tool_fills() -> None:
+    tool = loaded("tools/performance_page.py")
+    tables = tool.TABLES.read_text("utf-8")
+    for name in [*(file.stem for file in (ROOT / "benchmarks").glob("[a-z]*.py")), "jobs-long"]:
+        assert f"\n\nnew\n\n<!-- /{name} -->" in tool.replaced(tables, name, "new")
+    assert "\n\nnew\n\n<!-- /targets -->" in tool.replaced(
+        tool.PAGE.read_text("utf-8"), "targets", "new"
+    )
+    with pytest.raises(ValueError, match="exactly one pair of marks for cats"):
+        tool.replaced(tables, "cats", "new")
+
+
+def test_both_pages_stay_what_they_are() -> None:
+    """Two pages of text to read, and no table but that of the targets among it."""
+    tool = loaded("tools/performance_page.py")
+    lines = tool.PAGE.read_text("utf-8").splitlines()
+    assert len(lines) <= 125
+    assert sum(line.startswith("| --- ") for line in lines) == 1
+    shown = "\n".join(lines)
+    for name in ("start", *tool.PLOTS):
+        assert f"(images/performance-{name}.png)" in shown
