@@ -71,7 +71,7 @@ def old_checkout(old: str, folder: Path) -> Path | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     with tarfile.open(fileobj=io.BytesIO(packed)) as files:
-        files.extractall(folder)
+        files.extractall(folder, filter="data")
     return folder
 
 

@@ -421,7 +421,7 @@ def test_all_can_be_removed(answers: KeptAnswers) -> None:
 def test_no_prompt_and_no_image_is_in_the_file(server: FaultyOllama, answers: KeptAnswers) -> None:
     refine(server, answers, job("A very private instruction."))
     answers.close()
-    with sqlite3.connect(answers.path) as connection:
+    with closing(sqlite3.connect(answers.path)) as connection:
         rows = connection.execute("SELECT key, answer FROM answers").fetchall()
     assert len(rows) == 6 and all(len(key) == 32 for key, _ in rows)
     assert not any("private" in text or server.url in text for _, text in rows)
