@@ -169,6 +169,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.kill()
             self._process.wait()
+        for reader in self._readers:
+            reader.join()
         return f"llama.cpp has stopped: {self._reason()}"
 
     @property
