@@ -52,13 +52,15 @@ def fit_colors(
     """
     before = to_linear(splat.colors.clamp(0, 1))
     light = before.clone()
+    areas = light.new_zeros(len(light), 1)
     done = 0
-    for _ in range(passes):
-        change, areas = torch.zeros_like(light), light.new_zeros(len(light), 1)
+    for number in range(passes):
+        change = torch.zeros_like(light)
         for view, target in zip(views, targets, strict=True):
-            area, wanted = _step(view(), light, target.to(light.device, light.dtype))
-            change += wanted
-            areas += area
+            weights, target = view(), target.to(light.device, light.dtype)
+            change += _change(weights, light, target)
+            if number == 0:  # the same in each pass
+                areas += weights.gather(target[..., 3:])
             done += 1
             on_view(done)
         light = (light + RELAXATION * change / (areas + DAMPING)).clamp_(0, 1)
@@ -86,7 +88,8 @@ def agreement(
     g, gg, ag = (torch.zeros_like(light) for _ in range(3))
     a, aa = (light.new_zeros(len(light), 1) for _ in range(2))
     for view, target in zip(views, targets, strict=True):
-        area, change = _step(view(), light, target.to(light.device, light.dtype))
+        weights, target = view(), target.to(light.device, light.dtype)
+        area, change = weights.gather(target[..., 3:]), _change(weights, light, target)
         g, gg, ag = g + change, gg + change.square(), ag + area * change
         a, aa = a + area, aa + area.square()
         on_view()
@@ -96,8 +99,7 @@ def agreement(
     return (1 - DOUBT * error / mean.square().sum(-1, keepdim=True).clamp_min(1e-12)).clamp(0, 1)
 
 
-def _step(weights: ViewWeights, light: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each Gaussian's area in a view (N, 1), and what the target adds there (N, 3)."""
-    counts = target[..., 3:]
+def _change(weights: ViewWeights, light: Tensor, target: Tensor) -> Tensor:
+    """Return what a view's target adds to each Gaussian, times its area there: (N, 3)."""
     wanted = to_linear(target[..., :3]) * weights.coverage
-    return weights.gather(counts), weights.gather((wanted - weights.render(light)) * counts)
+    return weights.gather((wanted - weights.render(light)) * target[..., 3:])
