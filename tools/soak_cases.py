@@ -433,16 +433,29 @@ def refiner_faults() -> tuple[dict[str, Make], Callable[[], None], Callable[[], 
     return faults, after, lost.blocks
 
 
+def refiner_case(node: Any, usual: Make, faults: dict[str, Make]) -> Case:
+    """Return the case of a node that refines by itself, with the faults of every refiner."""
+    common, after, not_ours = refiner_faults()
+    return Case(
+        node,
+        usual,
+        {**common, **faults},
+        raises=(RefineError,),
+        cancel_s=0.3,
+        after=after,
+        rest=free_refiner,
+        not_ours=not_ours,
+    )
+
+
 def sdxl_refiner(_: Any) -> Case:
     """SDXL Refiner with the tiny refiner."""
-    common, after, not_ours = refiner_faults()
 
     def usual(chance: random.Random) -> Inputs:
         given = {"on_error": [chance.choice(ON_ERROR)], "unload_after": [chance.random() < 0.5]}
         return {**refiner_inputs(chance), **given}
 
     faults = {
-        **common,
         **image_faults(),
         "settings out of range": any_of(
             {"strength": [1.5]},
@@ -455,16 +468,7 @@ def sdxl_refiner(_: Any) -> Case:
             {"prompt": ["a", "b", "c"]}, {"mask": [torch.ones(1, 8, 8)] * 3}
         ),
     }
-    return Case(
-        SDXLRefiner,
-        usual,
-        faults,
-        raises=(RefineError,),
-        cancel_s=0.3,
-        after=after,
-        rest=free_refiner,
-        not_ours=not_ours,
-    )
+    return refiner_case(SDXLRefiner, usual, faults)
 
 
 class HostSplat(SimpleNamespace):
@@ -488,7 +492,6 @@ def host_splat(*counts: int) -> HostSplat:
 
 def refine_splat(_: Any) -> Case:
     """Refine Splat with the tiny refiner, and small views."""
-    common, after, not_ours = refiner_faults()
     defaults = SplatRefiner.refine.__kwdefaults__
     assert defaults is not None
     defaults["size"] = 64
@@ -512,7 +515,6 @@ def refine_splat(_: Any) -> Case:
         }
 
     faults = {
-        **common,
         "NaN in the splat": always(splat=[odd]),
         "an empty batch, or a splat without Gaussians": any_of(
             {"splat": [HostSplat(*(torch.zeros(0, 1, 3),) * 5, None)]},
@@ -526,16 +528,7 @@ def refine_splat(_: Any) -> Case:
             {"guidance_scale": [-1.0]},
         ),
     }
-    return Case(
-        RefineSplat,
-        usual,
-        faults,
-        raises=(RefineError,),
-        cancel_s=0.3,
-        after=after,
-        rest=free_refiner,
-        not_ours=not_ours,
-    )
+    return refiner_case(RefineSplat, usual, faults)
 
 
 # The nodes that work on a folder.
