@@ -139,9 +139,7 @@ class Worker:
             return False
         if self._url:
             return True
-        self._process.wait()
-        for reader in self._readers:
-            reader.join()
+        self.wait_until_gone()
         raise WorkerEnded(self._reason())
 
     def forget_log(self) -> None:
@@ -154,7 +152,7 @@ class Worker:
         self._process.kill()
 
     def wait_until_gone(self) -> None:
-        """Block until the process has ended and its pipes are closed."""
+        """Block until the process has ended, its log is read and its pipes are closed."""
         self._process.wait()
         for reader in self._readers:
             reader.join()
@@ -168,9 +166,7 @@ class Worker:
             self._process.wait(_DYING_S)
         except subprocess.TimeoutExpired:
             self.kill()
-            self._process.wait()
-        for reader in self._readers:
-            reader.join()
+        self.wait_until_gone()
         return f"llama.cpp has stopped: {self._reason()}"
 
     @property

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections import deque
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from image_refinery.llm.llamacpp import process
 from image_refinery.llm.llamacpp.library import Library
-from image_refinery.llm.llamacpp.process import LoadOptions, Worker
+from image_refinery.llm.llamacpp.process import LoadOptions, Worker, WorkerEnded
 
 PATHS = ("/models", "/v1/models", "/props", "/slots", "/metrics")
 POSTS = ("/v1/chat/completions", "/completion", "/embedding", "/tokenize", "/slots/0?action=erase")
@@ -41,10 +40,17 @@ POSTS = ("/v1/chat/completions", "/completion", "/embedding", "/tokenize", "/slo
         ([], "exit status 1, it said nothing"),
     ],
 )
-def test_the_reason_of_an_end_is_the_most_telling_line(lines: list[str], reason: str) -> None:
-    worker = Worker.__new__(Worker)
-    worker._log, worker._killed = deque(lines), False
-    worker._process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+def test_the_reason_of_an_end_is_the_most_telling_line(
+    lines: list[str], reason: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(
+        f"import sys\nfor line in {lines!r}:\n    print(line, file=sys.stderr)\nsys.exit(1)\n"
+    )
+    monkeypatch.setattr(process, "_WORKER", script)
+    worker = Worker(Library([models]).find("tiny"), LoadOptions(num_ctx=512))
+    with pytest.raises(WorkerEnded, match=re.escape(reason)):
+        worker.is_ready(60.0)
     assert worker.end_reason() == f"llama.cpp has stopped: {reason}"
 
 
