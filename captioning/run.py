@@ -441,6 +441,7 @@ class _Run:
                 options=self._options(step, model),
                 keep_alive=self.keep_alive_s,
                 timeout_s=settings.timeout_s,
+                parallel=settings.parallel,
                 cancelled=self.watcher.cancelled,
             ),
             model,

@@ -192,9 +192,15 @@ class Backend(Protocol):
         options: Mapping[str, Any] | None = None,
         keep_alive: float | str | None = None,
         timeout_s: float | None = None,
+        parallel: int = 1,
         cancelled: CancelCheck | None = None,
     ) -> None:
-        """Load a model and return when it is loaded."""
+        """Load a model and return when it is loaded.
+
+        Args:
+            parallel: how many requests it shall answer at a time. Only the embedded engine sets
+                this; servers have a setting of their own.
+        """
         ...
 
     def unload(self, model: str, *, cancelled: CancelCheck | None = None) -> Unloaded:

@@ -102,8 +102,8 @@ class Inputs:
         1,
         1,
         64,
-        "Send this many requests at a time. Ollama must allow as many (OLLAMA_NUM_PARALLEL), or "
-        "they wait in its queue.",
+        "Send this many requests at a time, if Ollama allows as many (OLLAMA_NUM_PARALLEL). In the "
+        "embedded engine, each takes memory for a context.",
         hide=True,
     )
     must_words: str = _text(

@@ -239,6 +239,7 @@ class OllamaClient:
         options: Mapping[str, Any] | None = None,
         keep_alive: float | str | None = None,
         timeout_s: float | None = None,
+        parallel: int = 1,
         cancelled: CancelCheck | None = None,
     ) -> None:
         """Load a model and return when it is loaded. Pass the num_ctx of the chats that follow."""

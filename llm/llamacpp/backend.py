@@ -8,7 +8,7 @@ import logging
 import math
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -90,6 +90,7 @@ class EmbeddedEngine:
 
     def __post_init__(self) -> None:
         self._full_names: dict[str, str] = {}
+        self._parallel: dict[str, int] = {}
         if reason := why_unavailable():
             raise ServerConfigError(reason, server=self.server)
 
@@ -164,15 +165,23 @@ class EmbeddedEngine:
         options: Mapping[str, Any] | None = None,
         keep_alive: float | str | None = None,
         timeout_s: float | None = None,
+        parallel: int = 1,
         cancelled: CancelCheck | None = None,
     ) -> None:
         """Load a model. Pass the same options as in the chats that follow.
+
+        Args:
+            parallel: requests that it answers at a time, in this and in later loads by this engine.
+                Each takes memory for num_ctx tokens. Answers that are computed together may differ
+                from those that are computed one by one with the same seed.
 
         Raises:
             LoadFailed, OutOfMemory: with llama.cpp's reason.
         """
         _warn_of_unused_gpu()
-        with self._lease(self._find(model), options or {}, keep_alive, cancelled):
+        local = self._find(model)
+        self._parallel[local.name] = parallel
+        with self._lease(local, options or {}, keep_alive, cancelled):
             pass
 
     def unload(self, model: str, *, cancelled: CancelCheck | None = None) -> Unloaded:
@@ -259,7 +268,7 @@ class EmbeddedEngine:
                 # While it processes a prompt, llama.cpp checks for a closed connection only between
                 # batches and once a second, which takes seconds. Between tokens it is immediate.
                 if not answering:
-                    worker.kill()
+                    self.registry.abandon(worker)
 
     def pull(self, model: str, cancelled: CancelCheck | None = None) -> Iterator[PullProgress]:
         """Raise BadRequest: see `llm.llamacpp.pull`."""
@@ -304,9 +313,12 @@ class EmbeddedEngine:
         cancelled: CancelCheck | None,
     ) -> Generator[Worker]:
         seconds = keep_alive_s(keep_alive)
+        chosen = replace(
+            load_options(model, options), num_parallel=self._parallel.get(model.name, 1)
+        )
         try:
-            with self.registry.lease(model, load_options(model, options), seconds, cancelled) as it:
-                yield it
+            with self.registry.lease(model, chosen, seconds, cancelled) as worker:
+                yield worker
         except WorkerEnded as error:
             failure = OutOfMemory if is_about_memory(str(error)) else LoadFailed
             raise failure(model.name, self.server, str(error)) from error

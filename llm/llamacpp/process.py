@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, cast
 
@@ -51,6 +51,7 @@ class LoadOptions:
         num_batch: tokens processed together; None: llama.cpp's default.
         num_thread: CPU threads; None: llama.cpp's default, one per physical core.
         use_mmap: whether the weights are mapped instead of read.
+        num_parallel: requests that it answers at a time; each has num_ctx tokens.
     """
 
     num_ctx: int
@@ -58,6 +59,16 @@ class LoadOptions:
     num_batch: int | None = None
     num_thread: int | None = None
     use_mmap: bool = True
+    num_parallel: int = 1
+
+    def covers(self, other: LoadOptions) -> bool:
+        """Return whether a model with these options can serve one that asks for the others.
+
+        >>> LoadOptions(4096, num_parallel=4).covers(LoadOptions(4096, num_parallel=2))
+        True
+        """
+        same = self == replace(other, num_parallel=self.num_parallel)
+        return same and self.num_parallel >= other.num_parallel
 
 
 class Worker:

@@ -30,7 +30,7 @@ class _Slot:
     options: LoadOptions
     worker: Worker
     keep_alive_s: float
-    busy: bool = True
+    requests: int = 1
     ready: bool = False
     stopping: bool = False
     unload_asked: bool = False
@@ -39,18 +39,23 @@ class _Slot:
     @property
     def due_s(self) -> float:
         """When to unload, on the monotonic clock; `math.inf` while it is busy."""
-        if self.busy or self.stopping:
+        if self.requests or self.stopping:
             return math.inf
         return self.idle_since + (0.0 if self.unload_asked else self.keep_alive_s)
 
     def can_serve(self, model: LocalModel, options: LoadOptions) -> bool:
         """Whether this process can serve a request, so that no new one is needed."""
-        same = (self.options, self.model.digest) == (options, model.digest)
+        same = self.model.digest == model.digest and self.options.covers(options)
         return same and self.worker.usable and not self.unload_asked
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it can take another request now; while it loads, it has only the first."""
+        return self.ready and not self.stopping and self.requests < self.options.num_parallel
 
 
 class Registry:
-    """Loads models when they are needed; each has one process and one request at a time."""
+    """Loads models when they are needed; each has one process and `num_parallel` requests."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -108,7 +113,7 @@ class Registry:
         keep_alive_s: float | None,
         cancelled: CancelCheck | None,
     ) -> Generator[Worker]:
-        """Reserve the loaded model for one request; load it first if necessary.
+        """Reserve room for one request in the loaded model; load it first if necessary.
 
         Args:
             keep_alive_s: seconds to keep it loaded afterwards; None: as before, else 300.
@@ -121,16 +126,23 @@ class Registry:
         started = time.monotonic()
         slot = self._acquire(model, options, keep_alive_s, cancelled)
         try:
-            if slot.ready:
-                slot.worker.forget_log()
-            else:
+            if not slot.ready:
                 while not slot.worker.is_ready(POLL_S):
                     _check(cancelled)
                 slot.ready = True
                 log.info("Loaded %s in %.1f s.", model.name, time.monotonic() - started)
+            elif slot.requests == 1:
+                slot.worker.forget_log()
             yield slot.worker
         finally:
             self._release(slot)
+
+    def abandon(self, worker: Worker) -> None:
+        """End a process whose request nobody waits for any more, unless it has others too."""
+        with self._changed:
+            for slot in self._slots.values():
+                if slot.worker is worker and slot.requests == 1:
+                    worker.kill()
 
     def _acquire(
         self,
@@ -151,12 +163,12 @@ class Registry:
                 if slot is None:
                     if self._evict_one():
                         continue
-                elif not slot.busy and not slot.stopping:
-                    if slot.can_serve(model, options):
-                        slot.busy = True
-                        if keep_alive_s is not None:
-                            slot.keep_alive_s = keep_alive_s
-                        return slot
+                elif slot.has_room and slot.can_serve(model, options):
+                    slot.requests += 1
+                    if keep_alive_s is not None:
+                        slot.keep_alive_s = keep_alive_s
+                    return slot
+                elif not slot.requests and not slot.stopping:
                     self._stop(slot)
                     continue
                 self._changed.wait(POLL_S)
@@ -164,14 +176,14 @@ class Registry:
 
     def _release(self, slot: _Slot) -> None:
         with self._changed:
-            slot.busy = False
+            slot.requests -= 1
             slot.idle_since = time.monotonic()
-            if not slot.ready or not slot.worker.usable:
+            if not slot.stopping and not (slot.ready and slot.worker.usable):
                 self._stop(slot)
             self._changed.notify_all()
 
     def _evict_one(self) -> bool:
-        idle = [slot for slot in self._slots.values() if not slot.busy and not slot.stopping]
+        idle = [slot for slot in self._slots.values() if not slot.requests and not slot.stopping]
         if idle:
             self._stop(min(idle, key=lambda slot: slot.idle_since))
         return bool(idle)

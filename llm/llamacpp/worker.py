@@ -50,7 +50,8 @@ def _parameters(xllamacpp: Any, settings: dict[str, Any]) -> Any:
     if settings["mmproj"]:
         parameters.mmproj.path = settings["mmproj"]
     parameters.model_alias = {settings["alias"]}
-    parameters.n_ctx = settings["num_ctx"]
+    parameters.n_parallel = settings["num_parallel"]
+    parameters.n_ctx = settings["num_ctx"] * settings["num_parallel"]  # shared out equally
     if settings["num_gpu"] is not None:
         parameters.n_gpu_layers = settings["num_gpu"]
         parameters.mmproj_use_gpu = settings["num_gpu"] > 0
@@ -62,7 +63,6 @@ def _parameters(xllamacpp: Any, settings: dict[str, Any]) -> Any:
         parameters.cpuparams_batch.n_threads = settings["num_thread"]
     if not settings["use_mmap"]:
         parameters.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_NONE
-    parameters.n_parallel = 1
     parameters.offline = True
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = 0

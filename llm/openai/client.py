@@ -137,6 +137,7 @@ class OpenAIClient:
         options: Mapping[str, Any] | None = None,
         keep_alive: float | str | None = None,
         timeout_s: float | None = None,
+        parallel: int = 1,
         cancelled: CancelCheck | None = None,
     ) -> None:
         """Do nothing: the first request loads the model."""

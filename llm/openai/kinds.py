@@ -59,6 +59,7 @@ class LlamaServer(OpenAIClient):
         options: Mapping[str, Any] | None = None,
         keep_alive: float | str | None = None,
         timeout_s: float | None = None,
+        parallel: int = 1,
         cancelled: CancelCheck | None = None,
     ) -> None:
         """Load the model and wait until it is ready; options are ignored.
@@ -168,6 +169,7 @@ class LMStudio(OpenAIClient):
         options: Mapping[str, Any] | None = None,
         keep_alive: float | str | None = None,
         timeout_s: float | None = None,
+        parallel: int = 1,
         cancelled: CancelCheck | None = None,
     ) -> None:
         """Load the model with num_ctx, unless it is loaded: a second load would add an instance."""
@@ -261,6 +263,7 @@ class VLLM(OpenAIClient):
         options: Mapping[str, Any] | None = None,
         keep_alive: float | str | None = None,
         timeout_s: float | None = None,
+        parallel: int = 1,
         cancelled: CancelCheck | None = None,
     ) -> None:
         """Wake it up if it is asleep."""
