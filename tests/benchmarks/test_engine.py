@@ -34,20 +34,20 @@ def test_its_rows_make_sense(tmp_path: Path) -> None:
     )
     assert done.returncode in (0, 1), done.stderr  # 1: too slow, and time is not tried here
     result = json.loads(file.read_text("utf-8"))
-    rows = {(row["way"], row["slots"], row["at_a_time"]): row for row in result["rows"]}
-    served = [("llama.cpp server", number, number) for number in (1, 4)]
-    assert list(rows) == [("engine", 1, 1), ("engine", 1, 4), *served]
+    rows = {(row["way"], row["at_a_time"]): row for row in result["rows"]}
+    ours = [("engine", number) for number in (1, 4)]
+    assert list(rows) == [*ours, *(("llama.cpp server", number) for number in (1, 4))]
     for row in rows.values():
         assert row["tokens_per_s"] > 0 and row["load_s"] > 0 and row["swap_s"] > 0
-        served = rows["llama.cpp server", row["at_a_time"], row["at_a_time"]]
+        served = rows["llama.cpp server", row["at_a_time"]]
         assert row["share"] == row["tokens_per_s"] / served["tokens_per_s"]
     slow = [row for row in rows.values() if row["way"] == "engine" and row["share"] < 0.95]
     assert done.returncode == bool(slow)
-    assert done.stdout.count("of the server with as many slots") == len(slow)
+    assert done.stdout.count(" at a time: ") == len(slow)
     if sys.platform == "linux":
-        one, four = (rows[way]["anonymous_mib"] for way in served)
+        one, four = (rows[way]["anonymous_mib"] for way in ours)
         assert four > one + 30, "a context of 1024 tokens takes 23 MiB"
-        assert "Each further slot, of 1024 tokens, takes 2" in done.stdout
+        assert "Each further request, of 1024 tokens, takes 2" in done.stdout
     assert done.stdout.count("| engine |") == 2
 
 
