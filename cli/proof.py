@@ -15,7 +15,7 @@ from typing import Any
 
 from .._setup import scrub
 from .._version import __version__
-from ..jobs.whole import written_whole
+from ..files.whole import written_whole
 from ..memory.timeline import Timeline, meter_of
 from ..texts import ready_instructions
 from ..texts.characters import whole_characters

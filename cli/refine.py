@@ -24,7 +24,7 @@ from ..files import (
     open_image,
     with_8_bits,
 )
-from ..jobs.whole import draft_of
+from ..files.whole import draft_of
 from ..refine import ImageError, ImageRefiner, NotFiniteError, RefineCancelled, RefineSettings
 from ..refine.pixels import read_mask
 from ..refine.saving import save_refined

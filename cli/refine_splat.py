@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ..files import NameTaken, NotWritten
-from ..jobs.whole import draft_of
+from ..files.whole import draft_of
 from ..refine import ImageRefiner
 from ..refine.splats import (
     Splat,

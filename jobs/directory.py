@@ -11,7 +11,7 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 
 from .._version import __version__
-from .whole import written_whole
+from ..files.whole import written_whole
 
 MANIFEST = "manifest.json"
 _LOCK = "lock"

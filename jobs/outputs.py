@@ -12,13 +12,13 @@ from typing import Any
 from ..files import UnreadableImage
 from ..files.captions import caption_file, one_line
 from ..files.folders import IMAGE_SUFFIXES
+from ..files.whole import draft_of, written_whole
 from ..texts.characters import whole_characters
 from .directory import JobError, add_own_places, own_places
 from .items import Item, is_inside
 from .rows import DONE, Row, Rows
 from .shards import Sample, holds_others, write_shards
 from .tables import import_pyarrow, write_parquet
-from .whole import draft_of, written_whole
 
 KINDS = ("txt", "jsonl", "parquet", "wds")
 

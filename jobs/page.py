@@ -24,12 +24,12 @@ from urllib.parse import quote
 from PIL import Image
 
 from ..files.images import normalized, opened, with_8_bits
+from ..files.whole import written_whole
 from ..texts.characters import whole_characters
 from .directory import read_fingerprint
 from .flags import MEANINGS, hashed
 from .items import Item
 from .rows import DONE, FAILED, Row, Rows, text_of
-from .whole import written_whole
 
 FILE = "report.html"
 MAX_BYTES = 20_000_000

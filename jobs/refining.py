@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._version import __version__
 from ..files import NotWritten, with_8_bits
+from ..files.whole import draft_path
 from ..llm.errors import UnusableImage
 from ..refine import (
     DeviceMemoryError,
@@ -30,7 +31,6 @@ from .directory import JobError, check_manifest
 from .items import Item, is_inside
 from .report import write_report
 from .rows import DONE, Row, RowLog, Rows, failure_of
-from .whole import draft_path
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files.whole import written_whole
 from .flags import MAX_TOKENS, all_flags, repeated_texts
 from .items import Item
 from .page import Selection, write_page
 from .rows import DONE, FAILED, Rows
-from .whole import written_whole
 
 FILE = "report.json"
 

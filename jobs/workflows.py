@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from .._version import __version__
 from ..files import UnreadableImage
+from ..files.whole import draft_of
 from ..llm.errors import Cancelled
 from ..texts.characters import whole_characters
 from .captions import Progress, seed_of, to_do
@@ -27,7 +28,6 @@ from .flags import hashed
 from .items import Item, is_inside
 from .rows import DONE, Row, RowLog, Rows, failure_of
 from .schedule import Supply
-from .whole import draft_of
 
 T = TypeVar("T")
 

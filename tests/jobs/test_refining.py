@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from image_refinery import jobs
 from image_refinery.cli.main import main
+from image_refinery.files.whole import draft_path
 from image_refinery.jobs import refining
 from image_refinery.jobs.captions import seed_of
-from image_refinery.jobs.whole import draft_path
 from image_refinery.refine import DeviceMemoryError, ImageRefiner, RefineSettings
 from image_refinery.refine.identity import identify
 from image_refinery.refine.saving import FORMATS, save_refined
