@@ -48,7 +48,16 @@ from ..llm.servers import config_path, split_model
 from ..texts import presets
 from ..texts.instructions import PresetError
 from .progress import TerminalWatcher, WatcherFactory, watching
-from .terminal import DESCRIBE, FILES_READ, TERMINAL, WRONG_ARGUMENTS, cancelled, failed, message
+from .terminal import (
+    DESCRIBE,
+    FILES_READ,
+    TERMINAL,
+    WRONG_ARGUMENTS,
+    about_existing,
+    cancelled,
+    failed,
+    message,
+)
 
 if TYPE_CHECKING:
     from .._advice import Edge
@@ -79,9 +88,12 @@ def describe(options: argparse.Namespace) -> int:
     paths = [path for path in paths if path not in refused]
     files = {path: named[path] or caption_file(path) for path in paths}
     found = len(paths)
+    existing = {path: file for path, file in files.items() if file.exists()}
     if options.skip_existing:
-        paths = [path for path in paths if not files[path].exists()]
-        print(f"{found - len(paths)} of {found} have a caption already.", file=sys.stderr)
+        paths = [path for path in paths if path not in existing]
+        print(f"{len(existing)} of {found} have a caption already.", file=sys.stderr)
+    elif existing and options.txt and not options.overwrite:
+        return failed(NameTaken(about_existing([*existing.values()])))
     # Found before a model loads.
     refused |= {path: reason for path in paths if (reason := _unreadable(path))}
     paths = [path for path in paths if path not in refused]
@@ -248,8 +260,10 @@ class _Done:
         """How far a run came that was cancelled."""
         count = len(self._paths)
         if self._options.txt:
-            again = " Run again with --skip-existing for the others." if self.written else ""
-            return f"{self.written} of {count} captions written.{again}"
+            summary = f"{self.written} of {count} captions written."
+            if self.written and not self._options.overwrite:
+                summary += " Run again with --skip-existing for the others."
+            return summary
         captions = self._captions.values()
         described = sum(caption.description.error is None for caption in captions)
         summary = f"{described} of {count} images described"

@@ -220,9 +220,11 @@ def _add_describe(describe: argparse.ArgumentParser) -> None:
     captions.add_argument(
         "--txt", action="store_true", help="write each caption to a .txt file beside its image"
     )
-    captions.add_argument(
+    existing = captions.add_mutually_exclusive_group()
+    existing.add_argument(
         "--skip-existing", action="store_true", help="skip images that already have a caption"
     )
+    existing.add_argument("--overwrite", action="store_true", help="replace existing captions")
     captions.add_argument(
         "--full-names",
         action="store_true",

@@ -31,7 +31,7 @@ from ..refine.saving import save_refined
 from ..refine.settings import SEEDS
 from .compare import comparison
 from .progress import stop_on_ctrl_c
-from .terminal import FILES_READ, cancelled, failed
+from .terminal import FILES_READ, about_existing, cancelled, failed
 
 if TYPE_CHECKING:
     from ..refine import Progress, TilePrompts
@@ -72,7 +72,7 @@ def refine(options: argparse.Namespace) -> int:
         files = [file for file in files if file.target not in existing]
         print(f"{len(existing)} of {len(paths)} are refined already.", file=sys.stderr)
     elif existing and not options.overwrite:
-        return failed(NameTaken(_about_existing(existing)))
+        return failed(NameTaken(about_existing(existing)))
     mask = None if options.mask is None else _mask(options.mask)
     usable = [file for file in files if _is_usable(file.path, mask)]
     if not usable:
@@ -138,15 +138,6 @@ def _refine_file(
 
 def _exists(target: Path, *, sheet: bool) -> bool:
     return target.exists() or (sheet and _sheet(target).exists())
-
-
-def _about_existing(targets: Sequence[Path]) -> str:
-    more = len(targets) - 1
-    exist = f"and {more} more exist" if more else "exists"
-    return (
-        f"{targets[0]} {exist} already. Add --skip-existing to leave out such images, or "
-        "--overwrite to replace the files."
-    )
 
 
 def _sheet(target: Path) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from .._advice import Edge, with_advice, with_code
 from ..files.folders import IMAGE_SUFFIXES
@@ -24,6 +26,16 @@ def failed(error: Exception, text: str = "") -> int:
     """Print an error's message, or `text`, and its code; return the exit code."""
     print(f"Error: {with_code(error, text)}", file=sys.stderr)
     return FAILED
+
+
+def about_existing(files: Sequence[Path]) -> str:
+    """Return that a command would replace these files, and what to do."""
+    more = len(files) - 1
+    exist = f"and {more} more exist" if more else "exists"
+    return (
+        f"{files[0]} {exist} already. Add --skip-existing to leave out such images, or "
+        "--overwrite to replace the files."
+    )
 
 
 def cancelled(done: str = "") -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..texts.characters import whole_characters
+from .whole import written_whole
 
 EXISTING = ("skip", "overwrite", "append")
 
@@ -84,6 +85,8 @@ def write_caption(
 ) -> bool:
     """Write a caption in UTF-8, making its folder; return whether anything was written.
 
+    A program that is killed meanwhile leaves the caption of before.
+
     The file is one line: kohya's sd-scripts reads only the first line, and OneTrainer treats each
     line as a separate caption, so that a trigger word in the prefix would be missing from the
     others.
@@ -109,8 +112,8 @@ def write_caption(
             caption = f"{before}{separator}{caption}"
     if not keep_line_breaks:
         caption = one_line(caption)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(whole_characters(caption), "utf-8", newline="\n")
+    with written_whole(file) as text_file:
+        text_file.write(whole_characters(caption))
     return True
 
 

@@ -538,6 +538,20 @@ def test_images_with_a_caption_are_not_asked_about(
     assert "nothing to describe" in capsys.readouterr().err
 
 
+def test_a_caption_is_replaced_only_when_told(
+    folder: Path, ollama: FaultyOllama, capsys: Any
+) -> None:
+    (folder / "2.txt").write_text("mine")
+    assert main(["describe", str(folder), "--txt"]) == 1
+    assert capsys.readouterr().err == (
+        f"Error: {folder / '2.txt'} exists already. Add --skip-existing to leave out such images, "
+        "or --overwrite to replace the files. (R507)\n"
+    )
+    assert (folder / "2.txt").read_text() == "mine" and not ollama.of("chat")
+    assert main(["describe", str(folder), "--txt", "--overwrite"]) == 0
+    assert (folder / "2.txt").read_text() == "A red circle on a white background."
+
+
 def test_a_rewrite_is_the_caption_and_a_failure_writes_none(
     folder: Path, ollama: FaultyOllama, capsys: Any
 ) -> None:
@@ -684,7 +698,7 @@ def test_a_caption_is_one_line_unless_line_breaks_are_asked_for(
     command = ["describe", str(folder / "2.png"), "--txt", "--prefix", "ohwx, "]
     assert main(command) == 0
     assert (folder / "2.txt").read_bytes() == b"ohwx, red, circle, white background"
-    assert main([*command, "--keep-line-breaks"]) == 0
+    assert main([*command, "--keep-line-breaks", "--overwrite"]) == 0
     assert (folder / "2.txt").read_bytes() == b"ohwx, red, circle,\n\n  white background"
 
 

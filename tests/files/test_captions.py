@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,22 @@ def test_appending_to_nothing_leaves_no_empty_line(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text(" \n")
     write_caption(tmp_path / "one.txt", "new", existing="append")
     assert (tmp_path / "one.txt").read_text() == "new"
+
+
+def test_the_caption_of_before_stays_if_the_new_one_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "one.txt"
+    write_caption(file, "before")
+
+    def full(*_: object) -> None:
+        assert file.read_text() == "before"
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_caption(file, "new")
+    assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
 
 
 def test_an_unknown_word_is_refused(tmp_path: Path) -> None:
