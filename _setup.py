@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -330,21 +331,24 @@ def refiner() -> Section:
     """
     section = Section()
     try:
-        from .refine.image_refiner import DEFAULT_MODEL, MODEL_VARIABLE
+        from .refine.image_refiner import MODEL_VARIABLE
     except ImportError:
         return section  # `packages` tells what is missing
     named = os.environ.get(MODEL_VARIABLE, "")
-    model = Path(named).expanduser()
+    chosen = default_refiner()
+    model = Path(chosen).expanduser()
     is_file = model.is_file() or model.suffix.lower() in {*CHECKPOINT_SUFFIXES, *PICKLE_SUFFIXES}
-    why = f"named by {MODEL_VARIABLE}" if named else f"because {MODEL_VARIABLE} is not set"
-    section.say(
-        f"Refiner: {named or DEFAULT_MODEL}, {why}",
-        f"Refiner: {f'the one of {MODEL_VARIABLE}' if named else DEFAULT_MODEL}",
-    )
+    if named:
+        why, which = f"named by {MODEL_VARIABLE}", f"the one of {MODEL_VARIABLE}"
+    elif is_file:
+        why = which = "a file of ComfyUI"
+    else:
+        why, which = f"because {MODEL_VARIABLE} is not set", chosen
+    section.say(f"Refiner: {chosen}, {why}", f"Refiner: {which}")
     if is_file:
         _check_file(section, model)
     elif not (named and model.is_dir()):
-        _check_repo(section, named or DEFAULT_MODEL)
+        _check_repo(section, chosen)
     found = comfyui_checkpoints()
     for folder, files in found.items():
         names = ", ".join(file.relative_to(folder).as_posix() for file in files)
@@ -358,6 +362,28 @@ def refiner() -> Section:
     if singles:
         _check_vocabulary(section, singles[0], needed=is_file)
     return section
+
+
+def default_refiner() -> str:
+    """Return what the commands refine with: a file, a folder or a Hugging Face id.
+
+    IMAGE_REFINERY_REFINER, else the SDXL refiner: from Hugging Face's cache, else a file of ComfyUI
+    that can be loaded, else a download.
+    """
+    from .refine import VocabularyError, read_checkpoint
+    from .refine.hugging_face import is_cached
+    from .refine.image_refiner import DEFAULT_MODEL, MODEL_VARIABLE
+    from .refine.tokenizer_files import find_tokenizer_files
+
+    if named := os.environ.get(MODEL_VARIABLE):
+        return named
+    if not is_cached(DEFAULT_MODEL):
+        for file in chain.from_iterable(comfyui_checkpoints().values()):
+            if read_checkpoint(file).family == "refiner":
+                with contextlib.suppress(VocabularyError):
+                    find_tokenizer_files(file)
+                    return str(file)
+    return DEFAULT_MODEL
 
 
 def comfyui_checkpoints() -> dict[Path, list[Path]]:

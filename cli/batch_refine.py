@@ -17,7 +17,7 @@ from ..refine.identity import identify
 from ..refine.progress import Progress
 from .batch_run import Bars, input_around, print_begin, print_end
 from .progress import stop_on_ctrl_c
-from .refine import best_device, load
+from .refine import load, open_refiner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +68,8 @@ def refinement_of(
         )
     files.check(items)
     return Refinement(
-        refiner=ImageRefiner(
-            "cpu" if options.ray else best_device(),  # with Ray, the refiners are elsewhere
-            model=options.model,
-            memory_mode=options.memory_mode,
-        ),
+        # With Ray, the refiners are elsewhere.
+        refiner=open_refiner(options, "cpu" if options.ray else None),
         settings=settings,
         folder=options.job / "refine" if after_captions else options.job,
         files=files,

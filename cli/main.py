@@ -602,7 +602,8 @@ def _add_checkpoint(command: Any) -> None:  # a parser or a group
         "--model",
         metavar="NAME",
         help="a .safetensors file, a diffusers folder or a Hugging Face id (default: "
-        "IMAGE_REFINERY_REFINER, else the SDXL refiner 1.0, a download of 6 GB)",
+        "IMAGE_REFINERY_REFINER, else the SDXL refiner 1.0 from ComfyUI's models/checkpoints, else "
+        "a download of 6 GB)",
     )
 
 

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from contextlib import suppress
 from importlib import import_module
-from itertools import chain
 from pathlib import Path
 
 from PIL import Image
 
-from .._setup import comfyui_checkpoints, scrub
+from .._setup import default_refiner, scrub
 from ..files import NameTaken, NoImages, NotWritten, UnreadableImage, check_image
 from ..llm.errors import Cancelled, LLMError
 from ..llm.llamacpp.pull import PullError, pull
 from ..llm.servers import find_server
 from ..refine import ImageRefiner, RefineCancelled, RefineError, RefineSettings
-from ..refine.checkpoints import read_checkpoint
-from ..refine.errors import VocabularyError
-from ..refine.hugging_face import fetch, is_cached, is_repo_id
-from ..refine.image_refiner import DEFAULT_MODEL, MODEL_VARIABLE
+from ..refine.hugging_face import fetch, is_repo_id
 from ..refine.similarity import MIN_SIDE_PX
-from ..refine.tokenizer_files import find_tokenizer_files
 from .demo import best_server, vision_models
 from .proof import JSON_FILE, PAGE_FILE, Proof
 from .prove_photos import Photo, default_photos
@@ -150,7 +143,7 @@ def _refiner(options: argparse.Namespace, proof: Proof, device: str) -> ImageRef
     Raises:
         RefineError: a checkpoint that is named cannot be used.
     """
-    model = options.model or os.environ.get(MODEL_VARIABLE) or _comfyui_refiner()
+    model = options.model or default_refiner()
     refiner = ImageRefiner(device, model=model, local_files_only=options.no_download)
     name = str(refiner.model)
     try:
@@ -172,18 +165,6 @@ def _refiner(options: argparse.Namespace, proof: Proof, device: str) -> ImageRef
             "settings": RefineSettings().describe(),
         }
     return refiner
-
-
-def _comfyui_refiner() -> Path | None:
-    """Return ComfyUI's file of the SDXL refiner, if it can be loaded and no other is here."""
-    if is_cached(DEFAULT_MODEL):
-        return None
-    for file in chain.from_iterable(comfyui_checkpoints().values()):
-        if read_checkpoint(file).family == "refiner":
-            with suppress(VocabularyError):
-                find_tokenizer_files(file)
-                return file
-    return None
 
 
 def _import_diffusers() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
+from .._setup import default_refiner
 from ..files import (
     NameTaken,
     NoImages,
@@ -92,7 +93,7 @@ def refine(options: argparse.Namespace) -> int:
                     server=options.server,
                 )
             ]
-        refiner = ImageRefiner(best_device(), model=options.model, memory_mode=options.memory_mode)
+        refiner = open_refiner(options)
         load(refiner)
         with stop_on_ctrl_c() as stopped, refiner:
             for file, own in zip(usable, tiles, strict=True):
@@ -156,6 +157,15 @@ def best_device() -> str:
             return name
     print("PyTorch found no GPU: refining on the CPU, which is slow.", file=sys.stderr)
     return "cpu"
+
+
+def open_refiner(options: argparse.Namespace, device: str | None = None) -> ImageRefiner:
+    """Return the refiner that the options name, else the default one, before its load."""
+    return ImageRefiner(
+        device or best_device(),
+        model=options.model or default_refiner(),
+        memory_mode=options.memory_mode,
+    )
 
 
 def load(refiner: ImageRefiner) -> None:

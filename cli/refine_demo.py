@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .._program import program
+from .._setup import default_refiner
 from ..refine import DEFAULT_MODEL, CheckpointError, HubError, ImageRefiner, RefineSettings
 from ..refine.hugging_face import is_cached
 from ..refine.image_refiner import MODEL_VARIABLE
@@ -75,8 +75,9 @@ def _best_refiner() -> ImageRefiner:
         CheckpointError: neither is here.
     """
     device = best_device()
-    if os.environ.get(MODEL_VARIABLE) or is_cached(DEFAULT_MODEL):
-        return ImageRefiner(device, local_files_only=True)
+    model = default_refiner()
+    if model != DEFAULT_MODEL or is_cached(DEFAULT_MODEL):
+        return ImageRefiner(device, model=model, local_files_only=True)
     missing = "The SDXL refiner (6 GB) is not on this computer, and the demo downloads nothing"
     if not STAND_IN.is_file():
         raise CheckpointError(
@@ -86,8 +87,8 @@ def _best_refiner() -> ImageRefiner:
     print(
         f"{missing}: it uses a stand-in model of a few MB, which was trained on drawn scenes only "
         "and does not improve photographs.\n"
-        "For the real refiner, download sd_xl_refiner_1.0.safetensors and name that file in "
-        f"{MODEL_VARIABLE}.",
+        "For the real refiner, download sd_xl_refiner_1.0.safetensors into ComfyUI's folder "
+        f"models/checkpoints, or name that file in {MODEL_VARIABLE}.",
         file=sys.stderr,
     )
     return ImageRefiner(device, model=STAND_IN)

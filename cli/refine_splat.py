@@ -11,7 +11,6 @@ from PIL import Image
 
 from ..files import NameTaken, NotWritten
 from ..files.whole import draft_of
-from ..refine import ImageRefiner
 from ..refine.splats import (
     Splat,
     SplatRefiner,
@@ -23,7 +22,7 @@ from ..refine.splats import (
 )
 from ..refine.splats.splat_refiner import over_gray, straight_image
 from .progress import stop_on_ctrl_c
-from .refine import best_device, load, progress_bar
+from .refine import load, open_refiner, progress_bar
 from .terminal import failed
 
 TURNTABLE_VIEWS = 6
@@ -39,7 +38,7 @@ def refine_splat(options: argparse.Namespace) -> int:
     for path in (output, sheet):
         if path.exists() and (not options.overwrite or path.samefile(options.splat)):
             return failed(NameTaken(_about_existing(path, options.splat)))
-    refiner = ImageRefiner(best_device(), model=options.model, memory_mode=options.memory_mode)
+    refiner = open_refiner(options)
     load(refiner)
     with stop_on_ctrl_c() as stopped, refiner, progress_bar(options.splat.name) as on_progress:
         refined = SplatRefiner(refiner).refine(

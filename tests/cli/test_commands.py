@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 from image_refinery.__main__ import main
 from image_refinery._program import program
+from image_refinery._setup import default_refiner
 from image_refinery._version import __version__
+from image_refinery.refine import DEFAULT_MODEL, hugging_face
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -386,6 +388,30 @@ def test_doctor_says_which_refiner_is_used_and_what_comfyui_has(
     printed = capsys.readouterr().out
     assert f"Refiner: {TINY}, named by IMAGE_REFINERY_REFINER" in printed
     assert f"CLIP vocabulary for such files: {TINY.with_suffix('') / 'tokenizer_2'}" in printed
+
+
+def test_comfyui_s_file_of_the_refiner_is_used_before_a_download(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path, capsys: Any
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    monkeypatch.setattr(hugging_face, "is_cached", lambda name: False)
+    checkpoints = tmp_path / "models" / "checkpoints"
+    shutil.copytree(TINY.with_suffix(""), checkpoints / "mine")
+    shutil.copy2(TINY, checkpoints / "mine.safetensors")
+    (checkpoints / "other.safetensors").write_bytes(b"no checkpoint")
+    mine = str(checkpoints / "mine.safetensors")
+    assert default_refiner() == mine
+    main(["doctor"])
+    assert f"Refiner: {mine}, a file of ComfyUI" in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert main(["refine", str(folder / "2.png"), "-o", str(out), "--steps", "4"]) == 0
+    assert f"Loading {mine}" in capsys.readouterr().err and (out / "2-refined.png").is_file()
+    monkeypatch.setattr(hugging_face, "is_cached", lambda name: True)
+    assert default_refiner() == DEFAULT_MODEL
+    monkeypatch.setenv("IMAGE_REFINERY_REFINER", "named")
+    assert default_refiner() == "named"
 
 
 @pytest.mark.parametrize(

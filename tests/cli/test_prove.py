@@ -7,7 +7,6 @@ import importlib.util
 import json
 import platform
 import re
-import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -340,20 +339,6 @@ def test_a_gpu_has_a_plain_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     assert proof_module._gpu("cuda") == {"name": "Radeon RX 7900", "memory_bytes": 24 * GB}
     assert proof_module._gpu("cpu") is None
-
-
-def test_comfyui_s_file_of_the_refiner_is_found_before_a_download(
-    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "ComfyUI" / "models" / "checkpoints"
-    shutil.copytree(tiny_file.with_suffix(""), folder / "mine")
-    shutil.copy2(tiny_file, folder / "mine.safetensors")
-    (folder / "other.safetensors").write_bytes(b"no checkpoint")
-    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / "ComfyUI"))
-    found = prove._comfyui_refiner()
-    assert found == folder / "mine.safetensors"
-    monkeypatch.setattr(prove, "is_cached", lambda name: True)
-    assert prove._comfyui_refiner() is None
 
 
 def test_damage_is_the_same_each_time_and_keeps_size_and_mode() -> None:
