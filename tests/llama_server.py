@@ -6,9 +6,11 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from image_refinery.llm.llamacpp import worker
+from image_refinery.llm.llamacpp.process import LoadOptions
 
 
 @contextmanager
@@ -21,11 +23,7 @@ def llama_server(
         "mmproj": str(mmproj) if mmproj else None,
         "alias": alias,
         "api_key": "a-key",
-        "num_ctx": num_ctx,
-        "num_gpu": 0,
-        "num_batch": None,
-        "num_thread": 1,
-        "use_mmap": True,
+        **asdict(LoadOptions(num_ctx, num_gpu=0, num_thread=1)),
     }
     with log.open("wb") as errors:
         process = subprocess.Popen(

@@ -525,9 +525,11 @@ def test_a_process_that_the_system_kills_was_too_large(user: Any) -> None:
         collect(running)  # never OutOfMemory: that would be sent again, and a part has come
 
 
-def test_an_earlier_error_does_not_explain_a_crash(user: Any) -> None:
+def test_an_earlier_error_does_not_explain_a_crash(user: Any, until: Any) -> None:
     with pytest.raises(Exception, match="exceeds the available context"):
         user.chat("slow", "x" * 1000, options={**LONG, "num_ctx": 512})
+    [(_, _, worker)] = user.engine.registry.loaded()
+    until(lambda: any("exceeds" in line for line in [*worker._log]), "its line has been read")
     running = user.start("slow", options={**LONG, "num_ctx": 512})
     next(running)
     os.kill(user.pid(), signal.SIGTERM)
