@@ -19,6 +19,7 @@ import random
 import re
 import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections import Counter
@@ -95,6 +96,7 @@ class Soaked:
     cancel_s: float
     not_ours: int
     seconds: float
+    about: str = ""
 
 
 def measure(runs: int, not_ours: Callable[[], int]) -> Figures:
@@ -164,7 +166,8 @@ def soak(runs: int, name: str) -> Soaked:
         finally:
             shutil.rmtree(folder_paths.base_path, ignore_errors=True)
         lost = case.not_ours()
-    return Soaked(series, seen, list(case.faults), case.cancel_s, lost, time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    return Soaked(series, seen, list(case.faults), case.cancel_s, lost, seconds, case.about)
 
 
 def repeat(case: Any, ollama: Any, runs: int) -> tuple[list[Figures], Counter[str]]:
@@ -326,6 +329,9 @@ def page(soaked: dict[str, Soaked], runs: int) -> str:
         lines.append("| " + " | ".join([name, *cells, outcomes]) + " |")
     if not torch.cuda.is_available():
         lines += ["", "CUDA memory was not measured: there was no CUDA device."]
+    for name, one in soaked.items():
+        if one.about:
+            lines += ["", textwrap.fill(f"{name}: {one.about}", 128)]
     if lost := {name: one.not_ours for name, one in soaked.items() if one.not_ours}:
         leaks = " and ".join(
             f"{count:,} ({count * BYTES_OF_AN_INTEGER / 1e6:.1f} MB) under {name}"

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from importlib.metadata import MetadataPathFinder
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,6 +85,7 @@ class Case:
         after: Called after each run.
         rest: Called before each measurement: frees what the node keeps on purpose.
         not_ours: Returns how many of Python's memory blocks a library has leaked so far.
+        about: Sentences for the page.
     """
 
     node: Any
@@ -94,6 +96,7 @@ class Case:
     after: Callable[[], object] = lambda: None
     rest: Callable[[], object] = lambda: None
     not_ours: Callable[[], int] = lambda: 0
+    about: str = ""
 
 
 def noise_image(chance: random.Random, channels: int = 3) -> torch.Tensor:
@@ -298,7 +301,20 @@ def check_setup(ollama: Any) -> Case:
         "a server that is off": configured("[servers.off]\nurl = 'http://127.0.0.1:9'"),
         "a damaged file of kept answers": damage_answers,
     }
-    return Case(CheckSetup, always(), faults, cancel_s=0.03, after=after)
+    return Case(
+        CheckSetup,
+        always(),
+        faults,
+        cancel_s=0.03,
+        after=after,
+        rest=MetadataPathFinder().invalidate_caches,
+        about=(
+            "before each measurement Python's lists of the installed packages are freed, too. "
+            "Python keeps one for each of the last 128 changes of each folder on `sys.path`, and "
+            "other programs may change one at any time: 250 changes of one folder added 2,000 "
+            "blocks, all of them in the first 128 changes."
+        ),
+    )
 
 
 def free_memory_node(ollama: Any) -> Case:
