@@ -1,10 +1,10 @@
-"""Run each node a thousand times, with faults and cancels, and check for leaks.
+"""Run each node and `batch` a thousand times, with faults and cancels, and check for leaks.
 
-    python tools/soak.py [--runs 1000] [--only NODE] [--write]
+    python tools/soak.py [--runs 1000] [--only NAME] [--write]
 
 Prints the resources of each process after the warm-up and at the end. With --write it also writes
-docs/quality/soak.md and its plot. Each node runs in its own process, so that memory freed by one
-node cannot hide a leak of another. The scripted Ollama runs in the same process, so the figures
+docs/quality/soak.md and its plot. Each one runs in its own process, so that memory freed by one
+cannot hide a leak of another. The scripted Ollama runs in the same process, so the figures
 include it. Exit status 1 if something grew, or a process was killed.
 """
 
@@ -15,10 +15,12 @@ import gc
 import importlib.util
 import logging
 import multiprocessing
+import os
 import random
 import re
 import shutil
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -51,6 +53,8 @@ NODES = (
     *("Load Images From Folder", "Save Caption", "Text To Filename", "Check Setup"),
     *("Caption Folder", "Refine Folder", "Describe Tiles", "Refine Splat"),
 )
+COMMANDS = ("batch",)
+ALL = (*NODES, *COMMANDS)
 LEFT_OUT = {
     "Refine with Model": "it needs ComfyUI's own sampler and models, which run in ComfyUI only",
 }
@@ -65,6 +69,7 @@ FIGURES = {
     "threads": ("threads", 0),
     "sockets": ("connections", 0),
     "descriptors": ("file descriptors", 0),
+    "temporary": ("temporary files", 0),
     "cuda_mb": ("CUDA memory, MB", 1.0),
 }
 """The measured resources, their titles, and how much they may grow: allocators keep freed memory,
@@ -83,12 +88,13 @@ class Figures:
     threads: int
     sockets: int
     descriptors: int
+    temporary: int
     cuda_mb: float
 
 
 @dataclass(frozen=True)
 class Soaked:
-    """The results of one node."""
+    """The results of one node or command; see `Case` for its attributes."""
 
     series: list[Figures]
     seen: Counter[str]
@@ -96,7 +102,13 @@ class Soaked:
     cancel_s: float
     not_ours: int
     seconds: float
+    images: int = 0
     about: str = ""
+
+    def title(self, name: str) -> str:
+        """Return the name of its row."""
+        images = self.images * self.series[-1].runs
+        return f"{name}, {images:,} images" if images else name
 
 
 def measure(runs: int, not_ours: Callable[[], int]) -> Figures:
@@ -121,8 +133,23 @@ def measure(runs: int, not_ours: Callable[[], int]) -> Figures:
         threads=process.num_threads(),
         sockets=sum(1 for one in process.net_connections() if one.raddr),
         descriptors=process.num_fds() if hasattr(process, "num_fds") else process.num_handles(),
+        temporary=count_temporary(),
         cuda_mb=torch.cuda.memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0,
     )
+
+
+def own_temporary_folder(base: Path) -> None:
+    """Let this process have a temporary folder below ComfyUI's base folder."""
+    folder = base / "system temp"
+    folder.mkdir()
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+
+
+def count_temporary() -> int:
+    """Count what is in the process's temporary folder, and unfinished files of the pack."""
+    folder = Path(tempfile.gettempdir())
+    files = folder.parent.rglob("*")
+    return sum(folder in file.parents or file.suffix == ".new" for file in files)
 
 
 def load(name: str, file: Path, folder: Path | None = None) -> ModuleType:
@@ -147,7 +174,7 @@ def call_in_process(work: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def soak(runs: int, name: str) -> Soaked:
-    """Run a node so many times in this process, which should be a new one."""
+    """Run a node or command so many times in this process, which should be a new one."""
     logging.disable(logging.WARNING)  # the faults are intended
     load("image_refinery", ROOT / "__init__.py", ROOT)
     faulty = load("faulty_ollama", ROOT / "tests" / "faulty_ollama.py")
@@ -157,6 +184,8 @@ def soak(runs: int, name: str) -> Soaked:
     begun = time.monotonic()
     with stub.installed(), faulty.FaultyOllama() as ollama:
         import folder_paths
+
+        own_temporary_folder(Path(folder_paths.base_path))
         from soak_cases import check_cases, make
 
         check_cases(LEFT_OUT)
@@ -166,8 +195,16 @@ def soak(runs: int, name: str) -> Soaked:
         finally:
             shutil.rmtree(folder_paths.base_path, ignore_errors=True)
         lost = case.not_ours()
-    seconds = time.monotonic() - begun
-    return Soaked(series, seen, list(case.faults), case.cancel_s, lost, seconds, case.about)
+    return Soaked(
+        series,
+        seen,
+        list(case.faults),
+        case.cancel_s,
+        lost,
+        time.monotonic() - begun,
+        case.images,
+        case.about,
+    )
 
 
 def repeat(case: Any, ollama: Any, runs: int) -> tuple[list[Figures], Counter[str]]:
@@ -206,10 +243,7 @@ def repeat(case: Any, ollama: Any, runs: int) -> tuple[list[Figures], Counter[st
 
 
 def one_run(case: Any, chance: random.Random, management: Any) -> str:
-    """Run a node once, like ComfyUI; return the kind of outcome."""
-    from comfy_api.latest import io
-    from image_refinery.nodes.host import BadInput
-
+    """Run a node or command once; return the kind of outcome."""
     inputs = dict(case.usual(chance))
     lot = chance.random()
     timer: threading.Timer | None = None
@@ -217,8 +251,23 @@ def one_run(case: Any, chance: random.Random, management: Any) -> str:
         inputs |= case.faults[chance.choice(list(case.faults))](chance)
     elif lot < FAULT + CANCEL and case.cancel_s:
         late = chance.uniform(0.0, case.cancel_s)
-        timer = threading.Timer(late, management.interrupt_current_processing)
+        timer = threading.Timer(late, case.cancel)
         timer.start()
+    try:
+        return case.call(inputs) if case.call else run_node(case, inputs, chance)
+    finally:
+        if timer is not None:
+            timer.cancel()
+            timer.join()
+        management.interrupt_current_processing(False)
+
+
+def run_node(case: Any, inputs: dict[str, Any], chance: random.Random) -> str:
+    """Run a node once, like ComfyUI; return the kind of outcome."""
+    from comfy.model_management import InterruptProcessingException
+    from comfy_api.latest import io
+    from image_refinery.nodes.host import BadInput
+
     if chance.random() < 0.1:
         case.node.define_schema()  # as when the page loads, or the user presses R
     if case.node.GET_SCHEMA().is_input_list:
@@ -229,18 +278,13 @@ def one_run(case: Any, chance: random.Random, management: Any) -> str:
             clone.fingerprint_inputs(**inputs)
         with torch.inference_mode():
             ui = clone.execute(**inputs).ui or {}
-        shown = " ".join(str(text) for text in ui.get("text", ()))
-        failed = shown.startswith(("Error: ", "Ollama: ")) or ui.get("problems")
-        return "error message" if failed or FAILED_IN_REPORT.search(shown) else "answer"
-    except management.InterruptProcessingException:
+    except InterruptProcessingException:
         return "cancel"
     except (BadInput, *case.raises):
         return "exception"
-    finally:
-        if timer is not None:
-            timer.cancel()
-            timer.join()
-        management.interrupt_current_processing(False)
+    shown = " ".join(str(text) for text in ui.get("text", ()))
+    failed = shown.startswith(("Error: ", "Ollama: ")) or ui.get("problems")
+    return "error message" if failed or FAILED_IN_REPORT.search(shown) else "answer"
 
 
 def grew(series: list[Figures]) -> list[str]:
@@ -263,7 +307,7 @@ def measured_figures() -> dict[str, str]:
 
 
 def draw(soaked: dict[str, Soaked], file: Path) -> None:
-    """Plot the growth of each figure since the warm-up, one row per node."""
+    """Plot the growth of each figure since the warm-up, one row per node or command."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -292,10 +336,11 @@ def draw(soaked: dict[str, Soaked], file: Path) -> None:
                 panel.annotate(
                     title, (0.5, 1.35), xycoords="axes fraction", ha="center", fontsize=9
                 )
-        row[0].set_ylabel(name.replace(" ", "\n", 1), rotation=0, ha="right", va="center")
+        label = one.title(name).replace(" ", "\n", 1)
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center")
     for panel in panels[-1]:
         panel.set_xlabel("runs", fontsize=8)
-    figure.suptitle("Growth since the warm-up, one process per node (green: tolerance)")
+    figure.suptitle("Growth since the warm-up, one process per row (green: tolerance)")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
@@ -308,42 +353,44 @@ def page(soaked: dict[str, Soaked], runs: int) -> str:
     lines = [
         "# Soak",
         "",
-        f"Written by `python tools/soak.py --write`. Each node of the table runs {runs:,} times, "
-        f"after {WARM_UP} runs to warm up, in a separate",
-        "process with a scripted Ollama. Each run works like in ComfyUI: the fingerprint, then the "
-        "node. At random, the page also requests",
-        f"the node's inputs. {FAULT:.0%} of the runs have a fault, {CANCEL:.0%} are cancelled if "
-        "the node takes long enough. Garbage is collected",
-        "before each measurement. First figure: after the warm-up. Second figure: at the end.",
+        f"Written by `python tools/soak.py --write`. Each row of the table is {runs:,} runs, after "
+        f"{WARM_UP} runs to warm up, in a separate",
+        "process with a scripted Ollama. Each run of a node works like in ComfyUI: the "
+        "fingerprint, then the node. At random, the page",
+        f"also requests the node's inputs. {FAULT:.0%} of the runs have a fault, {CANCEL:.0%} are "
+        "cancelled if the node takes long enough.",
+        "Before each measurement, garbage is collected, and what nodes keep on purpose is freed. "
+        "First figure: after the warm-up.",
+        "Second figure: at the end. Temporary files are those in the process's folder for them, "
+        "and files that the pack has not finished.",
         "",
         f"Last run: {date.today()}, with version {release}.",
         *(f"Not in the table: {name}, because {reason}." for name, reason in LEFT_OUT.items()),
         "",
-        f"| node | {' | '.join(fields.values())} | outcomes |",
+        f"| node or command | {' | '.join(fields.values())} | outcomes |",
         "| --- |" + " --- |" * (len(fields) + 1),
     ]
     for name, one in soaked.items():
         first, last = asdict(one.series[0]), asdict(one.series[-1])
         cells = [f"{first[field]:,} to {last[field]:,}" for field in fields]
         outcomes = ", ".join(f"{count} x {what}" for what, count in one.seen.most_common())
-        lines.append("| " + " | ".join([name, *cells, outcomes]) + " |")
+        lines.append("| " + " | ".join([one.title(name), *cells, outcomes]) + " |")
     if not torch.cuda.is_available():
         lines += ["", "CUDA memory was not measured: there was no CUDA device."]
     for name, one in soaked.items():
         if one.about:
             lines += ["", textwrap.fill(f"{name}: {one.about}", 128)]
     if lost := {name: one.not_ours for name, one in soaked.items() if one.not_ours}:
-        leaks = " and ".join(
+        leaks = ", ".join(
             f"{count:,} ({count * BYTES_OF_AN_INTEGER / 1e6:.1f} MB) under {name}"
             for name, count in lost.items()
         )
-        lines += [
-            "",
+        text = (
             f"Not in the figures: safetensors {version('safetensors')} leaks memory blocks "
-            "whenever it reads a checkpoint, also when it is",
-            f"called alone (the tool measures how many): {leaks}, which load checkpoints "
-            "repeatedly.",
-        ]
+            "whenever it reads a checkpoint, also when it is called alone (the tool measures how "
+            f"many): {leaks}, which load checkpoints repeatedly."
+        )
+        lines += ["", textwrap.fill(text, 128)]
     lines += [
         "",
         "![Growth since the warm-up, over the runs](images/soak.png)",
@@ -352,25 +399,25 @@ def page(soaked: dict[str, Soaked], runs: int) -> str:
         "green band",
         "(" + ", ".join(f"{title}: {most:g}" for title, most in FIGURES.values()) + ").",
         "",
-        "| node | faults | cancelled after |",
+        "| node or command | faults | cancelled after |",
         "| --- | --- | --- |",
     ]
     for name, one in soaked.items():
         late = f"0 to {1000 * one.cancel_s:g} ms" if one.cancel_s else "never: too fast"
-        lines.append(f"| {name} | {'; '.join(one.faults)} | {late} |")
+        lines.append(f"| {one.title(name)} | {'; '.join(one.faults)} | {late} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    """Run the nodes, print the figures, and write the page."""
+    """Run the nodes and commands, print the figures, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=int, default=1000, help="runs of each node")
-    parser.add_argument("--only", choices=NODES, help="run only this node")
+    parser.add_argument("--runs", type=int, default=1000, help="runs of each node and command")
+    parser.add_argument("--only", choices=ALL, help="run only this node or command")
     parser.add_argument("--write", action="store_true", help="write the page and its plot")
     options = parser.parse_args()
     if options.only and options.write:
-        parser.error("--write needs all nodes: leave out --only")
-    names = [options.only] if options.only else list(NODES)
+        parser.error("--write needs all nodes and commands: leave out --only")
+    names = [options.only] if options.only else ALL
     soaked: dict[str, Soaked] = {}
     for name in names:
         try:

@@ -10,7 +10,9 @@ import gc
 import os
 import random
 import shutil
+import signal
 import sys
+from _thread import interrupt_main
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import MetadataPathFinder
@@ -22,6 +24,7 @@ import folder_paths
 import numpy as np
 import safetensors.torch
 import torch
+from comfy.model_management import interrupt_current_processing
 from drawn_splats import sphere
 from filelock import FileLock
 from image_refinery.captioning.job import Result
@@ -58,6 +61,7 @@ from image_refinery.refine.errors import RefineError
 from image_refinery.refine.splats import SplatRefiner
 from PIL import Image
 from shallow_refiner import write_shallow_refiner
+from soak_batch import IMAGES_PER_JOB, IMAGES_PER_RUN, BatchJob
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils.rnn import pad_sequence
 
@@ -73,10 +77,10 @@ Make = Callable[[random.Random], Inputs]
 
 @dataclass(frozen=True)
 class Case:
-    """A node and its inputs.
+    """A node and its inputs, or a command and its options.
 
     Attributes:
-        node: Its class.
+        node: Its class; None: a command.
         usual: Makes the inputs of a run without a fault.
         faults: The faults, by their description on the page. Each prepares files or the server, and
             makes the inputs that differ from the usual ones.
@@ -85,6 +89,9 @@ class Case:
         after: Called after each run.
         rest: Called before each measurement: frees what the node keeps on purpose.
         not_ours: Returns how many of Python's memory blocks a library has leaked so far.
+        call: Calls the command with its options, and returns the outcome.
+        cancel: Cancels from another thread.
+        images: How many images each run adds to the command's job.
         about: Sentences for the page.
     """
 
@@ -96,6 +103,9 @@ class Case:
     after: Callable[[], object] = lambda: None
     rest: Callable[[], object] = lambda: None
     not_ours: Callable[[], int] = lambda: 0
+    call: Callable[[Inputs], str] | None = None
+    cancel: Callable[[], object] = interrupt_current_processing
+    images: int = 0
     about: str = ""
 
 
@@ -893,6 +903,35 @@ def text_to_filename(_: Any) -> Case:
     return Case(TextToFilename, lambda chance: {"text": f"A cat, {chance.random()}"}, faults)
 
 
+# The command.
+
+
+def batch(ollama: Any) -> Case:
+    """`image-refinery batch`: jobs that grow, and that Ctrl-C cancels."""
+    # Without a handler, interrupt_main does nothing: a cancel counts while the command handles it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["XDG_CONFIG_HOME"] = folder_paths.get_user_directory()
+    job = BatchJob(Path(folder_paths.base_path, "batch"), ollama.forget_script)
+    return Case(
+        None,
+        job.options,
+        {**server_faults(ollama), **job.faults()},
+        cancel_s=0.08,
+        after=job.after,
+        call=job.call,
+        cancel=interrupt_main,
+        images=IMAGES_PER_RUN,
+        about=(
+            f"each run adds {IMAGES_PER_RUN} images to a job and calls the command, which Ctrl-C "
+            "may cancel. What a call leaves undone, the next call does. An error message is exit "
+            f"code 1. When the job has {IMAGES_PER_JOB} images, a call without a fault retries "
+            "what failed. Then the tool checks that each image has one result in the job's rows, "
+            "one line in `metadata.jsonl` and one `.txt` file, that all three agree, and that no "
+            "other file is beside the images. Then a new job begins."
+        ),
+    )
+
+
 CASES: dict[str, Callable[[Any], Case]] = {
     "LLM Image Refine": llm_image_refine,
     "SDXL Refiner": sdxl_refiner,
@@ -912,6 +951,7 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "Describe Tiles": describe_tiles,
     "Refine Splat": refine_splat,
 }
+COMMANDS: dict[str, Callable[[Any], Case]] = {"batch": batch}
 """Makers of the cases; the server is that of tests/faulty_ollama.py (`llava` and `llama3.2`)."""
 
 
@@ -927,6 +967,6 @@ def check_cases(left_out: Collection[str]) -> None:
 
 
 def make(name: str, ollama: Any) -> Case:
-    """Return the case of a node."""
+    """Return the case of a node or command."""
     quicken(ollama)
-    return CASES[name](ollama)
+    return {**CASES, **COMMANDS}[name](ollama)
