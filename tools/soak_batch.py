@@ -27,6 +27,7 @@ from PIL import Image
 
 IMAGES_PER_RUN = 5
 IMAGES_PER_JOB = 100
+LAST_CALLS = 3
 OUTCOMES = {0: "answer", FAILED: "error message", CANCELLED: "cancel"}
 TASKS = {
     "describe": ["--task", "describe"],
@@ -41,12 +42,12 @@ class BatchJob:
     """Jobs of the command `batch`, one after another, and what can go wrong with them.
 
     Each run adds images and calls the command. What a call left undone, the next call does. When a
-    job has all its images, one more call without a fault retries what failed. Then the job is
-    checked, and the next one begins.
+    job has all its images, calls without a fault retry what failed. Then the job is checked, and
+    the next one begins.
 
     Args:
         top: an empty folder, for the images and the job's directory.
-        before_last: called before the last call of a job.
+        before_last: called before the last calls of a job.
     """
 
     def __init__(self, top: Path, before_last: Callable[[], object]) -> None:
@@ -101,8 +102,9 @@ class BatchJob:
             self._repairs.pop()()
         if len(self._names) == IMAGES_PER_JOB:
             self._before_last()
-            outcome = self.call({"retry-failed": []})
-            assert outcome == "answer", self._messages.getvalue()
+            # More than one call: on a busy machine a time-out may be missed without a fault.
+            outcomes = (self.call({"retry-failed": []}) for _ in range(LAST_CALLS))
+            assert "answer" in outcomes, self._messages.getvalue()
             self._check()
             self._begin()
 

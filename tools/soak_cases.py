@@ -924,7 +924,7 @@ def batch(ollama: Any) -> Case:
         about=(
             f"each run adds {IMAGES_PER_RUN} images to a job and calls the command, which Ctrl-C "
             "may cancel. What a call leaves undone, the next call does. An error message is exit "
-            f"code 1. When the job has {IMAGES_PER_JOB} images, a call without a fault retries "
+            f"code 1. When the job has {IMAGES_PER_JOB} images, calls without a fault retry "
             "what failed. Then the tool checks that each image has one result in the job's rows, "
             "one line in `metadata.jsonl` and one `.txt` file, that all three agree, and that no "
             "other file is beside the images. Then a new job begins."
