@@ -340,7 +340,8 @@ def draw(soaked: dict[str, Soaked], file: Path) -> None:
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
     for panel in panels[-1]:
         panel.set_xlabel("runs", fontsize=8)
-    figure.suptitle("Growth since the warm-up, one process per row (green: tolerance)")
+    title = "Growth since the warm-up, one process per row (green: tolerance)"
+    figure.suptitle(title, y=1 - 0.1 / figure.get_figheight())  # above the columns' titles
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
@@ -363,6 +364,7 @@ def page(soaked: dict[str, Soaked], runs: int) -> str:
         "First figure: after the warm-up.",
         "Second figure: at the end. Temporary files are those in the process's folder for them, "
         "and files that the pack has not finished.",
+        "One folder is torch's own, which it makes when diffusers is imported.",
         "",
         f"Last run: {date.today()}, with version {release}.",
         *(f"Not in the table: {name}, because {reason}." for name, reason in LEFT_OUT.items()),
