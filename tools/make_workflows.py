@@ -522,12 +522,6 @@ TRIPOSPLAT_FILES = (
 )  # fmt: skip
 
 
-def save_splat(graph: Graph, splat: Output) -> None:
-    """Write a splat to a .ply file, which ComfyUI shows on the node."""
-    file = graph.add("SplatToFile3D", splat=splat, format="ply")
-    graph.add("SaveGLB", mesh=file[0], filename_prefix="refinery/splat", tall=300)
-
-
 def refine_then_splat(graph: Graph) -> None:
     """Load Image -> SDXL Refiner -> TripoSplat -> a splat."""
     graph.column(320, "1. Image")
@@ -541,10 +535,12 @@ def refine_then_splat(graph: Graph) -> None:
     image = load_image(graph)
     graph.column(REFINER_PX, "2. Refiner")
     refined = refiner(graph, image[0], prompt="sharp focus, fine texture, clean edges")
-    graph.column(320, "3. Splat", down=190)
+    graph.column(260, "3. Splat", down=190)
     splat = graph.add_subgraph(triposplat(graph), image=refined[0], tall=120)
-    graph.column(320, down=190)
-    save_splat(graph, splat[0])
+    graph.column(220, down=190)
+    file = graph.add("SplatToFile3D", splat=splat[0], format="ply")
+    graph.column(280, down=190)
+    graph.add("SaveGLB", mesh=file[0], filename_prefix="refinery/splat", tall=300)
 
 
 def refine_a_splat(graph: Graph) -> None:
@@ -559,23 +555,31 @@ def refine_a_splat(graph: Graph) -> None:
         oldest=APP_FROM, tall=480, files=(REFINER, BACKGROUND, *TRIPOSPLAT_FILES),
     )  # fmt: skip
     image = load_image(graph)
-    graph.column(320, "2. Splat")
+    graph.column(280, "2. Splat")
     splat = graph.add_subgraph(triposplat(graph), image=image[0], tall=120)
+    graph.column(320, down=230)  # below the link to the first rendering
     refined = graph.add(
         "RefinerySplat", splat=splat[0], checkpoint=REFINER, models=fetch(REFINER),
         prompt="sharp focus, fine texture, clean edges", negative_prompt="blurry, noise",
         tall=560,
     )  # fmt: skip
+    # Each rendering is at the height of its preview in the next column.
     graph.column(300, "3. Result", down=190)
-    for title, shown in (("before", splat[0]), ("after", refined[0])):
-        seen = graph.add(
-            "RenderSplat", splat=shown, render_style="color", title=f"render {title}",
-            collapsed=True,
-        )  # fmt: skip
-        graph.add("PreviewImage", images=seen[0], title=title, tall=260)
+    before = render(graph, splat[0], "before")
+    graph.add("PreviewImage", images=refined[1], title="refined views", tall=150)
+    after = render(graph, refined[0], "after")
+    file = graph.add("SplatToFile3D", splat=refined[0], format="ply")
     graph.column(300, down=190)
-    graph.add("PreviewImage", images=refined[1], title="refined views", tall=260)
-    save_splat(graph, refined[0])
+    graph.add("PreviewImage", images=before[0], title="before", tall=220)
+    graph.add("PreviewImage", images=after[0], title="after", tall=220)
+    graph.add("SaveGLB", mesh=file[0], filename_prefix="refinery/splat", tall=250)
+
+
+def render(graph: Graph, splat: Output, title: str) -> Node:
+    """Render a splat, in a node of which only the title shows."""
+    return graph.add(
+        "RenderSplat", splat=splat, render_style="color", title=f"render {title}", collapsed=True
+    )
 
 
 def caption_a_folder(graph: Graph) -> None:
