@@ -39,7 +39,7 @@ from .installed import why_unavailable
 from .library import Library, UnknownModel, UnreadableModel
 from .library import Model as LocalModel
 from .process import LoadOptions, Worker, WorkerEnded
-from .registry import Registry
+from .registry import LoadTimeout, Registry
 
 log = logging.getLogger(__name__)
 
@@ -177,11 +177,12 @@ class EmbeddedEngine:
 
         Raises:
             LoadFailed, OutOfMemory: with llama.cpp's reason.
+            ServerTimeout: it took longer than `timeout_s`, or else `timeouts.first_byte_s`.
         """
         _warn_of_unused_gpu()
         local = self._find(model)
         self._parallel[local.name] = parallel
-        with self._lease(local, options or {}, keep_alive, cancelled):
+        with self._lease(local, options or {}, keep_alive, timeout_s, cancelled):
             pass
 
     def unload(self, model: str, *, cancelled: CancelCheck | None = None) -> Unloaded:
@@ -212,7 +213,7 @@ class EmbeddedEngine:
             format: "json", or a JSON schema.
             keep_alive: as in Ollama: seconds that the model stays loaded after the answer, or text
                 such as "5m"; negative: until it is unloaded.
-            timeout_s: for the first byte; None: as in `timeouts`.
+            timeout_s: for the load, and for the first byte; None: as in `timeouts`.
 
         Raises:
             NoVision, BadRequest: the model does not support the request; raised before a load.
@@ -223,7 +224,7 @@ class EmbeddedEngine:
         local = self._find(model)
         self._check(local, messages)
         with (
-            self._lease(local, options or {}, keep_alive, cancelled) as worker,
+            self._lease(local, options or {}, keep_alive, timeout_s, cancelled) as worker,
             _WorkerClient(worker.server, self.timeouts, num_ctx=worker.options.num_ctx) as client,
         ):
             answering = False
@@ -310,15 +311,18 @@ class EmbeddedEngine:
         model: LocalModel,
         options: Mapping[str, Any],
         keep_alive: float | str | None,
+        timeout_s: float | None,
         cancelled: CancelCheck | None,
     ) -> Generator[Worker]:
-        seconds = keep_alive_s(keep_alive)
+        seconds, limit_s = keep_alive_s(keep_alive), timeout_s or self.timeouts.first_byte_s
         chosen = replace(
             load_options(model, options), num_parallel=self._parallel.get(model.name, 1)
         )
         try:
-            with self.registry.lease(model, chosen, seconds, cancelled) as worker:
+            with self.registry.lease(model, chosen, seconds, limit_s, cancelled) as worker:
                 yield worker
+        except LoadTimeout:
+            raise ServerTimeout(self.server, f'loading "{model.name}"', limit_s) from None
         except WorkerEnded as error:
             failure = OutOfMemory if is_about_memory(str(error)) else LoadFailed
             raise failure(model.name, self.server, str(error)) from error

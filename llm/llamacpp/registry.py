@@ -22,6 +22,10 @@ MAX_MODELS = 3
 DEFAULT_KEEP_ALIVE_S = 300.0
 
 
+class LoadTimeout(Exception):
+    """A model took too long to load; its process has ended."""
+
+
 @dataclass
 class _Slot:
     """A model that is loaded, loading or unloading. Guarded by the registry's condition."""
@@ -111,24 +115,29 @@ class Registry:
         model: LocalModel,
         options: LoadOptions,
         keep_alive_s: float | None,
+        limit_s: float,
         cancelled: CancelCheck | None,
     ) -> Generator[Worker]:
         """Reserve room for one request in the loaded model; load it first if necessary.
 
         Args:
             keep_alive_s: seconds to keep it loaded afterwards; None: as before, else 300.
+            limit_s: how many seconds a load may take.
 
         Raises:
             Cancelled: while waiting or loading; this ends a load.
+            LoadTimeout: the load took longer than `limit_s`, and was ended.
             WorkerEnded: the load failed; the message is llama.cpp's reason.
             OSError: the process could not be started.
         """
-        started = time.monotonic()
         slot = self._acquire(model, options, keep_alive_s, cancelled)
+        started = time.monotonic()
         try:
             if not slot.ready:
                 while not slot.worker.is_ready(POLL_S):
                     _check(cancelled)
+                    if time.monotonic() - started > limit_s:
+                        raise LoadTimeout
                 slot.ready = True
                 log.info("Loaded %s in %.1f s.", model.name, time.monotonic() - started)
             elif slot.requests == 1:

@@ -26,6 +26,7 @@ from image_refinery.llm.errors import (
     IncompleteAnswer,
     LoadFailed,
     OutOfMemory,
+    ServerTimeout,
 )
 from image_refinery.llm.llamacpp import backend, process, registry
 from image_refinery.llm.llamacpp.library import Library
@@ -43,7 +44,6 @@ LONG = {"num_predict": 15000, "num_ctx": 16384}
 """Options of an answer without end: in a shorter context it would end by itself before that."""
 LONG_PROMPT = "long " * 3200
 has_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-has_sigstop = pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
 
 
 def cancel(answer: Future[Any], leave: threading.Event) -> float:
@@ -339,14 +339,17 @@ def test_cancel_while_three_other_models_are_busy(user: Any) -> None:
         assert collect(stream).answer_tokens == 8
 
 
-@has_sigstop
-def test_cancel_while_loading(
-    user: Any, until: Any, runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A load without end. Stopped from here, a quick load could have ended before.
-    endless = tmp_path / "worker.py"
-    endless.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\n")
+@pytest.fixture
+def endless(tmp_path: Path) -> Path:
+    """A worker that loads without end. Stopped from here, a quick load could have ended before."""
+    worker = tmp_path / "worker.py"
+    worker.write_text("import time\ntime.sleep(600)\n")
+    return worker
 
+
+def test_cancel_while_loading(
+    user: Any, until: Any, runs: Any, endless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def measure() -> float:
         leave = threading.Event()
         loading = user.behind("slow", cancelled=leave.is_set)
@@ -448,6 +451,22 @@ def test_a_cancelled_run_leaves_nothing_loaded(user: Any, until: Any, at: str) -
 
 
 # Failures
+
+
+def test_a_load_without_end_is_given_up(
+    user: Any, until: Any, runs: Any, endless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "_WORKER", endless)
+        loading = user.behind("slow", timeout_s=0.3)
+        pid = until(user.pids, "loading")[0]
+        sentence = 'The embedded engine sent nothing for 0.3 s while loading "slow:latest"'
+        with pytest.raises(ServerTimeout, match=sentence):
+            loading.result(SOON_S)
+        assert not runs(pid) and user.ps() == {}
+        with pytest.raises(ServerTimeout):
+            user.load("slow", timeout_s=0.3)
+    assert user.say("slow")
 
 
 def test_damaged_weights_give_llama_cpps_reason(user: Any) -> None:
