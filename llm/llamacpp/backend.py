@@ -187,7 +187,12 @@ class EmbeddedEngine:
 
     def unload(self, model: str, *, cancelled: CancelCheck | None = None) -> Unloaded:
         """Unload a model as soon as it is idle, and wait for that, for 15 s at most."""
-        name = self._find(model).name
+        try:
+            name = self._find(model).name
+        except (LoadFailed, ModelNotFound):
+            name = model  # its file is gone, but it may be in memory
+            if all(loaded.name != name for loaded in self.ps()):
+                raise
         vram_bytes = sum(loaded.vram_bytes for loaded in self.ps() if loaded.name == name)
         gone = self.registry.unload(name, UNLOAD_TIMEOUT_S, cancelled)
         return Unloaded(model=model, vram_bytes=vram_bytes if gone else 0, confirmed=gone)

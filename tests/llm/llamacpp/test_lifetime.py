@@ -25,6 +25,7 @@ from image_refinery.llm.errors import (
     ConnectionBroke,
     IncompleteAnswer,
     LoadFailed,
+    ModelNotFound,
     OutOfMemory,
     ServerTimeout,
 )
@@ -467,6 +468,19 @@ def test_a_load_without_end_is_given_up(
         with pytest.raises(ServerTimeout):
             user.load("slow", timeout_s=0.3)
     assert user.say("slow")
+
+
+def test_a_model_whose_file_is_gone_is_unloaded(
+    make_user: Callable[..., Any], models: Path, tmp_path: Path
+) -> None:
+    user = make_user(Library([tmp_path]))
+    shutil.copy(models / "tiny.gguf", tmp_path / "model.gguf")
+    user.load("model")
+    (tmp_path / "model.gguf").unlink()
+    assert user.engine.unload("model:latest").confirmed
+    assert user.ps() == {}
+    with pytest.raises(ModelNotFound):
+        user.engine.unload("model:latest")
 
 
 def test_damaged_weights_give_llama_cpps_reason(user: Any) -> None:
