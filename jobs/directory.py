@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from .._version import __version__
 from ..files.whole import written_whole
+from .rows import has_rows
 
 MANIFEST = "manifest.json"
 _LOCK = "lock"
@@ -69,7 +70,7 @@ def _read(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def check_manifest(folder: Path, fingerprint: Mapping[str, Any]) -> str:
-    """Write the manifest of a new job, or compare it; return a warning, or "".
+    """Write the manifest of a job without rows, or compare it; return a warning, or "".
 
     Args:
         fingerprint: what a job's answers depend on, as JSON values by their names.
@@ -79,7 +80,7 @@ def check_manifest(folder: Path, fingerprint: Mapping[str, Any]) -> str:
     """
     path = folder / MANIFEST
     wanted: dict[str, Any] = json.loads(json.dumps(dict(fingerprint)))
-    if not path.exists():
+    if not path.exists() or not has_rows(folder):
         content = {"format": _FORMAT, "version": __version__, "fingerprint": wanted}
         with written_whole(path) as file:
             json.dump(content, file, indent=2)

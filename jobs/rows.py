@@ -63,6 +63,11 @@ def text_of(row: Row) -> str:
     return "\n".join(one if isinstance(one, str) else one["filename"] for one in shown)
 
 
+def has_rows(folder: Path) -> bool:
+    """Return whether a job has a result, good or bad."""
+    return any(file.stat().st_size for file in (folder / FOLDER).glob("*.jsonl"))
+
+
 class RowLog:
     """Rows of one worker, one JSON object per line. Several threads may write to it."""
 

@@ -134,6 +134,19 @@ def test_other_settings_on_the_same_job_are_refused(
     assert len(ollama.of("chat")) == 6
 
 
+@pytest.mark.usefixtures("quick_retries")
+def test_a_job_without_a_result_may_get_other_settings(
+    batch: Callable[..., int], ollama: FaultyOllama
+) -> None:
+    """Such as the digest of a model that could not be loaded, and was downloaded again."""
+    ollama.always("load", "busy")
+    assert batch() == 1
+    ollama.forget_script()
+    ollama.models["llava:latest"] = replace(ollama.models["llava:latest"], listed_digest="f" * 64)
+    assert batch("--seed", "2") == 0
+    assert batch() == 1
+
+
 def test_a_job_is_worked_on_by_one_process(
     batch: Callable[..., int], tmp_path: Path, capsys: Any
 ) -> None:
