@@ -38,7 +38,7 @@ def main() -> None:
         # llama.cpp has logged the reason; the exception only says that the load failed.
         sys.stderr.write(f"{error}\n")
         sys.stderr.flush()
-        os._exit(1)
+        sys.exit(1)  # not os._exit: at an ordinary end llama.cpp's log writes what it still has
     sys.stdout.write(json.dumps({"listening": server.listening_address}) + "\n")
     sys.stdout.flush()
     threading.Event().wait()

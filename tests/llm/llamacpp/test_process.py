@@ -54,6 +54,29 @@ def test_the_reason_of_an_end_is_the_most_telling_line(
     assert worker.end_reason() == f"llama.cpp has stopped: {reason}"
 
 
+LATE_LOG = """
+import sys, threading
+from unittest.mock import MagicMock as CommonParams
+
+LINE = "0.00.1 E llama_model_load: error loading model: a cut file"
+
+def Server(parameters):
+    threading.Timer(0.1, print, [LINE], {"file": sys.stderr, "flush": True}).start()
+    raise RuntimeError("Failed to init server")
+"""
+
+
+def test_a_reason_that_is_logged_late_is_read(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp's log has a thread of its own, which a busy machine keeps waiting."""
+    (tmp_path / "xllamacpp.py").write_text(LATE_LOG)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    worker = Worker(Library([models]).find("tiny"), LoadOptions(num_ctx=512))
+    with pytest.raises(WorkerEnded, match="a cut file"):
+        worker.is_ready(60.0)
+
+
 def test_memory_is_read_from_llama_cpps_log() -> None:
     """The lines of a GPU build, as llama.cpp writes them."""
     worker = Worker.__new__(Worker)
