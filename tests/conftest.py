@@ -53,11 +53,13 @@ _load("scripted_servers", TESTS / "scripted_servers.py")
 _load("llama_server", TESTS / "llama_server.py")
 _load("comfy_stub_path", TESTS / "comfy_stub" / "stub_path.py")
 _load("shallow_refiner", TESTS / "shallow_refiner.py")
+_load("fault_cases", TESTS / "fault_cases.py")
+_load("fault_harness", TESTS / "fault_harness.py")
 
 
 LONGEST = (
     "jobs/test_refining.py",
-    "nodes/test_fault_matrix.py",
+    "nodes/test_ollama_faults.py",
     "test_packaging.py",
     "cli/test_commands.py",
     "llm/llamacpp/test_lifetime.py",
@@ -343,6 +345,24 @@ def checkpoints(comfy: None, tiny_file: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(tiny_file.with_suffix(""), folder / "tiny_refiner", dirs_exist_ok=True)
     shutil.copy2(tiny_file, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small models, of which `cut` and `noise` are damaged."""
+    _load("tiny_gguf", TESTS / "llm" / "llamacpp" / "tiny_gguf.py")
+    import tiny_gguf
+
+    folder = tmp_path_factory.mktemp("models")
+    tiny_gguf.write_text_model(folder / "tiny.gguf", seed=3)
+    tiny_gguf.write_text_model(folder / "other.gguf", seed=4)
+    tiny_gguf.write_text_model(folder / "tiny-vision.gguf", seed=1)
+    tiny_gguf.write_projector(folder / "mmproj-tiny-vision.gguf")
+    tiny_gguf.write_text_model(folder / "thinker.gguf", template=tiny_gguf.THINKING_TEMPLATE)
+    tiny_gguf.write_text_model(folder / "slow.gguf", width=384, layers=8, heads=6, context=16384)
+    (folder / "cut.gguf").write_bytes((folder / "tiny.gguf").read_bytes()[:300_000])
+    (folder / "noise.gguf").write_bytes(b"this is no model")
     return folder
 
 

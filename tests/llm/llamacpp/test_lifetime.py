@@ -22,11 +22,9 @@ from image_refinery.captioning.run import process as process_texts
 from image_refinery.llm.backend import Unloaded, collect
 from image_refinery.llm.errors import (
     Cancelled,
-    ConnectionBroke,
     IncompleteAnswer,
     LoadFailed,
     ModelNotFound,
-    OutOfMemory,
     ServerTimeout,
 )
 from image_refinery.llm.llamacpp import backend, process, registry
@@ -495,15 +493,6 @@ def test_damaged_weights_give_llama_cpps_reason(user: Any) -> None:
     assert user.say("tiny")
 
 
-def test_a_process_that_cannot_be_started(user: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "executable", os.fspath(ROOT / "no" / "python"))
-        with pytest.raises(LoadFailed, match="its process did not start: "):
-            user.chat("tiny")
-    assert user.ps() == {}
-    assert user.say("tiny")
-
-
 def test_a_crash_between_answers_is_healed(user: Any, until: Any) -> None:
     user.load("tiny")
     os.kill(user.pid(), signal.SIGTERM)
@@ -528,34 +517,6 @@ def test_a_crash_in_the_middle_of_an_answer(user: Any) -> None:
     assert "(llama.cpp has stopped: exit status " in sentence
     assert user.ps() == {}
     assert user.say("slow")
-
-
-def test_a_crash_before_the_first_token(user: Any, until: Any) -> None:
-    user.load("slow", options=LONG)
-    pid = user.pid()
-    reading = user.behind("slow", LONG_PROMPT, options=LONG)
-    time.sleep(0.5)
-    os.kill(pid, signal.SIGTERM)
-    broke = "connection to the embedded engine broke .llama.cpp has stopped: exit status "
-    with pytest.raises(ConnectionBroke, match=broke):
-        reading.result(60)
-    assert user.ps() == {}
-    assert user.say("slow")
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_a_process_that_the_system_kills_was_too_large(user: Any) -> None:
-    user.load("slow", options=LONG)
-    reading = user.behind("slow", LONG_PROMPT, options=LONG)
-    time.sleep(0.5)
-    os.kill(user.pid(), signal.SIGKILL)  # as Linux does when memory runs out
-    with pytest.raises(OutOfMemory, match="the system killed it"):
-        reading.result(60)
-    running = user.start("slow", options=LONG)
-    next(running)
-    os.kill(user.pid(), signal.SIGKILL)
-    with pytest.raises(IncompleteAnswer, match="most likely because it was out of memory"):
-        collect(running)  # never OutOfMemory: that would be sent again, and a part has come
 
 
 def test_an_earlier_error_does_not_explain_a_crash(user: Any, until: Any) -> None:

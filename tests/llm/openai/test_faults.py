@@ -6,94 +6,22 @@ import time
 from typing import Any
 
 import pytest
+from fault_cases import KINDS, OPENAI_CHAT, OPENAI_LIST
 from image_refinery._advice import Edge, with_advice
 from image_refinery.llm import errors
 from image_refinery.llm.backend import Answer, collect
 from image_refinery.llm.http import Timeouts
-from scripted_servers import FAULTS, NOT_ASCII, OUT_OF_MEMORY, Reply
+from scripted_servers import Reply
 
-KINDS = ["router", "llama-server", "lmstudio", "llama-swap", "vllm", "openai"]
 QUESTION: Any = [{"role": "user", "content": "Say something."}]
 SHORT = Timeouts(connect_s=0.3, first_byte_s=0.3, silence_s=0.3, quick_s=0.3)
 EDGE = Edge(again="queue again", options="the options")
 WHOLE = "It is a test."
 
-Wanted = tuple[type[errors.LLMError], str] | str
-
-BROKE_OFF = "broke off after 5 characters"  # "It is"
-CRASHED = 'the server said: "the model crashed"'
-CHAT: dict[str, Wanted] = {
-    # the connection
-    "hang": (errors.ServerTimeout, "sent nothing for"),
-    "hang_after_header": (errors.ServerTimeout, "sent nothing for"),
-    "hang_between_tokens": (errors.IncompleteAnswer, "the server sent nothing for 0.3 s"),
-    "drop": (errors.ConnectionBroke, "broke"),
-    "cut_between_lines": (errors.IncompleteAnswer, BROKE_OFF),
-    "cut_mid_line": (errors.IncompleteAnswer, BROKE_OFF),
-    "end_mid_line": (errors.IncompleteAnswer, BROKE_OFF),
-    "cut_half_character": (errors.IncompleteAnswer, BROKE_OFF),
-    # whole bodies
-    "loading": (errors.ServerBusy, "(Loading model)"),
-    "busy": (errors.ServerBusy, "(too many requests)"),
-    "unauthorized": (errors.AccessDenied, "Invalid API Key"),
-    "not_found": (errors.ModelNotFound, "is not installed on the"),
-    "context_length": (errors.ContextTooLong, "exceeds the available context size"),
-    "out_of_memory": (errors.OutOfMemory, f"({OUT_OF_MEMORY})"),
-    "html": (errors.WrongForm, "<html>"),
-    "html_502": (errors.UnexpectedResponse, "502 Bad Gateway"),
-    "redirect": (errors.Redirected, "http://127.0.0.1:9/"),
-    "error_body": (errors.UnexpectedResponse, "the model crashed"),
-    "error_text": (errors.UnexpectedResponse, "the model crashed"),
-    "empty_body": (errors.IncompleteAnswer, "broke off after 0 characters"),
-    "wrong_list": (errors.WrongForm, '"[]"'),
-    "wrong_body": (errors.WrongForm, "is_sleeping"),
-    "no_stream": WHOLE,
-    # the stream
-    "error_line": (errors.IncompleteAnswer, CRASHED),
-    "error_first": (errors.UnexpectedResponse, "500 Internal Server Error"),
-    "error_field": (errors.IncompleteAnswer, CRASHED),
-    "error_event": (errors.IncompleteAnswer, CRASHED),
-    "no_done": WHOLE,
-    "no_finish": (errors.IncompleteAnswer, "the stream ended early"),
-    "no_line": (errors.IncompleteAnswer, "the stream ended early"),
-    "empty": (errors.EmptyAnswer, "it stopped immediately"),
-    "usage_only": (errors.EmptyAnswer, "it stopped immediately"),
-    "cut_short": WHOLE,
-    "endless": WHOLE + " more" * 73,
-    "not_json": (errors.IncompleteAnswer, BROKE_OFF),
-    "wrong_types": (errors.WrongForm, "[1,2,3]"),
-    # reasoning
-    "reasoning_only": (errors.EmptyAnswer, "it used up num_predict for thinking"),
-    "reasoning_content": WHOLE,
-    "reasoning": WHOLE,
-    "think_tags": WHOLE,
-    "think_no_open": WHOLE,
-    "think_no_close": (errors.EmptyAnswer, "it used up num_predict for thinking"),
-    "think_split": "A test.",
-    # legal
-    "split_lines": WHOLE,
-    "split_characters": NOT_ASCII,
-    "crlf": WHOLE,
-    "comments": WHOLE,
-    "no_usage": WHOLE,
-    "no_space": "A test.",
-}
-SLOW: dict[str, Wanted] = {
-    "big_line": (errors.IncompleteAnswer, "a line of more than 16 MB"),
-    "endless_line": (errors.IncompleteAnswer, "a line of more than 16 MB"),
-}
-LIST: dict[str, type[errors.LLMError]] = {
-    "hang": errors.ServerTimeout,
-    "drop": errors.ConnectionBroke,
-    "loading": errors.ServerBusy,
-    "unauthorized": errors.AccessDenied,
-    "html": errors.WrongForm,
-    "html_502": errors.UnexpectedResponse,
-    "redirect": errors.Redirected,
-    "error_body": errors.UnexpectedResponse,
-    "error_text": errors.UnexpectedResponse,
-    "empty_body": errors.WrongForm,
-    "wrong_list": errors.WrongForm,
+SLOW = ("big_line", "endless_line")
+"""Faults that send 20 MB: once is enough."""
+CHAT: dict[str, Any] = {name: wanted or WHOLE for name, wanted in OPENAI_CHAT.items()} | {
+    "endless": WHOLE + " more" * 73  # with a small num_predict
 }
 
 
@@ -121,7 +49,8 @@ def outcome(client: Any, server: Any, **more: Any) -> Answer | errors.LLMError:
         return error
 
 
-def check(result: Answer | errors.LLMError, wanted: Wanted) -> None:
+def check(result: Answer | errors.LLMError, wanted: Any) -> None:
+    """Assert an answer, or the class of an error and words of its message."""
     if isinstance(wanted, str):
         assert isinstance(result, Answer), result
         assert result.text == wanted
@@ -131,12 +60,8 @@ def check(result: Answer | errors.LLMError, wanted: Wanted) -> None:
         check_sentence(result)
 
 
-def test_every_fault_has_its_outcome() -> None:
-    assert {**CHAT, **SLOW}.keys() == FAULTS.keys()
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("fault", CHAT)
+@pytest.mark.parametrize("fault", [fault for fault in CHAT if fault not in SLOW])
 def test_a_chat_ends_in_a_sentence_or_in_the_whole_answer(
     open_kind: Any, kind: str, fault: str
 ) -> None:
@@ -155,7 +80,7 @@ def test_a_chat_ends_in_a_sentence_or_in_the_whole_answer(
 def test_a_line_without_an_end_is_not_collected(open_kind: Any, fault: str) -> None:
     client, server = open_kind("openai")
     server.script("chat", fault)
-    check(outcome(client, server), SLOW[fault])
+    check(outcome(client, server), CHAT[fault])
 
 
 def test_a_stream_of_anything_else_is_not_collected(open_kind: Any) -> None:
@@ -176,15 +101,14 @@ def test_pings_before_the_answer_are_no_body(open_kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("fault", LIST)
+@pytest.mark.parametrize("fault", OPENAI_LIST)
 def test_a_list_that_fails_is_a_sentence(open_kind: Any, kind: str, fault: str) -> None:
     client, server = open_kind(kind, timeouts=waits(fault))
     server.always("list", fault)
     for call in (client.list, lambda: client.find("anything")):
         with pytest.raises(errors.LLMError) as raised:
             call()
-        assert type(raised.value) is LIST[fault], raised.value
-        check_sentence(raised.value)
+        check(raised.value, OPENAI_LIST[fault])
 
 
 @pytest.mark.parametrize("kind", KINDS)
