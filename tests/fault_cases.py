@@ -60,29 +60,27 @@ def _cases(kind: str, table: dict[str, Any], **more: Any) -> list[Case]:
     ]
 
 
-def combinations(
-    cases: Iterable[Case], servers: Sequence[str], *, thin: int, shift: int = 0
-) -> list[Any]:
+def combinations(cases: Iterable[Case], servers: Sequence[str], *, thin: int) -> list[Any]:
     """Return each case with those who meet it: (case, user, on_error, kind of server).
 
     Args:
-        servers: the kinds, which take turns: each case meets all, and so does each user.
-        thin: in the default run every so many-th user meets a case.
+        servers: the kinds, which take turns: a case meets several, and each user meets all.
+        thin: in the default run every so many-th user meets a case, but one at least.
     """
     found: list[Any] = []
     for number, case in enumerate(cases):
-        for place, user in enumerate(USERS):
-            if user not in case.users:
+        step = 1 if FULL else min(thin, len(case.users))
+        for place, user in enumerate(case.users):
+            if (number + place) % step:
                 continue
             modes = ON_ERROR[:1] if user in WITHOUT_ON_ERROR else ON_ERROR
-            turn = (number // thin + place) % len(modes)
+            turn = (number // step + place) % len(modes)
             for which, on_error in enumerate(modes):
-                if not FULL and ((number + place + shift) % thin or which != turn):
+                if not FULL and which != turn:
                     continue
                 able = case.on or servers
                 start = number + number // len(able) + place + which * (len(able) // 2)
-                chosen = case.on if case.on and FULL else [able[start % len(able)]]
-                for kind in chosen:
+                for kind in case.on if case.on and FULL else [able[start % len(able)]]:
                     name = f"{kind} {case.id}-{user}-{('give', 'stop')[which]}"
                     found.append(pytest.param(case, user, on_error, kind, id=name))
     return found

@@ -59,9 +59,9 @@ messages are those of the first column of the row that has one, with the server'
 quotation marks.
 
 """
-SCREENSHOTS = """`make test` runs a part of the cases: each fault with at least one column. In a
-real ComfyUI, `tests/comfyui` and `tests/browser/test_faults.py` do the same for one node and each
-kind of fault. The page if no server is running, if Ollama is out of memory, and during a retry
+SCREENSHOTS = """`make test` runs a part of the cases: each fault with at least one column.
+In a real ComfyUI, `tests/comfyui` and `tests/browser/test_faults.py` do the same for one node and
+each kind of fault. The page if no server is running, if Ollama is out of memory, and during a retry
 because the server is busy:
 
 ![Can't reach Ollama](images/fault-refused.png)
@@ -69,7 +69,8 @@ because the server is busy:
 ![Retrying](images/fault-busy-second-try.png)
 """
 OF_OPENAI = """Where the six kinds behave alike, they take turns: each row meets several, and each
-column meets all. Where they differ, every kind that the row names ran with every column.
+column meets all. Where they differ, every kind that the row names ran with every column. `router`
+is llama-server in router mode, and `openai` any other server with OpenAI's API.
 """
 OF_ENGINE = """A worker process runs each model. It is killed as the system does when memory is
 short (`killed`), ended as by a crash (`terminated`), or stopped (`hang`). `chat killed_before`
@@ -109,7 +110,7 @@ class Row:
     def servers(self) -> str:
         """Return which kinds of servers the row has met."""
         met = set[str]().union(*self.kinds.values())
-        if any(kinds != met for kinds in self.kinds.values()):
+        if max(map(len, self.kinds.values())) < len(met):
             return "in turns"
         return "all six" if met == set(KINDS) else ", ".join(kind for kind in KINDS if kind in met)
 
