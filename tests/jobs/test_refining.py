@@ -38,8 +38,7 @@ def place(tiny_default: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("refine", "batch_refine"):
-        monkeypatch.setattr(f"image_refinery.cli.{module}.best_device", lambda: "cpu")
+    monkeypatch.setattr("image_refinery.cli.refine.best_device", lambda: "cpu")
 
 
 @pytest.fixture
