@@ -763,6 +763,23 @@ def test_two_nodes_share_one_embedded_engine(
     measured(f"4 of 4 right in three nodes, {counted(embedded)}, nothing left")
 
 
+def test_the_engine_computes_answers_together(
+    box: ComfyHost, embedded: Site, measured: Record
+) -> None:
+    graph, expected = graph_for(embedded, box, 8, vision_options=["num", 0])
+    graph["num"]["inputs"].update(parallel=4, num_predict=60)
+    run = box.run(graph, timeout_s=300)
+    for text, one in zip(descriptions(run), expected, strict=True):
+        assert embedded.is_right(text, one), text
+    assert not [text for text in rewrites(run) if text.startswith("Error")]
+    left = assert_nothing_left(embedded)
+    assert embedded.loads() == embedded.unloads() == {TOY: 1, SMOL: 1}
+    graph, _ = graph_for(embedded, box, 8, vision_options=["num", 0])
+    graph["num"]["inputs"]["parallel"] = 4
+    cancelled = run_and_cancel(box, embedded, graph, embedded.hold_answer(graph))
+    measured(f"8 of 8 right, 4 at a time, {left}; a cancel takes {cancelled}")
+
+
 def test_a_killed_worker_is_a_message(
     box: ComfyHost, embedded: Site, measured: Record, said: Record
 ) -> None:
