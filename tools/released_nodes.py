@@ -19,6 +19,8 @@ from comfyui_host import load_host
 KEPT = ("input", "input_order", "output", "output_name", "output_is_list")
 KEPT_IF_THERE = ("is_input_list", "output_node")
 FOR_PEOPLE = ("tooltip", "display_name", "placeholder", "advanced", "texts")
+OF_COMFYUI = ("sampler_name", "scheduler")
+"""ComfyUI's own lists, of which only the default is promised."""
 NOBODY = "http://127.0.0.1:9"
 
 
@@ -28,18 +30,18 @@ def promised(info: dict[str, Any]) -> dict[str, Any]:
         key: info[key] for key in KEPT_IF_THERE if key in info
     }
     kept["input"] = {
-        group: {id: _without_texts(spec) for id, spec in inputs.items()}
+        group: {id: _promised_input(id, spec) for id, spec in inputs.items()}
         for group, inputs in info["input"].items()
     }
     return kept
 
 
-def _without_texts(spec: list[Any]) -> list[Any]:
-    kind, *settings = spec
-    return [
-        kind,
-        *({key: one[key] for key in one if key not in FOR_PEOPLE} for one in settings),
-    ]
+def _promised_input(id: str, spec: list[Any]) -> list[Any]:
+    kind, *rest = spec
+    settings = [{key: one[key] for key in one if key not in FOR_PEOPLE} for one in rest]
+    if id in OF_COMFYUI:
+        settings[0]["options"] = [settings[0]["default"]]
+    return [kind, *settings]
 
 
 def main() -> int:
