@@ -84,7 +84,8 @@ class LlamaServer(OpenAIClient):
 
     def _begin_load(self, model: str, cancelled: CancelCheck | None) -> None:
         try:
-            self._post("/models/load", {"model": model}, cancelled, model=model)
+            with self._loading(model):
+                self._post("/models/load", {"model": model}, cancelled, model=model)
         except UnexpectedResponse:
             # Another client may have begun the load after the list was read.
             if _status(self._entry(model, cancelled)) not in ("loading", *_AWAKE_OR_ASLEEP):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -207,7 +208,9 @@ def test_a_cancelled_run_unloads_in_the_background(open_kind: Any, kind: str) ->
     assert server.loaded == [] and server.unloads == [first(server)]
 
 
-def test_a_cancelled_load_of_a_router_is_undone(open_kind: Any) -> None:
+def test_a_cancelled_load_of_a_router_is_undone(
+    open_kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The load goes on when its client has left."""
     from image_refinery.captioning.events import Watcher
 
@@ -216,6 +219,14 @@ def test_a_cancelled_load_of_a_router_is_undone(open_kind: Any) -> None:
             return bool(server.of("load"))
 
     client, server = open_kind("router", load_s=60.0)
+    route = server.route
+
+    def late(record: Any) -> Any:
+        if record.kind == "load":
+            time.sleep(0.5)  # the cancel comes before the server lists the model
+        return route(record)
+
+    monkeypatch.setattr(server, "route", late)
     with pytest.raises(Cancelled):
         describe(client, server, watcher=Impatient())
     finish_pending_unloads()
