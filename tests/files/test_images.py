@@ -47,7 +47,8 @@ def test_modes_become_those_that_png_knows_and_a_profile_must_fit(
 ) -> None:
     Image.new(mode, (8, 8)).save(tmp_path / file, icc_profile=profile(space))
     try:
-        Image.open(tmp_path / file).load()
+        with Image.open(tmp_path / file) as written:
+            written.load()
     except OSError as error:  # YCbCr in a .tif, with Pillow 12.3 on Python 3.10
         pytest.skip(f"Pillow cannot read what it wrote: {error}")
     image = open_image(tmp_path / file)
