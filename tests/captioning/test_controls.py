@@ -194,6 +194,13 @@ def test_the_context_has_room_for_what_is_filled_in(ollama: FaultyOllama) -> Non
     assert chat.options["num_ctx"] >= 2 * 20_000 / 2
 
 
+def test_the_context_has_room_for_an_answer_that_goes_back(ollama: FaultyOllama) -> None:
+    must = StageOptions(must=["ohwx"])
+    stage = Stage(model="llava", options={"num_predict": 8000}, settings=must)
+    captions(ollama, Job(vision=stage))
+    assert ollama.of("chat")[0].options["num_ctx"] >= 3 * 8000
+
+
 def test_the_corrected_answer_is_kept(make_ollama: Any, tmp_path: Path) -> None:
     from faulty_ollama import vision_model
 

@@ -99,6 +99,7 @@ def test_a_job_has_a_row_and_a_file_for_each_image(
         "bytes": Path("job/refined/a.png").stat().st_size,
         "seconds": 0,
     }
+    assert all(0 <= row["seconds"] < 300 for row in rows.values())
     assert "3 done, 0 failed, 0 left." in capsys.readouterr().err
     assert json.loads(Path("job/report.json").read_text())["done"] == 3
     page = Path("job/report.html").read_text()

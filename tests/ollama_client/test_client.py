@@ -306,6 +306,13 @@ def test_a_proxy_never_serves_this_machine(
         assert client.version()
 
 
+def test_no_connection_stays_open_after_the_block(ollama: FaultyOllama) -> None:
+    with client_of(ollama) as client:
+        client.version()
+        assert ollama._sockets, "it is kept for the next request"
+    assert ollama.wait_until(lambda: not ollama._sockets)
+
+
 def test_a_key_goes_to_loopback_or_https_only(
     ollama: FaultyOllama, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,6 +14,7 @@ def test_the_defaults_are_those_of_the_specification() -> None:
         settings.guidance_scale,
         settings.num_inference_steps,
     ) == (0.3, 7.5, 20)
+    assert settings.keep_colors is True
     assert settings.steps == 6
     assert settings.guided_steps == 6
 
@@ -33,6 +34,12 @@ def test_steps_are_truncated_as_diffusers_truncates_them(
     steps: int, strength: float, expected: int
 ) -> None:
     assert count_steps(steps, strength) == expected
+
+
+@pytest.mark.parametrize("name", ["working_size", "output_size", "regions", "prompt_syntax"])
+def test_an_unknown_choice_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        RefineSettings(**{name: "whatever"})
 
 
 def test_step_count_equals_diffusers_for_every_usual_pair() -> None:

@@ -197,6 +197,14 @@ def test_the_frame_ignores_a_stray_gaussian(draw_splat: Draw) -> None:
     assert frame(splat).radius == pytest.approx(around.radius, rel=0.02)
 
 
+def test_the_frame_moves_with_the_splat(draw_splat: Draw) -> None:
+    splat = draw_splat(1000)
+    around = frame(splat)
+    moved = frame(replace(splat, positions=splat.positions + 10))
+    assert moved.radius == pytest.approx(around.radius, rel=1e-3)
+    torch.testing.assert_close(moved.center, around.center + 10, rtol=0, atol=1e-3)
+
+
 def reference(splat: Splat, camera: Camera) -> Tensor:
     """The weights (H, W, N) from the definition, in float64, with no bound on anything."""
     axes = camera.axes

@@ -449,6 +449,13 @@ def test_a_cancelled_run_leaves_nothing_loaded(user: Any, until: Any, at: str) -
     until(lambda: not user.ps(), "unloaded", SOON_S)
 
 
+def test_a_run_unloads_a_model_that_was_loaded_before(user: Any, until: Any) -> None:
+    user.load("tiny")
+    job = TextJob(stage=Stage(model="tiny", options=user.options()), texts=["hello"])
+    process_texts(user.engine, job, memory=StageMemory())
+    until(lambda: not user.ps(), "unloaded", SOON_S)
+
+
 # Failures
 
 
